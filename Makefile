@@ -1,0 +1,52 @@
+# The four commands of the project. Needs Python >= 3.11 and make; everything else goes into .venv.
+#   make demo    see it work            make test    every test, minutes on two cores
+#   make bench   measure it             make check   format, lint, types
+# Pass options on with ARGS, as in: make test ARGS="-k sampler"
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+BIN    := $(VENV)/bin
+HASH   := $(shell cksum < pyproject.toml | cut -d' ' -f1)
+READY  := $(VENV)/.ready-$(HASH)
+READY_BENCH := $(VENV)/.ready-bench-$(HASH)
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TORCH  := $(shell grep -o 'torch>=[^"]*' pyproject.toml | head -1)
+
+.PHONY: demo test check bench install clean
+.DEFAULT_GOAL := demo
+
+demo: install
+	$(BIN)/imagine demo $(ARGS)
+
+# One thread per worker: many small tests share the cores better than one large matrix product does.
+test: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not bench" -n 2 --dist loadfile $(ARGS)
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY_BENCH)
+	$(BIN)/imagine bench $(ARGS)
+
+install: $(READY)
+
+# Without an NVIDIA driver the CPU build of torch saves gigabytes; where that index is out of reach, the default one serves.
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; name one with make PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), once per change of pyproject.toml"
+	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
+	  $(PIP) --retries 0 --timeout 10 --index-url https://download.pytorch.org/whl/cpu '$(TORCH)' 2>/dev/null || true; fi
+	@$(PIP) -e ".[dev]"
+	@rm -f $(VENV)/.ready-* && touch $@
+
+$(READY_BENCH): $(READY)
+	@$(PIP) -e ".[dev,bench]"
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

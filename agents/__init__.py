@@ -1,0 +1,1 @@
+"""Who learns, plans and evaluates inside the dream."""

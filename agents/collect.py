@@ -1,0 +1,236 @@
+"""Collects a dataset by running an episode function in many processes; a killed run goes on where it stopped.
+
+``collect(Path("data/table"), "policy.robots.g1_table.episodes:record", 1000, 0, 2, options={})``
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from importlib import import_module
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from imagine.data.finalize import leftovers
+from imagine.data.writer import DatasetWriter, EpisodeData
+from imagine.types import ImagineError
+
+RESERVED_SEED = 900_000
+"""Seeds from here on are for evaluation."""
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Episode(Protocol):
+    """What an episode function returns: T ticks of one robot."""
+
+    state: np.ndarray
+    action: np.ndarray
+    is_expert: np.ndarray
+    success: np.ndarray
+    task: Sequence[str]
+    failure_mode: str
+    seed: int
+    views: Mapping[str, np.ndarray]
+    view_index: np.ndarray
+
+
+def collect(
+    out: Path,
+    episode_fn_path: str,
+    episodes: int,
+    first_seed: int,
+    workers: int,
+    *,
+    shard_size: int = 50,
+    options: Mapping[str, Any] | None = None,
+    robot_type: str = "agibot_g1",
+    fps: int = 30,
+    names: Mapping[str, Sequence[str]] | None = None,
+    allow_reserved: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Record ``episodes`` episodes with consecutive seeds into a LeRobotDataset v3.0; resumes what is there.
+
+    Args:
+        out: dataset folder, new or one that an earlier call with the same settings started.
+        episode_fn_path: ``"module:function"``, called as ``function(seed, **options)``; returns an :class:`Episode`.
+        episodes: how many in all.
+        first_seed: seed of episode 0; episode i gets ``first_seed + i``.
+        workers: processes, each with one thread.
+        shard_size: episodes per file; also what is lost when a process is killed.
+        options: keyword arguments of the episode function.
+        robot_type: written into ``info.json``.
+        fps: control rate, Hz.
+        names: ``{feature key: one name per dimension}`` for ``info.json``.
+        allow_reserved: permit seeds from 900000 on, which evaluation uses.
+        progress: called with (episodes done, episodes) instead of drawing a bar on stderr.
+
+    Returns:
+        ``info.json`` with ``collected`` (episodes recorded now) and ``seconds`` added.
+
+    Raises:
+        ImagineError: reserved seeds, or an episode could not be recorded (the others are kept).
+    """
+    if first_seed + episodes > RESERVED_SEED and not allow_reserved:
+        raise ImagineError(
+            f"seeds {first_seed} to {first_seed + episodes - 1} reach the evaluation seeds (from {RESERVED_SEED}); "
+            "collect lower seeds, or pass allow_reserved=True for an evaluation set."
+        )
+    _function(episode_fn_path)  # a wrong name should fail here, not in every process
+    out = Path(out)
+    for path in leftovers(out):
+        path.unlink()
+    writer = DatasetWriter(out, robot_type, fps, shard_size, names or {})
+    shards = {
+        i: range(first_seed + a, first_seed + min(a + shard_size, episodes))
+        for i, a in enumerate(range(0, episodes, shard_size))
+    }
+    missing = {i: seeds for i, seeds in shards.items() if not writer.is_complete(i, seeds)}
+    todo = sum(len(seeds) for seeds in missing.values())
+    began = time.monotonic()
+    with _bar(progress, episodes, episodes - todo) as advance:
+        _run(writer, episode_fn_path, missing, dict(options or {}), workers, advance)
+    info = writer.finalize()
+    return info | {"collected": todo, "seconds": time.monotonic() - began}
+
+
+def _run(
+    writer: DatasetWriter,
+    path: str,
+    missing: Mapping[int, Sequence[int]],
+    options: dict[str, Any],
+    workers: int,
+    advance: Callable[[int], None],
+) -> None:
+    if not missing:
+        return
+    context = get_context("spawn")
+    done: Any = context.Queue()
+    failed: list[str] = []
+    with _one_thread(), ProcessPoolExecutor(min(workers, len(missing)), context, _start, (done,)) as pool:
+        waiting: dict[Future[int], int] = {
+            pool.submit(_shard, writer, i, path, seeds, options): i for i, seeds in missing.items()
+        }
+        while waiting:
+            ready, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            _drain(done, advance)
+            for future in ready:
+                shard, error = waiting.pop(future), future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    raise ImagineError(
+                        f"a collecting process died while shard {shard} was open (out of memory?); "
+                        "run the same collection again to go on, with fewer workers if it repeats."
+                    ) from error
+                if error is not None:
+                    failed.append(f"shard {shard}: {error}")
+        _drain(done, advance)
+    if failed:
+        raise ImagineError(
+            f"{len(failed)} of {len(missing)} shards could not be recorded, the first: {failed[0]}; "
+            "mend the episode function and run the same collection again, finished shards are kept."
+        )
+
+
+_done: Any = None
+
+
+def _start(done: Any) -> None:
+    """Runs once in each process."""
+    global _done
+    _done = done
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+
+
+def _shard(writer: DatasetWriter, shard: int, path: str, seeds: Sequence[int], options: dict[str, Any]) -> int:
+    return writer.write_shard(shard, _record(_function(path), seeds, options))
+
+
+def _record(function: Callable[..., Episode], seeds: Sequence[int], options: dict[str, Any]) -> Iterator[EpisodeData]:
+    for seed in seeds:
+        try:
+            episode = function(seed, **options)
+        except Exception as error:
+            raise ImagineError(f"the episode of seed {seed} failed: {type(error).__name__}: {error}") from error
+        yield episode_data(episode)
+        if _done is not None:
+            _done.put(1)
+
+
+def episode_data(episode: Episode) -> EpisodeData:
+    """Name an episode's parts as LeRobot does."""
+    features = {
+        "observation.state": np.asarray(episode.state, np.float32),
+        "action": np.asarray(episode.action, np.float32),
+        "next.success": np.asarray(episode.success, bool),
+        "is_expert": np.asarray(episode.is_expert, bool),
+    }
+    views = {f"observation.images.{name}": frames for name, frames in episode.views.items()}
+    index = np.asarray(episode.view_index, np.int64)
+    return EpisodeData(features, list(episode.task), views, index, int(episode.seed), str(episode.failure_mode))
+
+
+def _function(path: str) -> Callable[..., Episode]:
+    module, _, name = path.partition(":")
+    try:
+        function = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ImagineError(f"episode function {path!r} cannot be imported ({error}); give it as 'module:function'.") from error
+    return function  # type: ignore[no-any-return]
+
+
+def _drain(done: Any, advance: Callable[[int], None]) -> None:
+    n = 0
+    while True:
+        try:
+            n += done.get_nowait()
+        except queue.Empty:
+            break
+    if n:
+        advance(n)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Children inherit the environment, and numpy reads it when they import it: it must be set here."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _bar(progress: Callable[[int, int], None] | None, total: int, start: int) -> Iterator[Callable[[int], None]]:
+    if progress is not None:
+        count = [start]
+
+        def advance(n: int) -> None:
+            count[0] += n
+            progress(count[0], total)
+
+        progress(start, total)
+        yield advance
+        return
+    columns = (TextColumn("collecting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("collecting", total=total, completed=start)
+        yield lambda n: bar.advance(task, n)

@@ -1,0 +1,174 @@
+"""The ``imagine`` command line: a table of commands, one parser, one way to answer and one way to fail.
+
+Standard output carries the answer alone (a table, or with ``--json`` one object); all else goes to standard error.
+Exit codes: 0 done, 2 the request was wrong (one sentence says why), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+COMMANDS = {
+    "demo": "see the whole loop work: a dream, its judge, and a policy improved inside it",
+    "collect": "record demonstrations and deliberate failures on the twin as a LeRobot dataset",
+    "train": "train the joint world-action model on a dataset",
+    "rollout": "let a policy act in the dream or on the twin, and film it",
+    "improve": "improve a policy inside the dream",
+    "evaluate": "estimate a policy's success rate, with its confidence interval",
+    "plan": "choose actions by imagining candidates and judging them",
+    "fidelity": "measure how far a dream can be believed",
+    "bench": "time the model, the environment and the judge",
+}
+
+
+class BadRequest(ValueError):
+    """The command line itself is wrong; the message is the sentence to show."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one ``imagine`` command.
+
+    Args:
+        argv: words after ``imagine``; those of this process when None.
+
+    Returns:
+        The exit code: 0 done, 2 bad request, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        print(import_module("imagine").__version__)
+        return 0
+    try:
+        name = _command(words[0])
+        module = import_module(f"configs.commands.{name}")
+        args = parse(module, name, words[1:])
+        with _stdout_kept_clean():
+            result = module.run(args)
+    except KeyboardInterrupt:
+        return _complain("interrupted; resume with the same command", 130)
+    except ValueError as error:
+        if not isinstance(error, BadRequest) and not _is_imagine_error(error):
+            raise
+        return _complain(str(error), 2)
+    answer(name, result, as_json=args.json)
+    return 0
+
+
+def overview() -> str:
+    """What ``imagine --help`` prints; needs no library."""
+    rows = "\n".join(f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items())
+    return (
+        "usage: imagine COMMAND [OPTIONS]\n\n"
+        "One joint world-action model: a robot's policy, and the gym in which it is improved.\n\n"
+        f"{rows}\n\n"
+        "imagine COMMAND --help lists its options. Every command takes --out FOLDER, --seed INT and --json."
+    )
+
+
+def parse(module: ModuleType, name: str, words: Sequence[str]) -> Any:
+    """Turn words into the command's ``Args``.
+
+    Raises:
+        BadRequest: an option is unknown, lacks its value, or has one of the wrong type.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            args, unknown = tyro.cli(
+                module.Args,
+                prog=f"imagine {name}",
+                args=list(words),
+                config=(tyro.conf.FlagCreatePairsOff,),
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise BadRequest(f"{_first_sentence(said.getvalue())}; see imagine {name} --help") from None
+    if unknown:
+        options = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(module.Args)]
+        close = suggestion(unknown[0], options)
+        raise BadRequest(f"imagine {name} has no option {unknown[0]!r}{close}; see imagine {name} --help")
+    return args
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """`` (did you mean 'x'?)`` where something known looks like ``word``, else nothing."""
+    close = difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def answer(name: str, result: dict[str, Any], *, as_json: bool) -> None:
+    """Print a command's result on standard output: one JSON object, or a table."""
+    from .runfolder import plain
+
+    result = plain(result)
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "", show_header=False, title=f"imagine {name}", title_justify="left")
+    for key, value in result.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+        table.add_row(key.replace("_", " "), shown)
+    Console().print(table)
+
+
+def _command(word: str) -> str:
+    if word in COMMANDS:
+        return word
+    close = suggestion(word, list(COMMANDS))
+    raise BadRequest(f"imagine has no command {word!r}{close}; the commands are {', '.join(COMMANDS)}")
+
+
+def _first_sentence(boxed: str) -> str:
+    """The first paragraph of a boxed message, unboxed and unwrapped."""
+    lines = [line.strip("│ ") for line in boxed.splitlines() if not line.startswith(("╭", "╰"))]
+    end = next((i for i, line in enumerate(lines) if line.startswith("───")), len(lines))
+    return " ".join(lines[:end]).removeprefix("Error parsing ").rstrip(". ")
+
+
+@contextlib.contextmanager
+def _stdout_kept_clean() -> Iterator[None]:
+    """Send what the command, its libraries and its worker processes print to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _is_imagine_error(error: ValueError) -> bool:
+    from imagine.types import ImagineError
+
+    return isinstance(error, ImagineError)
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"imagine: {sentence.rstrip('.')}.", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

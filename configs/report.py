@@ -1,0 +1,193 @@
+"""A run as one page: ``report.html``, self-contained, pleasant in light and dark, on paper and on a phone."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .runfolder import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLE = Path(__file__).with_name("report.css")
+UPSCALE = 4
+"""A dream is small; each of its pixels becomes a square of this many, so that a browser does not blur it."""
+
+
+class Report:
+    """Collects sections, numbers, tables, figures and videos in reading order, then writes one HTML file.
+
+    Every method that adds something returns the report, so that calls chain. All text is escaped; a blank line in it
+    starts a paragraph. What is added before the first :meth:`section` forms the page's opening.
+    """
+
+    def __init__(self, title: str, subtitle: str = "") -> None:
+        """Start an empty page.
+
+        Args:
+            title: the heading, and the browser's tab.
+            subtitle: one or two sentences below it: what was done and what came out.
+        """
+        self.title, self.subtitle = title, subtitle
+        self._parts: list[str] = []
+        self._is_open = False
+
+    def section(self, title: str, text: str = "") -> Report:
+        """Begin a section."""
+        closing = "</section>" if self._is_open else ""
+        self._is_open = True
+        return self._add(f"{closing}<section><h2>{escape(title)}</h2>{_paragraphs(text)}")
+
+    def text(self, text: str) -> Report:
+        """Add paragraphs."""
+        return self._add(_paragraphs(text))
+
+    def command(self, line: str) -> Report:
+        """Add the exact command that makes the numbers next to it."""
+        return self._add(f'<pre class="command"><code>{escape(line)}</code></pre>')
+
+    def cards(self, cards: Sequence[tuple[str, str, str]]) -> Report:
+        """Add the numbers that matter.
+
+        Args:
+            cards: (label, value, note); the note of an estimate is its interval, as "95 % interval 0.61 to 0.74".
+        """
+        each = (
+            f'<div class="card"><dt>{escape(label)}</dt><dd>{escape(str(value))}</dd><p>{escape(note)}</p></div>'
+            for label, value, note in cards
+        )
+        return self._add(f'<dl class="cards">{"".join(each)}</dl>')
+
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Report:
+        """Add a table; numbers stand to the right, floats have four significant digits."""
+        columns = zip(headers, zip(*rows, strict=True) if rows else [()] * len(headers), strict=True)
+        head = "".join(_header(str(header), column) for header, column in columns)
+        body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
+        below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+        scroll = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        return self._add(f"<figure>{scroll}{below}</figure>")
+
+    def figure(self, figure: Figure, caption: str) -> Report:
+        """Add a matplotlib figure as a vector image, on white so that its colours hold in the dark.
+
+        The figure is closed.
+        """
+        from matplotlib import pyplot
+
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", bbox_inches="tight", facecolor="white")
+        pyplot.close(figure)
+        image = f'<img class="plot" alt="{escape(caption)}" src="{_data_url("image/svg+xml", buffer.getvalue())}">'
+        return self._add(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
+
+    def video(self, frames: np.ndarray, fps: float, caption: str) -> Report:
+        """Add a looping video; ``frames`` is (T, H, W, 3) uint8 RGB."""
+        return self.videos_side_by_side([("", frames)], fps, caption)
+
+    def videos_side_by_side(self, videos: Sequence[tuple[str, np.ndarray]], fps: float, caption: str) -> Report:
+        """Add looping videos beside each other, to be compared.
+
+        Args:
+            videos: (label, frames (T, H, W, 3) uint8 RGB); the last frame of a short one is held until the longest
+                is through, so that they stay in step.
+            fps: frames per second.
+            caption: what to look for.
+        """
+        longest = max(len(frames) for _, frames in videos)
+        each = "".join(_video(label, _hold_last(frames, longest), fps) for label, frames in videos)
+        return self._add(f'<figure><div class="videos">{each}</div><figcaption>{escape(caption)}</figcaption></figure>')
+
+    def html(self) -> str:
+        """The whole page."""
+        closing = "</section>" if self._is_open else ""
+        return (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width,initial-scale=1">'
+            f"<title>{escape(self.title)}</title><style>{STYLE.read_text()}</style></head><body><main>"
+            f"<header><h1>{escape(self.title)}</h1>{_paragraphs(self.subtitle)}</header>"
+            f"{''.join(self._parts)}{closing}</main></body></html>\n"
+        )
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page, whole or not at all; returns its path."""
+        write_whole(Path(path), self.html().encode())
+        return Path(path)
+
+    def _add(self, html: str) -> Report:
+        self._parts.append(html)
+        return self
+
+
+def encode_mp4(frames: np.ndarray, fps: float, upscale: int = UPSCALE) -> bytes:
+    """Encode frames as H.264 that every browser plays.
+
+    Args:
+        frames: (T, H, W, 3) uint8 RGB.
+        fps: frames per second.
+        upscale: how many times larger the video is, in whole squares; an odd size loses its last row or column.
+
+    Returns:
+        An MP4 file.
+
+    Raises:
+        ShapeError: ``frames`` has another shape or dtype, or holds no frame.
+    """
+    import av
+
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
+        from imagine.types import ShapeError
+
+        raise ShapeError(f"video frames are {frames.dtype} {frames.shape}, expected uint8 (T, H, W, 3) with T > 0")
+    height, width = (size * upscale // 2 * 2 for size in frames.shape[1:3])
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "18", "preset": "veryfast"}
+        for frame in frames:
+            large = frame.repeat(upscale, 0).repeat(upscale, 1)[:height, :width]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(large), "rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def _video(label: str, frames: np.ndarray, fps: float) -> str:
+    source = _data_url("video/mp4", encode_mp4(frames, fps))
+    name = f"<h3>{escape(label)}</h3>" if label else ""
+    tag = f'<video autoplay loop muted playsinline aria-label="{escape(label or "video")}" src="{source}">'
+    return f"<div>{name}{tag}</video></div>"
+
+
+def _hold_last(frames: np.ndarray, length: int) -> np.ndarray:
+    return np.concatenate([frames, frames[-1:].repeat(length - len(frames), 0)])
+
+
+def _data_url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _paragraphs(text: str) -> str:
+    return "".join(f"<p>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _header(text: str, column: Sequence[Any]) -> str:
+    kind = ' class="number"' if column and all(_is_number(value) for value in column) else ""
+    return f"<th{kind}>{escape(text)}</th>"
+
+
+def _cell(value: Any) -> str:
+    shown = f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+    return f'<td class="number">{escape(shown)}</td>' if _is_number(value) else f"<td>{escape(shown)}</td>"

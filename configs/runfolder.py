@@ -1,0 +1,112 @@
+"""One folder per run: the resolved configuration, the seed, the metrics; each file is whole or absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+UNRECORDED = ("out", "json", "workers")
+"""Options that say where and how fast, not what to do; they do not tell two runs apart."""
+
+
+class RunFolder:
+    """Where one command writes. The same command finds the same folder again and can resume.
+
+    Attributes:
+        path: the folder, created when missing.
+        config: what ``config.yaml`` holds.
+    """
+
+    def __init__(self, path: str | Path, config: Any) -> None:
+        """Create or reopen a run folder.
+
+        Args:
+            path: the folder.
+            config: a mapping, dataclass or pydantic model; its ``seed`` is recorded with it.
+
+        Raises:
+            ImagineError: the folder holds results of another configuration, or is a file.
+        """
+        self.path, self.config = Path(path), _recorded(config)
+        if self.path.exists() and not self.path.is_dir():
+            raise _imagine_error(f"run folder {self.path} is a file; choose another --out")
+        self._refuse_another_run()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_text("config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+
+    @classmethod
+    def of(cls, command: str, args: Any) -> RunFolder:
+        """The folder of a command: ``args.out``, or ``runs/<command>-<six digits that stand for its options>``."""
+        digest = hashlib.sha256(json.dumps(_recorded(args), sort_keys=True).encode()).hexdigest()[:6]
+        return cls(args.out or Path("runs") / f"{command}-{digest}", args)
+
+    def __truediv__(self, name: str) -> Path:
+        """Path of a file in the folder."""
+        return self.path / name
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What was last saved with :meth:`save_metrics`; empty at first."""
+        file = self / "metrics.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def save_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Replace ``metrics.json``; NaN and infinity become null."""
+        self.write_text("metrics.json", json.dumps(plain(metrics), indent=2, allow_nan=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file whole: under a temporary name first, then renamed."""
+        write_whole(self / name, text.encode())
+
+    def _refuse_another_run(self) -> None:
+        file = self / "config.yaml"
+        before = yaml.safe_load(file.read_text()) if file.is_file() else None
+        has_results = self.path.is_dir() and any(path != file for path in self.path.iterdir())
+        if before is None or before == self.config or not has_results:
+            return
+        changed = [k for k in {**before, **self.config} if before.get(k) != self.config.get(k)]
+        was, now = ({k: c.get(k) for k in changed} for c in (before, self.config))
+        raise _imagine_error(f"run folder {self.path} holds results of {was}, not {now}; choose another --out")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write bytes to a temporary name beside ``path``, then rename, so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def plain(value: Any) -> Any:
+    """Reduce configs, arrays and tensors to what JSON and YAML can hold; NaN and infinity become None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):
+        return plain(value.model_dump())
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _recorded(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in plain(config).items() if key not in UNRECORDED}
+
+
+def _imagine_error(message: str) -> Exception:
+    from imagine.types import ImagineError  # torch comes with it; not wanted before something is wrong
+
+    return ImagineError(message)

@@ -1,0 +1,1 @@
+"""Reading and writing robot datasets, and the windows a model is trained on."""

@@ -1,0 +1,245 @@
+"""Turns a dataset into a cache for training: every video decoded once, at the model's frame stride, and encoded once.
+
+A cache folder holds ``video.npy`` (latents float16, or canvases uint8), ``arrays.npz`` (everything per frame, tick and
+episode) and ``cache.json``. It is built under a temporary name and renamed, so it exists whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..embodiment import Embodiment
+from ..types import ShapeError
+from .lerobot import LeRobotDataset
+
+Encode = Callable[[Tensor], Tensor]
+HELD_OUT_EVERY = 20
+"""Episodes whose seed is a multiple of this are held out; without seeds, the last one in so many."""
+
+_GROUP_EPISODES = 25
+_FORMAT = 1
+
+
+def build_cache(
+    dataset: LeRobotDataset,
+    embodiment: Embodiment,
+    encode: Encode | None,
+    cache_dir: str | Path,
+    *,
+    workers: int = 2,
+    batch: int = 256,
+    tag: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Decode and encode a dataset for an embodiment; returns at once if ``cache_dir`` already holds exactly that.
+
+    Args:
+        dataset: an opened dataset; without action (and state) features it is taken as video only.
+        embodiment: which views, slices and strides to take.
+        encode: (N, H, W, 3) uint8 canvases to (N, C, h, w) float latents, or None to keep the canvases.
+        cache_dir: where the cache goes; an older cache there is replaced.
+        workers: decoding processes; 0 decodes in this one. A script that uses processes needs a ``__main__`` guard.
+        batch: canvases per call of ``encode``.
+        tag: names the encoder; a cache with another tag is rebuilt.
+        progress: called with (frames done, frames).
+
+    Raises:
+        DatasetError: the dataset does not fit the embodiment, or a file of it is bad.
+    """
+    final = Path(cache_dir)
+    has_state, has_action = dataset.check_embodiment(embodiment)
+    identity = _identity(dataset, embodiment, "canvas" if encode is None else f"latents {tag}")
+    if is_current(final, identity):
+        return final
+    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        arrays, instructions = _read_arrays(dataset, embodiment, has_state, has_action)
+        np.savez(temporary / "arrays.npz", **arrays)  # type: ignore[arg-type]
+        _write_video(dataset, embodiment, encode, temporary / "video.npy", arrays, (workers, batch), progress)
+        about = {"identity": identity, "instructions": instructions, "embodiment": embodiment.name}
+        about |= {"kind": "canvas" if encode is None else "latents", "has_action": has_action, "has_state": has_state}
+        about |= {"has_success": "next.success" in dataset.layout.features}
+        (temporary / "cache.json").write_text(json.dumps(about, indent=1))
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def is_current(cache_dir: Path, identity: str) -> bool:
+    """Whether a cache folder is whole and was built from exactly this."""
+    try:
+        found = json.loads((cache_dir / "cache.json").read_text())["identity"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return bool(found == identity)
+
+
+def _identity(dataset: LeRobotDataset, embodiment: Embodiment, kind: str) -> str:
+    """Hash of everything a cache depends on: format, encoder, embodiment, and the dataset's files with sizes."""
+    paths = {p for e in dataset.layout.episodes for p in [e.data, *(v.path for v in e.videos.values())]}
+    paths.add(dataset.root / "meta/info.json")
+    files = sorted((p.relative_to(dataset.root).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in paths)
+    return hashlib.sha256(json.dumps([_FORMAT, kind, embodiment.model_dump(), files]).encode()).hexdigest()
+
+
+def tick_rows(length: int, fps: float, control_hz: float) -> np.ndarray:
+    """(ticks,) int: the newest of ``length`` rows at ``fps`` that each control tick can know of."""
+    ticks = max(1, int(length * control_hz / fps + 1e-6))
+    return np.minimum((np.arange(ticks) * fps / control_hz + 1e-6).astype(int), length - 1)
+
+
+def frame_rows(dataset: LeRobotDataset, embodiment: Embodiment, i: int) -> np.ndarray:
+    """(frames,) int: the rows of an episode at which the model sees a frame."""
+    return tick_rows(dataset[i].length, dataset.fps, embodiment.control_hz)[:: embodiment.frame_stride]
+
+
+def _read_arrays(
+    dataset: LeRobotDataset, embodiment: Embodiment, has_state: bool, has_action: bool
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Everything but the video: arrays per tick, per frame and per episode, and the list of instructions."""
+    ids: dict[str, int] = {}
+    parts: dict[str, list[np.ndarray]] = {}
+    for i in range(len(dataset)):
+        rows = tick_rows(dataset[i].length, dataset.fps, embodiment.control_hz)
+        data = {k: v[rows] for k, v in dataset.features(i).items()}
+        seen = {k: v[:: embodiment.frame_stride] for k, v in data.items()}
+        n, f, a = len(rows), -(-len(rows) // embodiment.frame_stride), embodiment.action_dim
+        texts = dataset.instructions(i)
+        seed = dataset[i].seed
+        one = {
+            "tick_action": embodiment.action_of(data) if has_action else np.zeros((n, a), np.float32),
+            "tick_expert": data.get("is_expert", np.ones(n, bool)).reshape(n).astype(bool),
+            "tick_success": data.get("next.success", np.zeros(n, bool)).reshape(n).astype(bool),
+            "tick_task": np.array([ids.setdefault(texts[r], len(ids)) for r in rows], np.int32),
+            "frame_proprio": embodiment.proprio_of(seen) if has_state else np.zeros((f, embodiment.proprio_dim), np.float32),
+            "frame_anchor": embodiment.anchor_of(seen) if has_action else np.zeros((f, a), np.float32),
+            "episode_ticks": np.array([n]),
+            "episode_frames": np.array([f]),
+            "episode_index": np.array([dataset[i].index]),
+            "episode_seed": np.array([-1 if seed is None else seed]),
+        }
+        for name, value in one.items():
+            parts.setdefault(name, []).append(value)
+    arrays = {name: np.concatenate(values) for name, values in parts.items()}
+    arrays["episode_held_out"] = _held_out([dataset[i].seed for i in range(len(dataset))])
+    return arrays, list(ids)
+
+
+def _held_out(seeds: Sequence[int | None]) -> np.ndarray:
+    """(E,) bool. By seed where there are seeds, so that a dataset that grows keeps its split."""
+    last = len(seeds) - max(1, len(seeds) // HELD_OUT_EVERY) if len(seeds) > 1 else len(seeds)
+    return np.array([i >= last if s is None else s % HELD_OUT_EVERY == 0 for i, s in enumerate(seeds)])
+
+
+def _groups(dataset: LeRobotDataset) -> list[list[int]]:
+    """Runs of episodes that share their video files: one run is decoded in one pass."""
+    groups: list[list[int]] = []
+    for i in range(len(dataset)):
+        paths = {k: v.path for k, v in dataset[i].videos.items()}
+        if groups and len(groups[-1]) < _GROUP_EPISODES:
+            last = dataset[groups[-1][-1]].videos
+            later = all(v.start > last[k].start for k, v in dataset[i].videos.items())
+            if later and paths == {k: v.path for k, v in last.items()}:
+                groups[-1].append(i)
+                continue
+        groups.append([i])
+    return groups
+
+
+def _canvases(dataset: LeRobotDataset, embodiment: Embodiment, group: Sequence[int]) -> np.ndarray:
+    """(frames of all episodes of the group, H, W, 3) uint8."""
+    wanted = [(i, frame_rows(dataset, embodiment, i)) for i in group]
+    views = {}
+    for v in embodiment.views:
+        views[v.name] = np.stack(list(dataset.each_frame(wanted, v.key, (v.height, v.width))))
+    return embodiment.tile(views)
+
+
+_job: tuple[LeRobotDataset, Embodiment]
+
+
+def _start(dataset: LeRobotDataset, embodiment: Embodiment) -> None:
+    """Runs once in each process, so that the dataset's description is sent once and not with every job."""
+    global _job
+    _job = (dataset, embodiment)
+    torch.set_num_threads(1)
+
+
+def _work(group: Sequence[int]) -> np.ndarray:
+    return _canvases(*_job, group)
+
+
+def _decoded(dataset: LeRobotDataset, embodiment: Embodiment, workers: int) -> Iterator[np.ndarray]:
+    """Canvases group by group, in order, decoded a few groups ahead."""
+    groups = _groups(dataset)
+    if workers <= 0 or len(groups) == 1:
+        yield from (_canvases(dataset, embodiment, g) for g in groups)
+        return
+    bare = LeRobotDataset(dataset.root, dataset.layout)  # without the tables it has read
+    with ProcessPoolExecutor(min(workers, len(groups)), get_context("spawn"), _start, (bare, embodiment)) as pool:
+        ahead: deque[Future[np.ndarray]] = deque()
+        try:
+            for group in groups:
+                ahead.append(pool.submit(_work, group))
+                if len(ahead) > 2 * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _write_video(
+    dataset: LeRobotDataset,
+    embodiment: Embodiment,
+    encode: Encode | None,
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    effort: tuple[int, int],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    workers, batch = effort
+    total, at = int(arrays["episode_frames"].sum()), 0
+    out: np.ndarray | None = None
+    for canvases in _decoded(dataset, embodiment, workers):
+        for part in (canvases[i : i + batch] for i in range(0, len(canvases), batch)):
+            value = part if encode is None else _encoded(encode, part)
+            if out is None:
+                out = np.lib.format.open_memmap(path, "w+", value.dtype, (total, *value.shape[1:]))
+            out[at : at + len(value)] = value
+            at += len(value)
+            if progress is not None:
+                progress(at, total)
+    assert isinstance(out, np.memmap) and at == total
+    out.flush()
+
+
+def _encoded(encode: Encode, canvases: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        latents = encode(torch.from_numpy(canvases))
+    if latents.ndim != 4 or len(latents) != len(canvases):
+        raise ShapeError(
+            f"encode gave latents {tuple(latents.shape)} for {len(canvases)} canvases, expected ({len(canvases)}, C, h, w)."
+        )
+    half = latents.to("cpu", torch.float16)
+    if not torch.isfinite(half).all():
+        raise ShapeError("encode gave latents that are NaN or beyond float16 (65504); normalise them to about unit scale.")
+    return half.numpy()

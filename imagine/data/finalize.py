@@ -1,0 +1,159 @@
+"""Merges the shards of a dataset: global numbering in the data files, then everything under ``meta/``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..types import DatasetError
+from .shard import CHUNK_FILES, DATA_PATH, VIDEO_PATH, files_of, read_data, read_marker, write_data, write_table
+from .stats import QUANTILES, Stats, array_stats, merge_stats
+
+_QUANTILE_ROWS_PER_SHARD = 2000
+_DEFAULTS = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64"}
+_DEFAULTS |= {"task_index": "int64"}
+
+
+def finalize(root: Path) -> dict[str, Any]:
+    """Make ``root`` a valid LeRobotDataset v3.0 out of its complete shards; see ``DatasetWriter.finalize``."""
+    spec, shards = _markers(root)
+    tasks: dict[str, int] = {}
+    rows, parts, samples, start = [], [], [], 0
+    for shard, episodes in enumerate(shards):
+        groups = _renumber(files_of(root, shard, []).data, start, tasks)
+        columns = {name: _numbers(pa.concat_tables(groups), name) for name in groups[0].column_names}
+        parts.append({name: array_stats(values) for name, values in columns.items()})
+        step = max(1, len(columns["index"]) // _QUANTILE_ROWS_PER_SHARD)
+        samples.append({name: values[::step] for name, values in columns.items()})
+        for row in episodes:
+            row |= {"dataset_from_index": start, "dataset_to_index": start + row["length"]}
+            row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
+            start += row["length"]
+            rows.append(row)
+    stats = {name: merge_stats([p[name] for p in parts]) for name in parts[0]}
+    for name, each in stats.items():
+        # Averaged quantiles are wrong for features that differ between episodes; these are of a sample of all rows.
+        exact = array_stats(np.concatenate([s[name] for s in samples]))
+        each |= {q: exact[q] for q in QUANTILES}
+    stats |= _image_stats(rows, spec)
+    write_table(root / "meta/episodes/chunk-000/file-000.parquet", [pa.Table.from_pylist(rows)], {})
+    _write_tasks(root / "meta/tasks.parquet", tasks)
+    _write_json(root / "meta/stats.json", {k: {s: v.tolist() for s, v in each.items()} for k, each in stats.items()})
+    info = _info(spec, len(rows), start, len(tasks))
+    _write_json(root / "meta/info.json", info)  # last: without it the folder is not taken for a dataset
+    return info
+
+
+def _markers(root: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
+    paths = sorted((root / "meta/shards").glob("[0-9]*.parquet"))
+    if not paths:
+        raise DatasetError(f"{root} holds no complete shard to merge; collect at least one.")
+    for expected, path in enumerate(paths):
+        if int(path.stem) != expected:
+            raise DatasetError(f"{root} lacks shard {expected} though {path.name} exists; run the collection again.")
+    spec: dict[str, Any] = {}
+    shards = []
+    for path in paths:
+        found, rows = read_marker(path)
+        found.pop("video_bytes")
+        if spec and found != spec:
+            raise DatasetError(f"{path} was recorded as {found}, expected {spec}; remove it and collect again.")
+        if shards and len(shards[-1]) != spec["shard_size"]:
+            raise DatasetError(
+                f"shard {len(shards) - 1} of {root} has {len(shards[-1])} episodes, expected {spec['shard_size']}; "
+                "only the last may be smaller. Run the collection again."
+            )
+        spec = found
+        shards.append(rows)
+    return spec, shards
+
+
+def _renumber(data: Path, start: int, tasks: dict[str, int]) -> list[pa.Table]:
+    """Give a data file global ``index`` and ``task_index`` (rewritten only if they change); returns its row groups."""
+    groups, own = read_data(data)
+    new = {i: tasks.setdefault(text, len(tasks)) for i, text in sorted(own.items())}
+    at, changed = start, []
+    for group in groups:
+        ids = [new[i] for i in group["task_index"].to_pylist()]
+        index = pa.array(np.arange(at, at + len(group)))
+        group = _replace(group, "task_index", pa.array(ids, pa.int64()))
+        changed.append(_replace(group, "index", index))
+        at += len(group)
+    if any(a != b for a, b in zip(groups, changed, strict=True)):
+        write_data(data, changed, {new[i]: text for i, text in own.items()})
+    return changed
+
+
+def _replace(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, column)
+
+
+def _numbers(table: pa.Table, name: str) -> np.ndarray:
+    column = table[name].combine_chunks()
+    if pa.types.is_fixed_size_list(column.type):
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _image_stats(rows: list[dict[str, Any]], spec: dict[str, Any]) -> dict[str, Stats]:
+    out = {}
+    for key in [k for k, f in spec["features"].items() if f["dtype"] == "video"]:
+        prefix = f"stats/{key}/"
+        names = [n[len(prefix) :] for n in rows[0] if n.startswith(prefix)]
+        out[key] = merge_stats([{n: np.array(row[prefix + n]) for n in names} for row in rows])
+    return out
+
+
+def _info(spec: dict[str, Any], episodes: int, frames: int, tasks: int) -> dict[str, Any]:
+    features = {}
+    for key, feature in spec["features"].items():
+        if feature["dtype"] == "video":
+            height, width, channels = feature["shape"]
+            more = {"height": height, "width": width, "channels": channels, "codec": "h264", "pix_fmt": "yuv420p"}
+            more |= {"is_depth_map": False, "fps": spec["fps"]}
+            feature = feature | {"info": {f"video.{k}": v for k, v in more.items()} | {"has_audio": False}}
+        features[key] = feature
+    features |= {key: {"dtype": dtype, "shape": [1], "names": None} for key, dtype in _DEFAULTS.items()}
+    return {
+        "codebase_version": "v3.0",
+        "robot_type": spec["robot_type"],
+        "total_episodes": episodes,
+        "total_frames": frames,
+        "total_tasks": tasks,
+        "chunks_size": CHUNK_FILES,
+        "data_files_size_in_mb": 100,
+        "video_files_size_in_mb": 200,
+        "fps": spec["fps"],
+        "splits": {"train": f"0:{episodes}"},
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH,
+        "features": features,
+    }
+
+
+def _write_tasks(path: Path, tasks: dict[str, int]) -> None:
+    table = pa.table({"task_index": pa.array(tasks.values(), pa.int64()), "task": pa.array(tasks.keys(), pa.string())})
+    # LeRobot reads this file with pandas and looks instructions up in its index; this is how pandas marks an index.
+    columns = [
+        {"name": n, "field_name": n, "pandas_type": t, "numpy_type": m, "metadata": None}
+        for n, t, m in [("task_index", "int64", "int64"), ("task", "unicode", "object")]
+    ]
+    pandas = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}
+    write_table(path, [table], {b"pandas": json.dumps(pandas).encode()})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2))
+    temporary.replace(path)
+
+
+def leftovers(root: Path) -> Iterator[Path]:
+    """Files that a killed writer left under temporary names."""
+    yield from root.rglob("*.tmp-*")

@@ -1,0 +1,138 @@
+"""h264 in mp4, by PyAV: write sample-and-hold episodes one after another, read chosen frames back in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from ..types import ShapeError
+
+# GOP 6 keeps random access cheap; frames are tiny and mostly repeats, so size hardly depends on it.
+_X264 = {
+    "preset": "ultrafast",
+    "crf": "16",
+    "g": "6",
+    "bf": "0",
+    "x264-params": "scenecut=0:threads=1",
+}
+
+
+class VideoWriter:
+    """Appends episodes to one mp4 file; every episode starts with a key frame."""
+
+    def __init__(self, path: Path, fps: int, height: int, width: int) -> None:
+        if height % 2 or width % 2:
+            raise ShapeError(f"view is {height}x{width}, expected even sides (yuv420p); resize the camera image.")
+        self._container = av.open(str(path), "w", format="mp4")
+        self._stream = self._container.add_stream("libx264", rate=fps, options=_X264)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        self._reformat = VideoReformatter()
+        self.frames = 0
+
+    def add(self, frames: np.ndarray, index: np.ndarray) -> None:
+        """Append one episode.
+
+        Args:
+            frames: (n, h, w, 3) uint8 RGB, the distinct frames.
+            index: (T,) int, which distinct frame each video frame shows.
+        """
+        size = (self._stream.height, self._stream.width, 3)
+        if frames.dtype != np.uint8 or frames.shape[1:] != size:
+            raise ShapeError(f"frames are {frames.dtype} {frames.shape}, expected uint8 (n, {size[0]}, {size[1]}, 3).")
+        if len(index) == 0 or index.min() < 0 or index.max() >= len(frames):
+            raise ShapeError(f"frame index must be non-empty and within 0 to {len(frames) - 1}; check view_index.")
+        ready: dict[int, av.VideoFrame] = {}
+        for position, i in enumerate(index.tolist()):
+            if i not in ready:  # colour conversion costs more than encoding a repeat: once per distinct frame
+                rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frames[i]), format="rgb24")
+                ready[i] = self._reformat.reformat(rgb, format="yuv420p")
+            frame = ready[i]
+            frame.pts = self.frames
+            frame.pict_type = PictureType.I if position == 0 else PictureType.NONE
+            self._container.mux(self._stream.encode(frame))
+            self.frames += 1
+
+    def close(self) -> None:
+        """Flush and close the file; without it the file cannot be read."""
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._container.close()
+
+
+def decode(path: Path, fps: float, wanted: Sequence[int], size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+    """Yield chosen frames of a video as (h, w, 3) uint8 RGB, decoding once from the first to the last of them.
+
+    Args:
+        path: the video.
+        fps: frames per second that ``wanted`` counts in.
+        wanted: frame numbers (time times fps) in ascending order; repeats allowed.
+        size: (height, width) to resize to, or None.
+
+    Raises:
+        EOFError: the video ends before the last wanted frame.
+        av.FFmpegError: the file is no readable video.
+    """
+    if not len(wanted):
+        return
+    reformat, k, previous = VideoReformatter(), 0, None
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # parallelism is over files
+        if wanted[0] > 0 and stream.time_base is not None:
+            container.seek(int(wanted[0] / fps / stream.time_base), stream=stream, backward=True)
+        for frame in container.decode(stream):
+            number = round((frame.time or 0.0) * fps)
+            shown = None
+            while k < len(wanted) and wanted[k] <= number:
+                if shown is None:  # a stream with gaps shows the newest frame that is not later than the wanted one
+                    pick = frame if wanted[k] == number or previous is None else previous
+                    shown = _rgb(reformat, pick, size)
+                yield shown
+                k += 1
+                if k < len(wanted) and wanted[k] != wanted[k - 1]:
+                    shown = None
+            if k == len(wanted):
+                return
+            previous = frame
+    raise EOFError(f"video has frames up to {number}, expected {int(wanted[-1])}")
+
+
+def _rgb(reformat: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
+    height, width = size or (frame.height, frame.width)
+    how = Interpolation.AREA if (height, width) != (frame.height, frame.width) else Interpolation.BILINEAR
+    return reformat.reformat(frame, width, height, "rgb24", interpolation=how).to_ndarray()
+
+
+def mp4_fault(path: Path) -> str | None:
+    """What is visibly wrong with an mp4 file, read from its box headers alone (microseconds), or None."""
+    size, at, kinds = path.stat().st_size, 0, set()
+    with path.open("rb") as file:
+        while at < size:
+            file.seek(at)
+            head = file.read(16)
+            if len(head) < 8:
+                return f"ends inside a box header at byte {at}"
+            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            if length == 1:
+                length = int.from_bytes(head[8:16], "big")
+            elif length == 0:  # "to the end of the file"
+                length = size - at
+            if length < 8 or at + length > size:
+                return f"is truncated or damaged: box {kind!r} at byte {at} claims {length} of {size - at} bytes"
+            kinds.add(kind)
+            at += length
+    return None if b"moov" in kinds else f"has no index (moov) among its {size} bytes; it was not closed"

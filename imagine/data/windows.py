@@ -1,0 +1,278 @@
+"""The training source: windows of T context and F future frames, sampled in whole batches from arrays in memory.
+
+A window's "now" sits at every frame that has at least one frame after it in its episode. Before an episode's first
+frame, that frame is repeated; after its last, the last is held and masked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..embodiment import Embodiment
+from ..types import DatasetError, ShapeError, _Batched
+from .cache import Encode, build_cache
+
+__all__ = ["Encode", "WindowBatch", "WindowSampler", "Windows", "build_cache", "statistics"]
+
+_STATISTICS_ROWS = 50_000
+
+
+@dataclass(frozen=True)
+class WindowBatch(_Batched):
+    """B windows; the T context frames come first, oldest first, then the F future frames.
+
+    Attributes:
+        video: (B, T + F, C, h, w) float16 latents, or (B, T + F, H, W, 3) uint8 of a canvas cache.
+        start_video: (B, C, h, w) the episode's first frame, likewise.
+        proprio: (B, T + F, P) float32, robot units.
+        action: (B, K, A) float32, robot units: recorded action minus its anchor at "now".
+        video_valid: (B, F) bool, False on future frames after the episode's end.
+        proprio_valid: (B,) bool, False where the dataset has no state.
+        action_valid: (B, K) bool, False after the episode's end and where the dataset has no actions.
+        policy_valid: (B, K) bool, True up to the first tick that is no expert's, has another task than "now", or
+            lies after the episode's end. Without an ``is_expert`` feature every tick counts as the expert's.
+        instruction_id: (B,) int64, index into ``instructions``.
+        episode: (B,) int64, position of the episode in the cache.
+        success_now: (B,) bool.
+        success_future: (B, F) bool.
+        success_valid: (B,) bool, False where the dataset does not tell success.
+        instructions: every instruction of the caches.
+    """
+
+    video: Tensor
+    start_video: Tensor
+    proprio: Tensor
+    action: Tensor
+    video_valid: Tensor
+    proprio_valid: Tensor
+    action_valid: Tensor
+    policy_valid: Tensor
+    instruction_id: Tensor
+    episode: Tensor
+    success_now: Tensor
+    success_future: Tensor
+    success_valid: Tensor
+    instructions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.video.shape[0]
+
+
+class Windows:
+    """All windows of one or more caches of the same embodiment; ``len`` is their number."""
+
+    def __init__(
+        self, caches: str | Path | Sequence[str | Path], embodiment: Embodiment, context_frames: int, *, in_memory: bool = True
+    ) -> None:
+        """Load caches.
+
+        Args:
+            caches: folders made by :func:`build_cache`, of one kind (latents or canvases).
+            embodiment: the one they were built for.
+            context_frames: T.
+            in_memory: read the video into memory; otherwise it stays a memory map (one cache only).
+
+        Raises:
+            DatasetError: a cache is missing, unreadable, or of another embodiment or kind.
+        """
+        folders = [Path(c) for c in ([caches] if isinstance(caches, str | Path) else caches)]
+        self.embodiment, self.context_frames = embodiment, context_frames
+        loaded = [_load(folder, embodiment) for folder in folders]
+        if context_frames < 1 or len({about["kind"] for about, _, _ in loaded}) != 1:
+            raise DatasetError(
+                f"caches {[str(f) for f in folders]} hold {[a['kind'] for a, _, _ in loaded]} for {context_frames} context "
+                "frames, expected one kind and at least 1 frame; build them with the same encoder."
+            )
+        ids: dict[str, int] = {}
+        for about, arrays, _ in loaded:
+            new = np.array([ids.setdefault(text, len(ids)) for text in about["instructions"]])
+            arrays["tick_task"] = new[arrays["tick_task"]]
+            for flag in ("has_action", "has_state", "has_success"):
+                arrays[flag] = np.full(len(arrays["episode_ticks"]), about[flag])
+        self.kind: str = loaded[0][0]["kind"]
+        self.instructions = tuple(ids)
+        self._a = {name: np.concatenate([arrays[name] for _, arrays, _ in loaded]) for name in loaded[0][1]}
+        videos = [video for _, _, video in loaded]
+        self.video = videos[0] if len(videos) == 1 else np.concatenate(videos)
+        if in_memory:
+            self.video = np.array(self.video)
+        self._index()
+
+    def _index(self) -> None:
+        """Where episodes begin, where each window's "now" is, and how far from each tick a policy may imitate."""
+        frames, ticks = self._a["episode_frames"], self._a["episode_ticks"]
+        self._frame_start = np.cumsum(frames) - frames
+        self._tick_start = np.cumsum(ticks) - ticks
+        counts = np.maximum(frames - 1, 0)
+        self._row_episode = np.repeat(np.arange(len(frames)), counts)
+        self._row_frame = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        task, expert, n = self._a["tick_task"], self._a["tick_expert"], len(self._a["tick_task"])
+        ends = np.zeros(n, bool)  # ticks at which a run of imitable ticks stops
+        ends[self._tick_start] = True
+        ends[1:] |= task[1:] != task[:-1]
+        ends |= ~expert
+        position = np.where(ends, np.arange(n), n)
+        following = np.minimum.accumulate(position[::-1])[::-1]  # first stop at or after each tick
+        self._run_end = np.where(expert, np.append(following[1:], n), np.arange(n))
+
+    def __len__(self) -> int:
+        return len(self._row_frame)
+
+    def rows(self, split: str = "all") -> np.ndarray:
+        """Window numbers of "train", "held_out" or "all" episodes, int64."""
+        if split not in ("train", "held_out", "all"):
+            raise ShapeError(f"split is {split!r}, expected 'train', 'held_out' or 'all'.")
+        held = self._a["episode_held_out"][self._row_episode]
+        return np.flatnonzero({"train": ~held, "held_out": held, "all": np.ones_like(held)}[split])
+
+    def __getitem__(self, row: int) -> WindowBatch:
+        return self.batch(np.array([row]))
+
+    def proprio_now(self, rows: np.ndarray) -> np.ndarray:
+        """Proprioception (n, P) float32 at "now" of those rows whose dataset has state; robot units."""
+        rows = rows[self._a["has_state"][self._row_episode[rows]]]
+        return np.asarray(self._a["frame_proprio"][self._frame_start[self._row_episode[rows]] + self._row_frame[rows]])
+
+    def actions(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Actions relative to their anchor at "now" (B, K, A) float32, and which were recorded (B, K) bool."""
+        e, j = self._row_episode[rows], self._row_frame[rows]
+        now = j * self.embodiment.frame_stride
+        tick = now[:, None] + np.arange(self.embodiment.chunk_actions)
+        last = self._a["episode_ticks"][e, None] - 1
+        absolute = self._a["tick_action"][self._tick_start[e, None] + np.minimum(tick, last)]
+        relative = absolute - self._a["frame_anchor"][self._frame_start[e] + j][:, None]
+        return relative, (tick <= last) & self._a["has_action"][e, None]
+
+    def batch(self, rows: np.ndarray) -> WindowBatch:
+        """Gather windows by number.
+
+        Raises:
+            ShapeError: a row is not in 0 to len - 1.
+        """
+        rows = np.asarray(rows, np.int64)
+        if rows.ndim != 1 or (len(rows) and not 0 <= rows.min() <= rows.max() < len(self)):
+            raise ShapeError(f"rows {rows.shape} must be a vector of window numbers, expected 0 to {len(self) - 1}.")
+        a, stride, future = self._a, self.embodiment.frame_stride, self.embodiment.chunk_frames
+        e, j = self._row_episode[rows], self._row_frame[rows]
+        wanted = j[:, None] + np.arange(1 - self.context_frames, future + 1)
+        inside = np.clip(wanted, 0, a["episode_frames"][e, None] - 1)
+        frame = self._frame_start[e, None] + inside
+        now = self._tick_start[e] + j * stride
+        success = a["tick_success"][self._tick_start[e, None] + inside[:, self.context_frames :] * stride]
+        action, action_valid = self.actions(rows)
+        reach = now[:, None] + np.arange(self.embodiment.chunk_actions)
+        out = {
+            "video": self.video[frame],
+            "start_video": self.video[self._frame_start[e]],
+            "proprio": a["frame_proprio"][frame],
+            "action": action,
+            "video_valid": (wanted == inside)[:, self.context_frames :],
+            "proprio_valid": a["has_state"][e],
+            "action_valid": action_valid,
+            "policy_valid": reach < self._run_end[now][:, None],
+            "instruction_id": a["tick_task"][now].astype(np.int64),
+            "episode": e.astype(np.int64),
+            "success_now": a["tick_success"][now],
+            "success_future": success,
+            "success_valid": a["has_success"][e],
+        }
+        return WindowBatch(**{k: torch.from_numpy(v) for k, v in out.items()}, instructions=self.instructions)
+
+
+def _load(folder: Path, embodiment: Embodiment) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
+    try:
+        about = json.loads((folder / "cache.json").read_text())
+        with np.load(folder / "arrays.npz") as file:
+            arrays = dict(file)
+        video = np.load(folder / "video.npy", mmap_mode="r")
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DatasetError(f"{folder} is no usable cache ({error}); delete it and build it again.") from error
+    got = (arrays["tick_action"].shape[1], arrays["frame_proprio"].shape[1])
+    want = (embodiment.action_dim, embodiment.proprio_dim)
+    strides = -(-arrays["episode_ticks"] // embodiment.frame_stride)
+    if about["embodiment"] != embodiment.name or got != want or (strides != arrays["episode_frames"]).any():
+        raise DatasetError(
+            f"cache {folder} is of embodiment {about['embodiment']!r} with (A, P) = {got}, expected {embodiment.name!r} with "
+            f"{want} and {embodiment.frame_stride} ticks per frame; build it again for this embodiment."
+        )
+    return about, arrays, video
+
+
+def statistics(windows: Windows) -> dict[str, dict[str, np.ndarray]]:
+    """Normalisation statistics of the training split.
+
+    Returns:
+        ``{"proprio": {"mean", "std", "q01", "q99"}, "action": {...}}``, each (P,) or (A,) float32 in robot units;
+        actions are relative to their anchor, over all K ticks and at most 50,000 windows. A modality that no
+        dataset has gets mean 0, std 1, q01 -1 and q99 1.
+    """
+    rows = windows.rows("train")
+    rows = rows[:: max(1, len(rows) // _STATISTICS_ROWS)]
+    action, valid = windows.actions(rows)
+    proprio = windows.proprio_now(rows)
+    return {"proprio": _describe(proprio), "action": _describe(action[valid])}
+
+
+def _describe(x: np.ndarray) -> dict[str, np.ndarray]:
+    if not len(x):
+        one = np.ones(x.shape[1], np.float32)
+        return {"mean": 0 * one, "std": one, "q01": -one, "q99": one}
+    q01, q99 = np.quantile(x, [0.01, 0.99], axis=0)
+    out = {"mean": x.mean(0, dtype=np.float64), "std": x.std(0, dtype=np.float64), "q01": q01, "q99": q99}
+    return {k: np.asarray(v, np.float32) for k, v in out.items()}
+
+
+class WindowSampler:
+    """Endless batches of window numbers, shuffled anew each epoch; a function of its seed and position alone."""
+
+    def __init__(self, rows: np.ndarray, batch_size: int, seed: int) -> None:
+        if not len(rows) or batch_size < 1:
+            raise ShapeError(f"got {len(rows)} windows and batch size {batch_size}, expected at least 1 of each.")
+        self._rows, self._batch_size, self._seed = np.asarray(rows, np.int64), batch_size, seed
+        self._epoch, self._position = 0, 0
+        self._order = self._shuffle()
+
+    def _shuffle(self) -> np.ndarray:
+        return self._rows[np.random.default_rng([self._seed, self._epoch]).permutation(len(self._rows))]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self
+
+    def __next__(self) -> np.ndarray:
+        """The next (batch_size,) int64 window numbers; a batch may span two epochs."""
+        parts, missing = [], self._batch_size
+        while missing:
+            part = self._order[self._position : self._position + missing]
+            parts.append(part)
+            missing -= len(part)
+            self._position += len(part)
+            if self._position == len(self._rows):
+                self._epoch, self._position = self._epoch + 1, 0
+                self._order = self._shuffle()
+        return np.concatenate(parts)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the sampler is, as plain numbers."""
+        return {"seed": self._seed, "epoch": self._epoch, "position": self._position, "windows": len(self._rows)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on exactly where ``state`` was taken.
+
+        Raises:
+            ShapeError: it was taken over another number of windows.
+        """
+        if state["windows"] != len(self._rows):
+            raise ShapeError(
+                f"the sampler state counts {state['windows']} windows, expected {len(self._rows)}; "
+                "resume with the dataset that the run was started with."
+            )
+        self._seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
+        self._order = self._shuffle()

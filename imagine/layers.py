@@ -1,0 +1,126 @@
+"""The parts of a Wan block: attention with RMS-normalised queries and keys, rotary positions, time embedding.
+
+Parameter names follow diffusers' ``WanTransformer3DModel``, so a Wan checkpoint in that layout loads without a map.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def rotary_table(positions: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of 3-D rotary positions.
+
+    Args:
+        positions: (N, 3) float: time, row, column.
+        head_dim: channels per head; rows and columns get 2 * (head_dim // 6) each, time the rest, as in Wan.
+
+    Returns:
+        cos, sin, each (N, head_dim // 2) float32.
+
+    Source: RoFormer (arXiv:2104.09864), split over three axes as in Wan 2.1 (arXiv:2503.20314).
+    """
+    side = 2 * (head_dim // 6)
+    parts = []
+    for axis, dim in enumerate((head_dim - 2 * side, side, side)):
+        freqs = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim)
+        parts.append(positions[:, axis : axis + 1].double() * freqs)
+    angle = torch.cat(parts, -1)
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate interleaved pairs of x (B, N, heads, head_dim) by their positions."""
+    cos, sin = (t.to(x.dtype)[None, :, None, :] for t in table)
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention; q (B, N, heads, d), k and v (B, M, heads, d); returns (B, N, heads * d)."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if q.device.type == "cpu" and torch.is_grad_enabled():
+        # PyTorch's CPU flash backward is several times slower than two plain matrix products at these lengths.
+        weight = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, -1)
+        out = weight.to(v.dtype) @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v)
+    return out.transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose queries and keys are RMS-normalised over all heads together, as in Wan."""
+
+    def __init__(self, dim: int, heads: int, eps: float):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim)
+        self.to_k = nn.Linear(dim, dim)
+        self.to_v = nn.Linear(dim, dim)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])  # a list only for the checkpoint name to_out.0
+        self.norm_q = nn.RMSNorm(dim, eps=eps)
+        self.norm_k = nn.RMSNorm(dim, eps=eps)
+
+    def queries(self, x: Tensor, table: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(B, N, heads, d), rotated if a table is given."""
+        q = self.norm_q(self.to_q(x)).unflatten(-1, (self.heads, -1))
+        return q if table is None else rotate(q, table)
+
+    def keys_values(self, x: Tensor, table: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Keys (rotated if a table is given) and values, each (B, M, heads, d)."""
+        k = self.norm_k(self.to_k(x)).unflatten(-1, (self.heads, -1))
+        v = self.to_v(x).unflatten(-1, (self.heads, -1))
+        return (k if table is None else rotate(k, table)), v
+
+    def out(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend and project back to (B, N, dim)."""
+        return self.to_out[0](attend(q, k, v))
+
+
+class _GeluIn(nn.Module):
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.proj = nn.Linear(dim, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """dim -> hidden -> dim with tanh-GELU; parameters net.0.proj and net.2."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.net = nn.ModuleList([_GeluIn(dim, hidden), nn.Identity(), nn.Linear(hidden, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) to (..., dim)."""
+        return self.net[2](self.net[0](x))
+
+
+class TwoLinear(nn.Module):
+    """linear_1, activation, linear_2: Wan's time and text embedders, and our action and proprioception ones."""
+
+    def __init__(self, in_dim: int, hidden: int, out_dim: int, activation: str):
+        super().__init__()
+        self.linear_1 = nn.Linear(in_dim, hidden)
+        self.linear_2 = nn.Linear(hidden, out_dim)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_dim) to (..., out_dim)."""
+        x = self.linear_1(x)
+        x = F.silu(x) if self.activation == "silu" else F.gelu(x, approximate="tanh")
+        return self.linear_2(x)
+
+
+def sinusoid(timestep: Tensor, dim: int) -> Tensor:
+    """[cos, sin] features of a timestep in [0, 1000]; any shape (...,) to (..., dim) float32."""
+    half = dim // 2
+    freqs = torch.exp(-math.log(10000.0) * torch.arange(half, device=timestep.device, dtype=torch.float32) / half)
+    angle = timestep.float()[..., None] * freqs
+    return torch.cat([angle.cos(), angle.sin()], -1)

@@ -1,0 +1,77 @@
+"""The only place that knows how noise is mixed in: x = (1 - sigma) clean + sigma eps, velocity = eps - clean.
+
+Source: flow matching (Lipman et al., arXiv:2210.02747) with rectified paths; timestep shift as in Wan and SD3
+(Esser et al., arXiv:2403.03206); decoupled levels per modality as in UWM (arXiv:2504.02792).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .types import NoiseLevels
+
+SIGMA_FLOOR = 0.05  # a clean prediction is divided by sigma to become a velocity; below this that amplifies error
+
+
+def expand(sigma: Tensor, like: Tensor) -> Tensor:
+    """(B,) to (B, 1, ..., 1) for broadcasting against ``like``."""
+    return sigma.view(-1, *([1] * (like.ndim - 1)))
+
+
+def mix(clean: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
+    """Noisy sample at level ``sigma`` (B,): (1 - sigma) clean + sigma eps."""
+    s = expand(sigma, clean)
+    return (1 - s) * clean + s * eps
+
+
+def velocity_from_clean(noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+    """The velocity that points from a predicted ``clean`` to ``noisy``: (noisy - clean) / sigma."""
+    return (noisy - clean) / expand(sigma, noisy).clamp(min=SIGMA_FLOOR)
+
+
+def clean_from_velocity(noisy: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
+    """Inverse of :func:`velocity_from_clean`."""
+    return noisy - expand(sigma, noisy).clamp(min=SIGMA_FLOOR) * velocity
+
+
+def shift(sigma: Tensor, by: float) -> Tensor:
+    """Move mass towards noise: by * s / (1 + (by - 1) s); ``by`` = 1 leaves it."""
+    return by * sigma / (1 + (by - 1) * sigma)
+
+
+def schedule(steps: int, by: float = 1.0) -> Tensor:
+    """Levels from 1 to 0 inclusive, (steps + 1,) float32, shifted towards noise."""
+    return shift(torch.linspace(1, 0, steps + 1), by)
+
+
+def draw_levels(n: int, shares: dict[str, float], *, video_shift: float, generator: torch.Generator) -> NoiseLevels:
+    """Training draws of decoupled noise levels, with mass on the edges so that every question is in distribution.
+
+    Args:
+        n: how many samples.
+        shares: relative weight of ``DYNAMICS`` (action clean), ``INVERSE`` (video clean), ``JOINT`` (both at one
+            level) and ``FREE`` (independent levels: the inside of the square).
+        video_shift: moves video levels towards noise, where a few-step sampler spends its steps.
+        generator: draws on the CPU.
+    """
+    names = ("DYNAMICS", "INVERSE", "JOINT", "FREE")
+    weights = torch.tensor([float(shares.get(k, 0.0)) for k in names])
+    kind = torch.multinomial(weights, n, replacement=True, generator=generator)
+    video = shift(torch.rand(n, generator=generator), video_shift)
+    action = torch.rand(n, generator=generator)
+    # Exactly pure noise is where every sample starts; uniform draws would never hit it.
+    video = torch.where(torch.rand(n, generator=generator) < 0.15, torch.ones(n), video)
+    action = torch.where(torch.rand(n, generator=generator) < 0.15, torch.ones(n), action)
+    zero = torch.zeros(n)
+    action = torch.where(kind == 0, zero, torch.where(kind == 2, video, action))
+    video = torch.where(kind == 1, zero, video)
+    return NoiseLevels(video=video, action=action)
+
+
+def loss_weight(sigma: Tensor, floor: float = 0.3) -> Tensor:
+    """Weight of a squared error in ``clean``: 1 / max(sigma, floor)^2, a velocity loss that does not blow up.
+
+    Source: min-SNR weighting (arXiv:2303.09556), restated for rectified flow.
+    """
+    return sigma.clamp(min=floor) ** -2

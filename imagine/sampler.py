@@ -1,0 +1,131 @@
+"""One integration loop answers every question. It knows noise levels, and nothing of the network behind ``velocity``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .noise import schedule
+from .questions import Question, require
+from .types import Chunk, Context, NoiseLevels, ShapeError, seeded
+
+
+class Velocity(Protocol):
+    """What the sampler needs of a model; :class:`imagine.model.WorldActionModel` is one."""
+
+    answers: frozenset[Question]
+    chunk_shapes: dict[str, tuple[int, ...]]
+    schedule_shift: float
+
+    def prefill(self, context: Context) -> Any:
+        """Do once what does not depend on the noise level."""
+        ...
+
+    def velocity(self, noisy: Chunk, sigma: NoiseLevels, context: Context, cache: Any) -> Chunk:
+        """Flow velocity (eps - clean) of every present modality."""
+        ...
+
+
+def draw_noise(shape: tuple[int, ...], n: int, seeds: Sequence[int] | None, generator: torch.Generator | None) -> Tensor:
+    """Standard normal (n, *shape) float32 on the CPU; with ``seeds``, row i depends on seeds[i] alone."""
+    if seeds is None:
+        return torch.randn(n, *shape, generator=generator)
+    if len(seeds) != n:
+        raise ShapeError(f"got {len(seeds)} seeds for {n} lanes; give one per lane.")
+    return torch.stack([torch.randn(*shape, generator=seeded(s)) for s in seeds])
+
+
+def sample(
+    model: Velocity,
+    question: Question,
+    context: Context,
+    *,
+    video: Tensor | None = None,
+    proprio: Tensor | None = None,
+    action: Tensor | None = None,
+    steps: int = 4,
+    seeds: Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+    noise: Chunk | None = None,
+    cache: Any = None,
+    callback: Callable[[int, Chunk], None] | None = None,
+) -> Chunk:
+    """Answer one question about a batch of contexts by Euler integration along its path in the noise square.
+
+    Args:
+        model: gives velocities.
+        question: POLICY, DYNAMICS, INVERSE, JOINT, VIDEO, or any other path.
+        context: B contexts.
+        video: (B, F, C, h, w) clean latents; must be given exactly where the question starts video at 0.
+        proprio: (B, F, P) clean, normalised; goes with ``video``.
+        action: (B, K, A) clean, normalised; must be given exactly where the question starts action at 0.
+        steps: network calls.
+        seeds: one per lane, so that a lane's noise does not depend on its batch; else ``generator``.
+        generator: CPU generator for the whole batch.
+        noise: the initial noise itself (any missing modality is drawn); RL in noise space steers with it.
+        cache: what ``model.prefill(context)`` returned, if the caller asks several questions of one context.
+        callback: called after each step with (step, chunk so far).
+
+    Returns:
+        Chunk with every modality that takes part; what was given comes back unchanged.
+
+    Raises:
+        UntrainedQuestion: the checkpoint was not trained for it.
+        ShapeError: a given modality is missing, superfluous or has the wrong shape.
+
+    Source: Euler solution of the probability-flow ODE, Lipman et al. (2023), arXiv:2210.02747; decoupled levels: UWM.
+    """
+    require(question, model.answers)
+    if steps < 1:
+        raise ShapeError(f"steps is {steps}, expected at least 1.")
+    given = {"video": video, "proprio": proprio, "action": action}
+    paths = {"video": question.video, "proprio": question.video, "action": question.action}
+    _check_given(model, question, given, paths, len(context))
+
+    x: dict[str, Tensor | None] = {}
+    for i, (name, path) in enumerate(paths.items()):
+        if path == (0.0, 0.0):
+            x[name] = given[name]
+        elif path == (1.0, 1.0):
+            x[name] = None
+        else:
+            start = getattr(noise, name, None) if noise is not None else None
+            if start is None:
+                # A stream of its own per modality: the action noise is the same whether or not video is sampled.
+                own = None if seeds is None else [s * 3 + i for s in seeds]
+                start = draw_noise(model.chunk_shapes[name], len(context), own, generator)
+            x[name] = start.to(context.video)
+    chunk = Chunk(**x)  # type: ignore[arg-type]
+    cache = model.prefill(context) if cache is None else cache
+    grid = schedule(steps, model.schedule_shift)
+    levels = {n: (grid * (a - b) + b).tolist() for n, (a, b) in paths.items()}
+    ones = torch.ones(len(context), device=context.video.device)
+    for k in range(steps):
+        sigma = NoiseLevels(video=ones * levels["video"][k], action=ones * levels["action"][k])
+        v = model.velocity(chunk, sigma, context, cache)
+        moved = {
+            n: getattr(chunk, n) + (levels[n][k + 1] - levels[n][k]) * getattr(v, n)
+            for n in paths
+            if x[n] is not None and levels[n][k] != levels[n][k + 1]
+        }
+        chunk = replace(chunk, **moved)
+        if callback is not None:
+            callback(k, chunk)
+    return chunk
+
+
+def _check_given(
+    model: Velocity, question: Question, given: dict[str, Tensor | None], paths: dict[str, tuple[float, float]], n: int
+) -> None:
+    for name, value in given.items():
+        must = paths[name] == (0.0, 0.0)
+        if must != (value is not None):
+            verb = "needs" if must else "does not take"
+            raise ShapeError(f"{question.name} {verb} a clean {name}; {'give' if must else 'drop'} `{name}=`.")
+        want = (n, *model.chunk_shapes[name])
+        if value is not None and tuple(value.shape) != want:
+            raise ShapeError(f"{name} has shape {tuple(value.shape)}, expected {want}.")

@@ -1,0 +1,234 @@
+"""The words every part shares: observations, contexts, chunks, noise levels, clips, scores, and three protocols.
+
+Dimension letters, used in every docstring: B batch (lanes), N candidates, T context frames, F frames per chunk,
+K actions per chunk, H W canvas pixels, C h w latent channels, height, width, L words, D width, P proprio, A action.
+
+``t`` always means control time. A noise level is called ``sigma``: 1 is pure noise, 0 is clean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+INSTRUCTION_BYTES = 96
+
+
+class ImagineError(ValueError):
+    """Something the caller can mend; the message says what was wrong, got against expected, and what to do."""
+
+
+class ShapeError(ImagineError):
+    """An array has the wrong shape, dtype, range or unit."""
+
+
+class UntrainedQuestion(ImagineError):
+    """A checkpoint was asked a question it was never trained to answer."""
+
+
+class UnknownWord(ImagineError):
+    """An instruction holds words that the model's text encoder has never seen."""
+
+
+class CheckpointMismatch(ImagineError):
+    """A checkpoint folder is missing, truncated, or made for something else."""
+
+
+class DatasetError(ImagineError):
+    """A dataset is missing, corrupt, or of another embodiment; names the file and the episode."""
+
+
+class RewardUnavailable(ImagineError):
+    """The judge could not be reached or gave no usable answer."""
+
+
+class _Batched:
+    """Tensor fields share a leading batch axis; adds ``to``, ``index`` and ``repeat``."""
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Any:
+        new = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                new[f.name] = change(value)
+            elif isinstance(value, dict):
+                new[f.name] = {k: change(v) for k, v in value.items()}
+        return replace(self, **new)  # type: ignore[type-var]
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move every tensor field, as ``torch.Tensor.to``."""
+        return self._map(lambda x: x.to(*args, **kwargs))
+
+    def index(self, rows: Any) -> Any:
+        """Keep some rows of the batch axis."""
+        return self._map(lambda x: x[rows])
+
+    def repeat(self, n: int) -> Any:
+        """Repeat each row ``n`` times, rows of one source adjacent: (B, ...) to (B * n, ...)."""
+        return self._map(lambda x: x.repeat_interleave(n, 0))
+
+
+@dataclass(frozen=True)
+class Observation(_Batched):
+    """What the robot sees and feels, newest frame last.
+
+    Attributes:
+        canvas: (B, T, H, W, 3) uint8 RGB, all views tiled as the embodiment says.
+        proprio: (B, T, P) float32 in robot units (the embodiment names them).
+    """
+
+    canvas: Tensor
+    proprio: Tensor
+
+
+@dataclass(frozen=True)
+class Context(_Batched):
+    """What is given and never denoised.
+
+    Attributes:
+        video: (B, T, C, h, w) float, normalised latents of observed frames, newest last.
+        proprio: (B, T, P) float, normalised.
+        text: (B, L, D) float, the encoded instruction, zero after its last word (as Wan does; no mask).
+    """
+
+    video: Tensor
+    proprio: Tensor
+    text: Tensor
+
+    def __len__(self) -> int:
+        return self.video.shape[0]
+
+
+@dataclass(frozen=True)
+class Chunk(_Batched):
+    """One chunk of future: video (latents and proprioception) and actions; an absent modality is None.
+
+    Attributes:
+        video: (B, F, C, h, w) float latents, or None.
+        proprio: (B, F, P) float, normalised, or None; present exactly when video is.
+        action: (B, K, A) float, normalised, or None.
+    """
+
+    video: Tensor | None = None
+    proprio: Tensor | None = None
+    action: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class NoiseLevels(_Batched):
+    """How noisy each modality of a chunk is: 0 is clean, 1 is pure noise.
+
+    Attributes:
+        video: (B,) float in [0, 1]; also the level of the predicted proprioception.
+        action: (B,) float in [0, 1].
+    """
+
+    video: Tensor
+    action: Tensor
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a judge is shown: the start of an episode and the newest frames of it.
+
+    Attributes:
+        latents: (B, 1 + F, C, h, w) float; the episode's first frame, then the newest chunk.
+        proprio: (B, 1 + F, P) float, normalised, same frames.
+        decode: gives the same frames as (B, 1 + F, H, W, 3) uint8; called only by judges that look at pixels.
+    """
+
+    latents: Tensor
+    proprio: Tensor
+    decode: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A judgement of B clips.
+
+    Attributes:
+        reward: (B,) float32.
+        success: (B,) float32 in [0, 1], the probability that the instruction has been carried out.
+        valid: (B,) bool; False where the judge could not tell. Never read reward where it is False.
+        terms: named (B,) float32 parts of the reward, reported in ``info["reward_terms"]``.
+    """
+
+    reward: Tensor
+    success: Tensor
+    valid: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """Judges clips. Implementations live in ``rewards`` and know only this module."""
+
+    def __call__(self, clip: Clip, instruction: Sequence[str]) -> Score:
+        """Judge each of the B clips against its instruction."""
+        ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Acts on observations. One call answers a whole batch of lanes."""
+
+    def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
+        """Choose one chunk per lane.
+
+        Args:
+            observation: batched environment observations, as ``imagine.spaces.observation_space`` describes.
+            seeds: one per lane; same observation and seed give the same bytes whatever the batch.
+
+        Returns:
+            (B, K, A) float32 in robot units.
+        """
+        ...
+
+    def reset(self, lanes: np.ndarray | None = None) -> None:
+        """Forget the episode of the lanes where the (B,) bool mask is True, or of all."""
+        ...
+
+
+@runtime_checkable
+class Robot(Protocol):
+    """A real robot, or the simulator that stands in for it, driven one chunk at a time."""
+
+    def reset(self, seed: int, instruction: str | None = None) -> dict[str, np.ndarray]:
+        """Start an episode; returns one unbatched observation."""
+        ...
+
+    def execute(self, chunk: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """Carry out (K, A) actions in robot units; returns the F observations seen on the way, newest last."""
+        ...
+
+
+def pack_instruction(text: str) -> np.ndarray:
+    """UTF-8 bytes of an instruction, zero padded to (96,) uint8, so that it can live in an observation.
+
+    Raises:
+        ShapeError: the text is empty or longer than 96 bytes.
+    """
+    raw = text.strip().encode()
+    if not 0 < len(raw) <= INSTRUCTION_BYTES:
+        raise ShapeError(
+            f"instruction {text[:40]!r} has {len(raw)} bytes, expected 1 to {INSTRUCTION_BYTES}; "
+            "say it in one short sentence."
+        )
+    out = np.zeros(INSTRUCTION_BYTES, np.uint8)
+    out[: len(raw)] = np.frombuffer(raw, np.uint8)
+    return out
+
+
+def unpack_instruction(packed: np.ndarray) -> str:
+    """Inverse of :func:`pack_instruction`; (96,) uint8 to text."""
+    return bytes(np.asarray(packed, np.uint8)).rstrip(b"\0").decode("utf-8", "replace")
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A CPU generator; noise is drawn on the CPU per lane so that bytes do not depend on batch size or device."""
+    return torch.Generator().manual_seed(int(seed) % (2**63 - 1))

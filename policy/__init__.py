@@ -1,0 +1,1 @@
+"""The deployed policy, and the robot it moves."""

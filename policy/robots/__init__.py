@@ -1,0 +1,1 @@
+"""Robots a policy can move, each in its own folder."""

@@ -1,0 +1,190 @@
+"""Recorded episodes for training: expert ones with disturbances and changes of mind, and deliberate failures.
+
+Every episode is a function of its seed and arguments. A camera slower than the control loop holds its last frame, as
+the real robot's would: ``view_index`` says which frame was newest at each tick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from imagine.types import ImagineError
+
+from .expert import PUSH_GOAL, expert_target
+from .failures import MODES, Failure
+from .scene import COLOURS, CONTROL_HZ
+from .tasks import FAMILIES, Task
+from .world import VIEWS, G1Table
+
+FAILURE_SHARE = 0.3
+SWITCH_SHARE = 0.5
+BURSTS_PER_EPISODE = 1.0
+AFTERWARDS = 24  # ticks recorded after the last task is done
+_WORLDS: dict[str, G1Table] = {}  # one per process and renderer; compiling a scene costs 20 ms
+
+
+@dataclass
+class Episode:
+    """One episode, T ticks at 30 Hz.
+
+    Attributes:
+        state: (T, 26) float32, measured before each tick.
+        action: (T, 28) float32, absolute command of each tick.
+        is_expert: (T,) bool, the command is the expert's answer to the present task.
+        success: (T,) bool, the tick's task is satisfied before the tick.
+        task: T instructions; it may change midway.
+        failure_mode: ``none``, or one of ``miss drop wrong wander``.
+        seed: all there is to know.
+        views: {name: (frames, h, w, 3) uint8}.
+        view_index: (T,) int64, newest frame at each tick.
+    """
+
+    state: np.ndarray
+    action: np.ndarray
+    is_expert: np.ndarray
+    success: np.ndarray
+    task: list[str]
+    failure_mode: str
+    seed: int
+    views: dict[str, np.ndarray]
+    view_index: np.ndarray
+
+
+@dataclass
+class _Plan:
+    """What the seed has in store beside the start itself."""
+
+    mode: str
+    switch_at: int
+    bursts: list[tuple[int, int, np.ndarray, np.ndarray]] = field(default_factory=list)
+
+
+def episode(
+    seed: int, *, families: Sequence[str] = FAMILIES, colours: Sequence[str] = tuple(COLOURS), blocks: int = 2,
+    camera_hz: int = 5, renderer: str = "ray", seconds: float = 4.8,
+) -> Episode:
+    """Record one episode.
+
+    Args:
+        seed: of everything.
+        families: task families to draw from.
+        colours: block colours to draw from.
+        blocks: how many, 1 to 4.
+        camera_hz: frames per second; divides 30.
+        renderer: ``ray`` or ``egl``.
+        seconds: longest; it ends 0.8 s after the last task is done.
+
+    Raises:
+        ImagineError: an argument is out of range.
+    """
+    if camera_hz < 1 or CONTROL_HZ % camera_hz:
+        raise ImagineError(f"camera_hz is {camera_hz}, expected a divisor of {CONTROL_HZ}.")
+    world = _WORLDS.setdefault(renderer, G1Table(renderer)) if renderer not in _WORLDS else _WORLDS[renderer]
+    rng = np.random.default_rng([seed, 1])
+    task = world.reset(seed, families=families, colours=colours, blocks=blocks)
+    ticks = round(seconds * CONTROL_HZ)
+    plan = _draw_plan(rng, ticks, blocks)
+    failure = Failure(plan.mode, world, task, rng) if plan.mode != "none" else None
+    rows = _Rows()
+    done_for = 0
+    for t in range(ticks):
+        if t % (CONTROL_HZ // camera_hz) == 0:
+            rows.see(world)
+        success = world.success(task)
+        done_for = done_for + 1 if success else 0
+        if t == plan.switch_at or (t < plan.switch_at and done_for > AFTERWARDS):
+            task, plan.switch_at, done_for = _other_task(rng, world, task, families), -1, 0
+            world.rebase()
+            success = world.success(task)
+        if done_for > AFTERWARDS and failure is None:
+            break
+        target = failure.target(world, task) if failure else expert_target(world, task)
+        target, disturbed = _disturb(plan, t, world, target)
+        own = failure is None and not disturbed and not _is_past_push(world, task)
+        rows.note(world.state(), own, success, task)
+        world.tick(target)
+        rows.action.append(world.command())
+    return rows.episode(plan.mode, seed)
+
+
+def _draw_plan(rng: np.random.Generator, ticks: int, blocks: int) -> _Plan:
+    mode = MODES[int(rng.integers(len(MODES)))] if rng.uniform() < FAILURE_SHARE else "none"
+    if mode == "wrong" and blocks == 1:
+        mode = "miss"
+    switch = int(rng.integers(10, max(11, min(ticks - 45, 75))))
+    plan = _Plan(mode, switch if rng.uniform() < SWITCH_SHARE and mode == "none" else -1)
+    for _ in range(int(rng.poisson(BURSTS_PER_EPISODE)) if mode == "none" else 0):
+        start, length = int(rng.integers(0, max(1, min(ticks - 20, 80)))), int(rng.integers(6, 19))
+        velocity = rng.normal(0, 1, (2, 3))
+        velocity *= rng.uniform(0.05, 0.3, (2, 1)) / np.linalg.norm(velocity, axis=1, keepdims=True)
+        grips = np.where(rng.uniform(size=2) < 0.3, rng.uniform(size=2), np.nan)
+        plan.bursts.append((start, start + length, velocity, grips))
+    return plan
+
+
+def _disturb(plan: _Plan, t: int, world: G1Table, target: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Replace the expert's target inside a burst; a gripper is disturbed only where ``grips`` is a number."""
+    for start, stop, velocity, grips in plan.bursts:
+        if start <= t < stop:
+            pushed = target.reshape(2, 4).copy()
+            pushed[:, :3] = world.hands + velocity * 0.07  # the servos' lag turns this lead into that velocity
+            pushed[:, 3] = np.where(np.isnan(grips), pushed[:, 3], grips)
+            return pushed.ravel(), True
+    return target, False
+
+
+def _is_past_push(world: G1Table, task: Task) -> bool:
+    """After a push nothing visible tells that it is over, so what the expert does then must not be imitated."""
+    if not task.family.startswith("push"):
+        return False
+    i = world.block_of(task.colour)
+    sign = 1 if task.family == "push_left" else -1
+    return bool(sign * (world.blocks[i, 1] - world.block_start[i, 1]) > PUSH_GOAL)
+
+
+def _other_task(rng: np.random.Generator, world: G1Table, task: Task, families: Sequence[str]) -> Task:
+    """Another task on the same table that can be done from here and is not done already."""
+    choices = [Task(f, c) for f in families for c in world.colours]
+    choices = [c for c in choices if c != task and _is_feasible(world, c)]
+    return choices[int(rng.integers(len(choices)))] if choices else task
+
+
+def _is_feasible(world: G1Table, task: Task) -> bool:
+    x, y, z = world.blocks[world.block_of(task.colour)]
+    if task.family.startswith("push"):
+        end = y + (0.12 if task.family == "push_left" else -0.12)
+        return bool(z < world.block_start[0, 2] + 0.1 and x < world.bowl[0] - 0.11 and abs(end) < 0.33)
+    return not world.success(task)
+
+
+class _Rows:
+    """Collects what happens."""
+
+    def __init__(self) -> None:
+        self.state: list[np.ndarray] = []
+        self.action: list[np.ndarray] = []
+        self.own: list[bool] = []
+        self.success: list[bool] = []
+        self.task: list[str] = []
+        self.index: list[int] = []
+        self.frames: dict[str, list[np.ndarray]] = {name: [] for name in VIEWS}
+
+    def see(self, world: G1Table) -> None:
+        for name, image in world.views().items():
+            self.frames[name].append(image)
+
+    def note(self, state: np.ndarray, own: bool, success: bool, task: Task) -> None:
+        self.state.append(state)
+        self.own.append(own)
+        self.success.append(success)
+        self.task.append(task.instruction)
+        self.index.append(len(self.frames["top_head"]) - 1)
+
+    def episode(self, mode: str, seed: int) -> Episode:
+        return Episode(
+            np.stack(self.state), np.stack(self.action), np.array(self.own), np.array(self.success), self.task, mode,
+            seed, {n: np.stack(f[: self.index[-1] + 1]) for n, f in self.frames.items()}, np.array(self.index),
+        )

@@ -1,0 +1,75 @@
+"""Ways to fail on purpose, so that a model of the world also sees what goes wrong: miss, drop, wrong, wander."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .expert import choose_arm, expert_target
+from .scene import TABLE_Z
+from .starts import HOME
+from .tasks import Task
+from .world import G1Table
+
+MODES = ("miss", "drop", "wrong", "wander")
+
+
+class Failure:
+    """Acts like the expert with one flaw; unlike the expert it remembers when and how to fail."""
+
+    def __init__(self, mode: str, world: G1Table, task: Task, rng: np.random.Generator) -> None:
+        self.mode, self._rng, self._tick = mode, rng, 0
+        self._arm = choose_arm(world, world.block_of(task.colour))
+        angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.03, 0.07)
+        self._offset = (float(far * np.cos(angle)), float(far * np.sin(angle)))
+        self._patience = int(rng.integers(8, 40))
+        self._holding = 0
+        others = [c for c in world.colours if c != task.colour]
+        self._other = Task(task.family, others[int(rng.integers(len(others)))]) if others else task
+        self._waypoint, self._grip, self._until = HOME[self._arm].copy(), 1.0, 0
+
+    def target(self, world: G1Table, task: Task) -> np.ndarray:
+        """(8,) absolute targets of this tick."""
+        self._tick += 1
+        if self.mode == "miss":
+            return expert_target(world, task, self._offset)
+        if self.mode == "wrong":
+            return expert_target(world, self._other)
+        if self.mode == "wander":
+            return self._wander(world, task)
+        return self._drop(world, task)
+
+    def _drop(self, world: G1Table, task: Task) -> np.ndarray:
+        target = expert_target(world, task).reshape(2, 4)
+        block = world.block_of(task.colour)
+        busy = world.held(block).any() or (task.family.startswith("push") and world.touched(block).any())
+        self._holding += int(busy)
+        if self._holding > self._patience:  # lets go and stays above, or gives up the push
+            arm = self._arm
+            up = np.array([*world.hands[arm, :2], TABLE_Z + 0.14])
+            rise = min(self._holding - self._patience, 10) / 10
+            target[arm] = [*(world.hands[arm] + rise * 0.15 * (up - world.hands[arm])), 1.0]
+            self._holding += 1
+        return target.ravel()
+
+    def _wander(self, world: G1Table, task: Task) -> np.ndarray:
+        arm, rng = self._arm, self._rng
+        delta = self._waypoint - world.hands[arm]
+        far = float(np.linalg.norm(delta))
+        if far < 0.015 or self._tick > self._until:
+            side = 1 if arm == 0 else -1
+            low = rng.uniform() < 0.5
+            self._waypoint = np.array(
+                [rng.uniform(0.33, 0.52), side * rng.uniform(-0.03, 0.26), TABLE_Z + rng.uniform(0.025, 0.06 if low else 0.17)]
+            )
+            if rng.uniform() < 0.4:  # near things, as random points alone would hardly ever touch one
+                self._waypoint[:2] = world.blocks[int(rng.integers(len(world.colours))), :2] + rng.normal(0, 0.02, 2)
+            self._grip, self._until = float(rng.choice([0.0, 1.0, rng.uniform()])), self._tick + 45
+        target = expert_target(world, task).reshape(2, 4)
+        target[1 - arm] = [*HOME[1 - arm], 1.0]
+        target[1 - arm, :3] = world.hands[1 - arm] + _short(HOME[1 - arm] - world.hands[1 - arm])
+        target[arm] = [*(world.hands[arm] + _short(self._waypoint - world.hands[arm])), self._grip]
+        return target.ravel()
+
+
+def _short(delta: np.ndarray, reach: float = 0.028) -> np.ndarray:
+    return delta * min(1.0, reach / (float(np.linalg.norm(delta)) + 1e-9))

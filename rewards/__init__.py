@@ -1,0 +1,1 @@
+"""Who judges a dream. Knows ``imagine.types`` and nothing else of ours."""

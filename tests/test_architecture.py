@@ -1,0 +1,153 @@
+"""Who may import whom, what stays light, and how long a file may be. Read from the source, not by running it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("imagine", "rewards", "agents", "policy", "configs")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+NAMES = [str(path.relative_to(ROOT)) for path in FILES]
+LINES = 400
+
+# layer -> the layers it may import besides itself
+MAY_IMPORT = {
+    "types": set(),
+    "rewards": {"types"},
+    "core": {"types"},
+    "spaces": {"core", "types"},
+    "env": {"spaces", "core", "types"},
+    "policy": {"core", "types"},
+    "robots": {"policy", "spaces", "core", "types"},
+    "agents": {"policy", "env", "spaces", "core", "types"},
+    "configs": {"agents", "robots", "policy", "rewards", "env", "spaces", "core", "types"},
+}
+GYMNASIUM = {"env", "spaces", "robots", "agents", "configs"}
+HEAVY = {"ray", "diffusers", "transformers", "stable_baselines3", "mujoco", "matplotlib", "peft", "accelerate"}
+HEAVY_AT_HOME = {
+    "policy/robots/g1_table/": "mujoco",
+    "imagine/train.py": "accelerate",
+    "agents/sb3.py": "stable_baselines3",
+    "agents/rllib.py": "ray",
+}
+
+
+def layer(module: str) -> str | None:
+    """The layer a module of ours belongs to; None when it is not ours."""
+    if module.split(".")[0] not in PACKAGES:
+        return None
+    for name in ("env", "spaces", "types"):
+        if module == f"imagine.{name}":
+            return name
+    if module.startswith("policy.robots"):
+        return "robots"
+    return "core" if module.startswith("imagine") else module.split(".")[0]
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path, nodes: Iterator[ast.AST] | list[ast.stmt]) -> Iterator[str]:
+    """Absolute dotted names that these nodes import; ``from x import y`` gives x.y where that is a module."""
+    package = module_of(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (home(source, alias.name) for alias in node.names)
+
+
+def home(source: str, name: str) -> str:
+    """Where ``from source import name`` really leads: a submodule, a lazy export of ``imagine``, or the source."""
+    import imagine
+
+    if source == "imagine" and name in imagine._HOME_OF:
+        return f"imagine.{imagine._HOME_OF[name]}"
+    inner = ROOT.joinpath(*source.split("."), name)
+    return f"{source}.{name}" if inner.with_suffix(".py").exists() or (inner / "__init__.py").exists() else source
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_imports_follow_the_layers(path: Path) -> None:
+    own = layer(module_of(path))
+    if path == ROOT / "imagine/__init__.py":  # names for type checkers only; checked lazy below
+        return
+    for name in imports(path, ast.walk(tree(path))):
+        other = layer(name)
+        if other not in (None, own):
+            assert other in MAY_IMPORT[own], f"{own} must not import {name}"
+        if name.split(".")[0] == "gymnasium":
+            assert own in GYMNASIUM, f"{own} must not import gymnasium"
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
+    relative = str(path.relative_to(ROOT))
+    at_home = {library for prefix, library in HEAVY_AT_HOME.items() if relative.startswith(prefix)}
+    top = {name.split(".")[0] for name in imports(path, tree(path).body)}
+    assert top & HEAVY <= at_home
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_files_fit_in_a_few_screens(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LINES
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_only_the_twin_and_the_composition_root_know_the_twin(path: Path) -> None:
+    if not str(path.relative_to(ROOT)).startswith(("policy/robots/g1_table/", "configs/")):
+        assert "g1_table" not in path.read_text()
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules in a fresh interpreter once it has run ``code``."""
+    show = "import sys; print('\\n' + ' '.join(sorted({m.split('.')[0] for m in sys.modules})))"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{show}"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert not loaded_after("import imagine") & {"torch", "gymnasium", "numpy", *HEAVY}
+
+
+def test_help_loads_nothing_heavy() -> None:
+    loaded = loaded_after("from configs.cli import main; main(['--help'])")
+    assert not loaded & {"torch", "gymnasium", "numpy", "tyro", "rich", *HEAVY}
+
+
+def test_the_core_needs_few_libraries() -> None:
+    core = [name for name in ("imagine.types", "imagine.model", "imagine.sampler") if find_spec(name)]
+    assert not loaded_after(f"import {', '.join(core)}") & {"gymnasium", "scipy", "pyarrow", "av", "tyro", *HEAVY}
+
+
+@pytest.mark.parametrize("first", ["gymnasium, imagine", "imagine, gymnasium"])
+def test_gymnasium_knows_our_environments_whichever_is_imported_first(first: str) -> None:
+    known = "{'real/G1Table-v0', 'imagine/G1Table-v0'} <= set(gymnasium.registry)"
+    assert "torch" not in loaded_after(f"import {first}\nassert {known}")
+
+
+def test_gymnasium_make_can_import_us_itself() -> None:
+    loaded_after(
+        "import gymnasium\n"
+        "from gymnasium.envs.registration import _find_spec\n"
+        "assert _find_spec('imagine:real/G1Table-v0').entry_point.endswith('G1TableEnv')"
+    )

@@ -1,0 +1,189 @@
+"""The command line answers on standard output, fails in one sentence, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+from configs import cli
+from configs.commands.common import Common
+from configs.load import load
+from configs.runfolder import RunFolder
+from imagine.embodiment import ActionSlice, Embodiment, View
+from imagine.types import ImagineError
+
+
+@dataclass(frozen=True)
+class Inner:
+    width: int = 64
+    rate: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str = "tiny"
+    inner: Inner = Inner()
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch):
+    """Install a run function as ``imagine demo``."""
+
+    def install(run):
+        fake = SimpleNamespace(Args=Common, run=run)
+        monkeypatch.setattr(cli, "import_module", lambda name: fake)
+
+    return install
+
+
+def complaint(words: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    """What a bad request says; checks that it is one line, exit code 2, nothing on standard output."""
+    assert cli.main(words) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1
+    return err
+
+
+def test_help_names_every_command(capsys) -> None:
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_listed_command_exists(name: str) -> None:
+    module = import_module(f"configs.commands.{name}")
+    assert issubclass(module.Args, Common) and callable(module.run)
+    module.Args()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["colect"], "did you mean 'collect'"),
+        (["dance"], "the commands are demo, collect"),
+        (["collect", "--epsodes", "3"], "did you mean '--episodes'"),
+        (["collect", "--epsodes=3"], "did you mean '--episodes'"),
+        (["collect", "--episodes", "few"], "--episodes"),
+        (["collect", "--episodes"], "--episodes"),
+        (["collect", "stray"], "'stray'"),
+        (["collect", "--episodes", "0"], "expected at least 1"),
+    ],
+)
+def test_a_bad_request_is_answered_in_one_sentence(words: list[str], expected: str, capfd) -> None:
+    assert expected in complaint(words, capfd)
+
+
+def test_json_is_one_object_and_all_else_goes_to_standard_error(command, capfd) -> None:
+    def run(args: Common) -> dict:
+        print("python")
+        os.write(1, b"c library\n")
+        os.system("echo child")
+        return {"seed": args.seed, "rate": np.float32(0.5), "lost": float("nan"), "curve": np.arange(2)}
+
+    command(run)
+    assert cli.main(["demo", "--json", "--seed", "7"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out) == {"seed": 7, "rate": 0.5, "lost": None, "curve": [0, 1]} and out.count("\n") == 1
+    assert all(word in err for word in ("python", "c library", "child"))
+
+
+def test_without_json_the_answer_is_a_table(command, capfd) -> None:
+    command(lambda args: {"success_rate": 0.123456})
+    assert cli.main(["demo"]) == 0
+    assert "success rate" in (out := capfd.readouterr().out) and "0.1235" in out
+
+
+def test_interruption_says_how_to_resume(command, capfd) -> None:
+    def run(args: Common) -> dict:
+        raise KeyboardInterrupt
+
+    command(run)
+    assert cli.main(["demo"]) == 130
+    assert "resume with the same command" in capfd.readouterr().err
+
+
+def test_a_bug_of_ours_is_not_mistaken_for_a_bad_request(command) -> None:
+    def run(args: Common) -> dict:
+        raise ValueError("a bug")
+
+    command(run)
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["demo"])
+
+
+def test_collect_passes_on_what_was_asked_and_counts_what_there_is(tmp_path: Path, monkeypatch, capfd) -> None:
+    asked = {}
+
+    def collect(out: Path, episode: str, **given) -> dict:
+        asked.update(given)
+        return {"total_episodes": 4, "total_frames": 80, "collected": 3, "seconds": 1.26, "features": {}}
+
+    monkeypatch.setattr("agents.collect.collect", collect)
+    words = ["collect", "--out", str(tmp_path), "--episodes", "4", "--families", "reach,push_left", "--json"]
+    assert cli.main(words) == 0
+    assert asked["options"] == {"blocks": 2, "families": ("reach", "push_left")} and asked["episodes"] == 4
+    counts = {"episodes": 4, "frames": 80, "collected": 3, "seconds": 1.3}
+    assert json.loads(capfd.readouterr().out) == {"out": str(tmp_path), **counts}
+    assert json.loads((tmp_path / "run/metrics.json").read_text()) == counts
+    assert "holds results of {'blocks': 2}" in complaint([*words, "--blocks", "3"], capfd)
+
+
+def test_the_same_options_find_the_same_run_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = RunFolder.of("demo", Common(seed=3))
+    first.save_metrics({"loss": float("inf")})
+    assert RunFolder.of("demo", Common(seed=3, json=True)).metrics == {"loss": None}
+    assert RunFolder.of("demo", Common(seed=4)).path != first.path
+    assert yaml.safe_load((first / "config.yaml").read_text()) == {"seed": 3}
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_run_folder_refuses_another_run(tmp_path: Path) -> None:
+    RunFolder.of("demo", Common(out=tmp_path, seed=0))
+    RunFolder.of("demo", Common(out=tmp_path, seed=1)).save_metrics({})  # the first left no results: no harm done
+    with pytest.raises(ImagineError, match=r"'seed': 1.*'seed': 2.*another --out"):
+        RunFolder.of("demo", Common(out=tmp_path, seed=2))
+
+
+def test_a_preset_holds_only_what_differs(tmp_path: Path) -> None:
+    (tmp_path / "wide.yaml").write_text("inner:\n  width: 128\n")
+    assert load(Outer) == Outer()
+    wide = load(Outer, tmp_path / "wide.yaml", ["inner.rate=1e-4", "name=wide"])
+    assert wide == Outer("wide", Inner(128, 1e-4))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("inner.widht=3", "unknown key 'inner.widht', did you mean 'width'"),
+        ("inner.width=many", "inner.width: .*got 'many'"),
+        ("inner=3", "inner"),
+        ("inner.width", "not of the form"),
+        ("inner.width=[", "not YAML"),
+    ],
+)
+def test_a_wrong_override_is_explained(override: str, expected: str) -> None:
+    with pytest.raises(ImagineError, match=expected):
+        load(Outer, overrides=[override])
+
+
+def test_a_missing_preset_is_explained() -> None:
+    with pytest.raises(ImagineError, match="no preset 'gigantic'"):
+        load(Outer, "gigantic")
+
+
+def test_the_embodiment_page_shows_a_file_that_loads(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs/embodiment.md").read_text()
+    (tmp_path / "arm.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    body = Embodiment.load(tmp_path / "arm.yaml")
+    assert (body.proprio_dim, body.action_dim, body.frame_stride) == (8, 8, 4)
+    assert all(f"`{key}`" in page for kind in (Embodiment, View, ActionSlice) for key in kind.model_fields)
