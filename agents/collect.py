@@ -1,20 +1,18 @@
 """Collects a dataset by running an episode function in many processes; a killed run goes on where it stopped.
 
-``collect(Path("data/table"), "policy.robots.g1_table.episodes:record", 1000, 0, 2, options={})``
+``collect(Path("datasets/mine"), "my_robot.episodes:episode", 1000, 0, workers=2, options={})``
 """
 
 from __future__ import annotations
 
-import os
+import json
 import queue
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib import import_module
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,13 +21,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from imagine.data.finalize import leftovers
+from imagine.data.processes import SPAWN, process_pool
 from imagine.data.writer import DatasetWriter, EpisodeData
-from imagine.types import ImagineError
+from imagine.types import DatasetError, ImagineError
 
 RESERVED_SEED = 900_000
 """Seeds from here on are for evaluation."""
-
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Episode(Protocol):
@@ -92,6 +89,7 @@ def collect(
     out = Path(out)
     for path in leftovers(out):
         path.unlink()
+    _check_source(out, {"episode": episode_fn_path, "options": dict(options or {}), "shard_size": shard_size})
     writer = DatasetWriter(out, robot_type, fps, shard_size, names or {})
     shards = {
         i: range(first_seed + a, first_seed + min(a + shard_size, episodes))
@@ -106,6 +104,16 @@ def collect(
     return info | {"collected": todo, "seconds": time.monotonic() - began}
 
 
+def _check_source(out: Path, source: dict[str, Any]) -> None:
+    """Refuse to go on with other settings than a dataset was started with: nothing in the files would tell."""
+    path = out / "meta/collection.json"
+    source = json.loads(json.dumps(source))
+    if path.is_file() and (found := json.loads(path.read_text())) != source:
+        raise DatasetError(f"{out} was collected with {found}, got {source}; collect into another folder.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(source))
+
+
 def _run(
     writer: DatasetWriter,
     path: str,
@@ -116,10 +124,9 @@ def _run(
 ) -> None:
     if not missing:
         return
-    context = get_context("spawn")
-    done: Any = context.Queue()
+    done: Any = SPAWN.Queue()
     failed: list[str] = []
-    with _one_thread(), ProcessPoolExecutor(min(workers, len(missing)), context, _start, (done,)) as pool:
+    with process_pool(min(workers, len(missing)), _start, (done,)) as pool:
         waiting: dict[Future[int], int] = {
             pool.submit(_shard, writer, i, path, seeds, options): i for i, seeds in missing.items()
         }
@@ -129,10 +136,7 @@ def _run(
             for future in ready:
                 shard, error = waiting.pop(future), future.exception()
                 if isinstance(error, BrokenProcessPool):
-                    raise ImagineError(
-                        f"a collecting process died while shard {shard} was open (out of memory?); "
-                        "run the same collection again to go on, with fewer workers if it repeats."
-                    ) from error
+                    raise error
                 if error is not None:
                     failed.append(f"shard {shard}: {error}")
         _drain(done, advance)
@@ -150,9 +154,6 @@ def _start(done: Any) -> None:
     """Runs once in each process."""
     global _done
     _done = done
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(1)
 
 
 def _shard(writer: DatasetWriter, shard: int, path: str, seeds: Sequence[int], options: dict[str, Any]) -> int:
@@ -188,7 +189,7 @@ def _function(path: str) -> Callable[..., Episode]:
     try:
         function = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ImagineError(f"episode function {path!r} cannot be imported ({error}); give it as 'module:function'.") from error
+        raise ImagineError(f"episode function {path!r}: {error}; give it as 'module:function'.") from error
     return function  # type: ignore[no-any-return]
 
 
@@ -201,21 +202,6 @@ def _drain(done: Any, advance: Callable[[int], None]) -> None:
             break
     if n:
         advance(n)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Children inherit the environment, and numpy reads it when they import it: it must be set here."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

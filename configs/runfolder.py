@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-UNRECORDED = ("out", "json", "workers")
+UNRECORDED = ("out", "json", "workers", "stages")
 """Options that say where and how fast, not what to do; they do not tell two runs apart."""
 
 

@@ -41,6 +41,9 @@ class _Residual(nn.Module):
 class FrameCodec(nn.Module):
     """(N, H, W, 3) uint8 to (N, C, H/8, W/8) latents of zero mean and unit variance per channel, and back."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, cfg: CodecConfig):
         super().__init__()
         self.cfg = cfg

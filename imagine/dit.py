@@ -238,26 +238,32 @@ class JointDiT(nn.Module):
 
         Source: Wan 2.1, arXiv:2503.20314; decoupled levels per modality: UWM, arXiv:2504.02792.
         """
-        tokens, positions, levels, sizes = [], [], [], []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []  # tokens, positions, noise level
         blocks = 1
         grid: tuple[int, ...] = ()
         if noisy.video is not None:
             x, at = self._video_tokens(noisy.video, cache.last_video)
             pt, ph, pw = self.cfg.patch
-            grid = tuple(n // p for n, p in zip(noisy.video.shape[1:2] + noisy.video.shape[3:], (pt, ph, pw), strict=True))
+            grid = tuple(
+                n // p for n, p in zip(noisy.video.shape[1:2] + noisy.video.shape[3:], (pt, ph, pw), strict=True)
+            )
             blocks = grid[0]
             if noisy.proprio is not None:
                 p, p_at = self._vector_tokens(noisy.proprio, pt, self.proprio_in, blocks)
                 x, at = torch.cat([x, p.to(x)], 1), torch.cat([at, p_at])
-            tokens.append(x), positions.append(at), levels.append(sigma.video), sizes.append(x.shape[1])
+            parts.append((x, at, sigma.video))
         if noisy.action is not None:
             # Without video the chunk still spans the same time, so the action tokens keep their positions.
             blocks = blocks if grid else self.chunk_blocks
             x, at = self._vector_tokens(noisy.action, self.cfg.action_patch, self.action_in, blocks)
-            tokens.append(x), positions.append(at), levels.append(sigma.action), sizes.append(x.shape[1])
+            parts.append((x, at, sigma.action))
+        tokens, positions, levels = zip(*parts, strict=True)
+        sizes = [x.shape[1] for x in tokens]
         position = torch.cat(positions)
         position[:, 0] += cache.blocks
-        x, _ = self._run(torch.cat([t.to(tokens[0]) for t in tokens], 1), position, torch.stack(levels, 1), sizes, cache)
+        x, _ = self._run(
+            torch.cat([t.to(tokens[0]) for t in tokens], 1), position, torch.stack(levels, 1), sizes, cache
+        )
         return self._heads(x, noisy, grid, cache)
 
     chunk_blocks: int = 2  # temporal patches that one chunk of actions spans; set by the model from its embodiment

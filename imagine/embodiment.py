@@ -177,9 +177,7 @@ class Embodiment(_Frozen):
 
     def untile(self, canvas: np.ndarray) -> dict[str, np.ndarray]:
         """Cut the canvas (..., H, W, 3) back into its views."""
-        return {
-            v.name: canvas[..., v.top : v.top + v.height, v.left : v.left + v.width, :] for v in self.views
-        }
+        return {v.name: canvas[..., v.top : v.top + v.height, v.left : v.left + v.width, :] for v in self.views}
 
     def check_action(self, chunk: np.ndarray) -> np.ndarray:
         """Return (B, K, A) float32 in robot units if it is one.

@@ -109,7 +109,9 @@ def fit(
     optimiser = acc.prepare(optimiser)
     at = _Step()
     acc.register_for_checkpointing(at, ema, _Weights(module))
-    state = folder / "state"
+    state, old = folder / "state", folder / "state.old"
+    if old.is_dir() and not state.is_dir():  # killed between the two renames of save_state
+        old.rename(state)
     if state.is_dir():
         acc.load_state(str(state))
     log = SummaryWriter(str(folder / "log"))
@@ -123,7 +125,7 @@ def fit(
             if not torch.isfinite(value):
                 raise ImagineError(f"{name}: loss is {value.item()} at step {at.value}; lower lr (now {cfg.lr}).")
             acc.backward(value)
-            nn.utils.clip_grad_norm_(module.parameters(), cfg.clip)
+            acc.clip_grad_norm_(module.parameters(), cfg.clip)  # unscales fp16 gradients first
             optimiser.step()
             optimiser.zero_grad()
             # A short memory at first: an average over 1000 random steps would hide the first minutes of learning.
@@ -194,8 +196,14 @@ class progress:
 
     def __init__(self, name: str, total: int, done: int = 0):
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self.console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 220)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())

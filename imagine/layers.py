@@ -18,6 +18,7 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float = 10000.0) -> tu
     Args:
         positions: (N, 3) float: time, row, column.
         head_dim: channels per head; rows and columns get 2 * (head_dim // 6) each, time the rest, as in Wan.
+        theta: base of the frequencies.
 
     Returns:
         cos, sin, each (N, head_dim // 2) float32.
@@ -52,6 +53,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm whose weight follows the input's dtype, so that mixed precision reaches the fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) to (..., dim)."""
+        assert self.weight is not None
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Multi-head attention whose queries and keys are RMS-normalised over all heads together, as in Wan."""
 
@@ -62,8 +72,8 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(dim, dim)
         self.to_v = nn.Linear(dim, dim)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])  # a list only for the checkpoint name to_out.0
-        self.norm_q = nn.RMSNorm(dim, eps=eps)
-        self.norm_k = nn.RMSNorm(dim, eps=eps)
+        self.norm_q = RMSNorm(dim, eps=eps)
+        self.norm_k = RMSNorm(dim, eps=eps)
 
     def queries(self, x: Tensor, table: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(B, N, heads, d), rotated if a table is given."""

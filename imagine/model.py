@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -56,6 +56,14 @@ class ModelConfig(BaseModel):
     answers: tuple[str, ...] = ()
     schedule_shift: float = 1.0
 
+    @model_validator(mode="after")
+    def _known(self) -> ModelConfig:
+        if self.format != FORMAT:
+            raise ValueError(f"format is {self.format}, expected {FORMAT}; use the version of imagine that wrote it")
+        if unknown := set(self.answers) - set(QUESTIONS):
+            raise ValueError(f"answers hold {sorted(unknown)}, expected some of {sorted(QUESTIONS)}")
+        return self
+
 
 class WorldActionModel(nn.Module):
     """One network that is a policy, a world model and an inverse dynamics model, depending on the question.
@@ -64,6 +72,11 @@ class WorldActionModel(nn.Module):
         answers: the questions this checkpoint was trained to answer; :func:`imagine.sample` refuses any other.
         chunk_shapes: per modality, the shape of one lane's chunk.
     """
+
+    proprio_mean: Tensor
+    proprio_std: Tensor
+    action_mean: Tensor
+    action_std: Tensor
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -268,4 +281,6 @@ def load_into(module: nn.Module, state: dict[str, Tensor], source: Path) -> None
 
 def as_observation(frames: np.ndarray, proprio: np.ndarray) -> Observation:
     """Numpy (B, T, H, W, 3) uint8 and (B, T, P) float into an Observation."""
-    return Observation(torch.from_numpy(np.ascontiguousarray(frames)), torch.from_numpy(np.asarray(proprio, np.float32)))
+    return Observation(
+        torch.from_numpy(np.ascontiguousarray(frames)), torch.from_numpy(np.asarray(proprio, np.float32))
+    )

@@ -7,11 +7,12 @@ Source: flow matching (Lipman et al., arXiv:2210.02747) with rectified paths; ti
 from __future__ import annotations
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from .types import NoiseLevels
 
-SIGMA_FLOOR = 0.05  # a clean prediction is divided by sigma to become a velocity; below this that amplifies error
+SIGMA_FLOOR = 1e-3  # a clean prediction is divided by sigma to become a velocity; zero would give infinity
 
 
 def expand(sigma: Tensor, like: Tensor) -> Tensor:
@@ -31,8 +32,8 @@ def velocity_from_clean(noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
 
 
 def clean_from_velocity(noisy: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """Inverse of :func:`velocity_from_clean`."""
-    return noisy - expand(sigma, noisy).clamp(min=SIGMA_FLOOR) * velocity
+    """The clean sample that a predicted ``velocity`` points away from: noisy - sigma velocity."""
+    return noisy - expand(sigma, noisy) * velocity
 
 
 def shift(sigma: Tensor, by: float) -> Tensor:
@@ -45,18 +46,34 @@ def schedule(steps: int, by: float = 1.0) -> Tensor:
     return shift(torch.linspace(1, 0, steps + 1), by)
 
 
-def draw_levels(n: int, shares: dict[str, float], *, video_shift: float, generator: torch.Generator) -> NoiseLevels:
+class Shares(BaseModel):
+    """Relative weight of the edges and the inside of the noise square among training draws.
+
+    Attributes:
+        dynamics: action clean.
+        inverse: video clean.
+        joint: both at one level.
+        free: independent levels.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dynamics: float = 0.6
+    inverse: float = 0.1
+    joint: float = 0.15
+    free: float = 0.15
+
+
+def draw_levels(n: int, shares: Shares, *, video_shift: float, generator: torch.Generator) -> NoiseLevels:
     """Training draws of decoupled noise levels, with mass on the edges so that every question is in distribution.
 
     Args:
         n: how many samples.
-        shares: relative weight of ``DYNAMICS`` (action clean), ``INVERSE`` (video clean), ``JOINT`` (both at one
-            level) and ``FREE`` (independent levels: the inside of the square).
+        shares: how often each edge, and the inside of the square, is drawn.
         video_shift: moves video levels towards noise, where a few-step sampler spends its steps.
         generator: draws on the CPU.
     """
-    names = ("DYNAMICS", "INVERSE", "JOINT", "FREE")
-    weights = torch.tensor([float(shares.get(k, 0.0)) for k in names])
+    weights = torch.tensor([shares.dynamics, shares.inverse, shares.joint, shares.free])
     kind = torch.multinomial(weights, n, replacement=True, generator=generator)
     video = shift(torch.rand(n, generator=generator), video_shift)
     action = torch.rand(n, generator=generator)

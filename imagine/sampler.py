@@ -1,4 +1,4 @@
-"""One integration loop answers every question. It knows noise levels, and nothing of the network behind ``velocity``."""
+"""One integration loop answers every question. It knows noise levels and nothing of the network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class Velocity(Protocol):
         ...
 
 
-def draw_noise(shape: tuple[int, ...], n: int, seeds: Sequence[int] | None, generator: torch.Generator | None) -> Tensor:
+def draw_noise(
+    shape: tuple[int, ...], n: int, seeds: Sequence[int] | None, generator: torch.Generator | None
+) -> Tensor:
     """Standard normal (n, *shape) float32 on the CPU; with ``seeds``, row i depends on seeds[i] alone."""
     if seeds is None:
         return torch.randn(n, *shape, generator=generator)
@@ -98,6 +100,9 @@ def sample(
                 # A stream of its own per modality: the action noise is the same whether or not video is sampled.
                 own = None if seeds is None else [s * 3 + i for s in seeds]
                 start = draw_noise(model.chunk_shapes[name], len(context), own, generator)
+            want = (len(context), *model.chunk_shapes[name])
+            if tuple(start.shape) != want:
+                raise ShapeError(f"noise for {name} has shape {tuple(start.shape)}, expected {want}.")
             x[name] = start.to(context.video)
     chunk = Chunk(**x)  # type: ignore[arg-type]
     cache = model.prefill(context) if cache is None else cache

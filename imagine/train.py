@@ -14,15 +14,15 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from .codec import CodecConfig, FrameCodec
-from .data.windows import WindowBatch, Windows, WindowSampler
+from .data.windows import WindowBatch, Windows, WindowSampler, statistics
 from .dit import DiTConfig
 from .fit import FitConfig, fit, write_json
 from .model import ModelConfig, Statistics, WorldActionModel
-from .noise import draw_levels, loss_weight, mix
+from .noise import Shares, draw_levels, loss_weight, mix
 from .questions import DYNAMICS, INVERSE, POLICY
 from .sampler import sample
 from .text import TextConfig, vocabulary
-from .types import Chunk, Context, NoiseLevels
+from .types import Chunk, Context, DatasetError, NoiseLevels
 
 
 class JointConfig(BaseModel):
@@ -30,22 +30,35 @@ class JointConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    shares: dict[str, float] = {"DYNAMICS": 0.6, "INVERSE": 0.1, "JOINT": 0.15, "FREE": 0.15}
+    shares: Shares = Shares()
     video_only: float = 0.05  # share of steps without action tokens (the VIDEO question)
     video_shift: float = 3.0
-    policy_passes: int = 2  # POLICY passes per step; each costs only the action tokens
+    policy_passes: int = 1  # POLICY passes per step; each costs only the action tokens
+    policy_oversample: int = 2  # extra copies, per epoch, of windows that the policy may imitate
     proprio_weight: float = 0.5
     action_weight: float = 1.0
     context_noise: float = 0.1  # std added to observed latents: a dream must stand on its own blurred frames
-    context_repeat: float = 0.2  # share of lanes whose older frames repeat the newest, as after a reset
+    context_repeat: float = 0.5  # share of lanes whose older frames repeat the newest, as a policy's and a reset's do
+
+
+def trained_answers(cfg: JointConfig, has_actions: bool) -> tuple[str, ...]:
+    """The questions that training with ``cfg`` brings into distribution; a checkpoint must claim no other."""
+    share, acts = cfg.shares, has_actions
+    trained = {
+        "POLICY": acts and cfg.policy_passes > 0,
+        "DYNAMICS": acts and share.dynamics > 0,
+        "INVERSE": acts and share.inverse > 0,
+        "JOINT": acts and share.joint > 0,
+        "VIDEO": cfg.video_only > 0,
+    }
+    return tuple(name for name, is_trained in trained.items() if is_trained)
 
 
 def build_model(
-    windows: Windows, codec: FrameCodec, dit: DiTConfig, *, name: str, text_dim: int = 128
+    windows: Windows, codec: FrameCodec, dit: DiTConfig, joint: JointConfig, *, name: str, text_dim: int = 128
 ) -> WorldActionModel:
     """A fresh model for a dataset: sizes from its embodiment, vocabulary and statistics from its training windows."""
-    body = windows.body
-    stats = windows.statistics()
+    body, stats = windows.embodiment, statistics(windows)
     dit = dit.model_copy(
         update={
             "channels": codec.cfg.channels,
@@ -61,12 +74,12 @@ def build_model(
         codec=codec.cfg,
         text=TextConfig(words=vocabulary(windows.instructions), dim=text_dim),
         statistics=Statistics(
-            proprio_mean=tuple(stats["proprio_mean"].tolist()),
-            proprio_std=tuple(stats["proprio_std"].clip(1e-3).tolist()),
-            action_mean=tuple(stats["action_mean"].tolist()),
-            action_std=tuple(stats["action_std"].clip(1e-3).tolist()),
+            proprio_mean=tuple(stats["proprio"]["mean"].tolist()),
+            proprio_std=tuple(stats["proprio"]["std"].clip(1e-3).tolist()),
+            action_mean=tuple(stats["action"]["mean"].tolist()),
+            action_std=tuple(stats["action"]["std"].clip(1e-3).tolist()),
         ),
-        answers=("POLICY", "DYNAMICS", "INVERSE", "JOINT", "VIDEO"),
+        answers=trained_answers(joint, bool(windows.actions(windows.rows("all")[::100])[1].any())),
     )
     model = WorldActionModel(cfg)
     model.codec.load_state_dict(codec.state_dict())
@@ -78,14 +91,15 @@ def to_tensors(model: WorldActionModel, batch: WindowBatch) -> tuple[Context, Ch
     """A batch of windows as (context, clean chunk, masks); normalised, on the model's device."""
     t = model.cfg.context_frames
     device = model.device
-    video = torch.as_tensor(batch.video, dtype=torch.float32, device=device)
-    proprio = model.normalise_proprio(torch.as_tensor(batch.proprio, dtype=torch.float32, device=device))
-    action = model.normalise_action(torch.as_tensor(batch.action, dtype=torch.float32, device=device))
+    video = batch.video.to(device, torch.float32)
+    proprio = model.normalise_proprio(batch.proprio.to(device))
+    action = model.normalise_action(batch.action.to(device))
     text = model.embed_text([batch.instructions[i] for i in batch.instruction_id])
     masks = {
-        "action": torch.as_tensor(batch.action_valid, device=device),
-        "policy": torch.as_tensor(batch.policy_valid, device=device),
-        "video": torch.as_tensor(batch.video_valid, device=device),
+        "action": batch.action_valid.to(device),
+        "policy": (batch.policy_valid & batch.action_valid).to(device),
+        "video": batch.video_valid.to(device),
+        "proprio": batch.video_valid.to(device) & batch.proprio_valid.to(device)[:, None],
     }
     context = Context(video=video[:, :t], proprio=proprio[:, :t], text=text)
     return context, Chunk(video=video[:, t:], proprio=proprio[:, t:], action=action), masks
@@ -133,16 +147,18 @@ def joint_loss(
     if alone:
         levels = NoiseLevels(levels.video.clamp(min=0.02), levels.action)
     assert clean.video is not None and clean.proprio is not None and clean.action is not None
+    # Where video is given (INVERSE) it is a little off, as an imagined one would be.
+    jitter = (levels.video == 0) * cfg.context_noise * torch.rand(b, generator=generator).to(device)
     x = Chunk(
-        video=noisy(clean.video, levels.video),
-        proprio=noisy(clean.proprio, levels.video),
+        video=noisy(clean.video, torch.maximum(levels.video, jitter)),
+        proprio=noisy(clean.proprio, torch.maximum(levels.video, 0.5 * jitter)),
         action=None if alone else noisy(clean.action, levels.action),
     )
     guess = model.predict(x, levels, cache)
     weight = loss_weight(levels.video) * (levels.video > 0)
     numbers: dict[str, Tensor] = {
         "video": masked_mse(guess.video, clean.video, masks["video"], weight),  # type: ignore[arg-type]
-        "proprio": masked_mse(guess.proprio, clean.proprio, masks["video"], weight),  # type: ignore[arg-type]
+        "proprio": masked_mse(guess.proprio, clean.proprio, masks["proprio"], weight),  # type: ignore[arg-type]
     }
     if guess.action is not None:
         known = torch.where((levels.video == 0)[:, None], masks["action"], masks["policy"])
@@ -172,7 +188,7 @@ def held_out(model: WorldActionModel, windows: Windows, rows: np.ndarray, steps:
         context, clean, masks = to_tensors(model, windows.batch(part))
         cache, seeds = model.prefill(context), [int(r) for r in part]
         truth = model.decode(clean.video)  # type: ignore[arg-type]
-        other = torch.roll(torch.arange(len(part)), 1)
+        other = torch.roll(torch.arange(len(part)), max(1, len(part) // 2))
         dreams = {"true": clean.action, "shuffled": clean.action[other]}  # type: ignore[index]
         for name, action in dreams.items():
             dream = sample(model, DYNAMICS, context, action=action, steps=steps, seeds=seeds, cache=cache)
@@ -189,9 +205,8 @@ def held_out(model: WorldActionModel, windows: Windows, rows: np.ndarray, steps:
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over clips of the peak signal-to-noise ratio of uint8 frames, in dB."""
-    mse = (a.float() - b.float()).square().flatten(1).mean(1).clamp(min=1e-3)
-    return float((10 * torch.log10(255.0**2 / mse)).mean())
+    """Peak signal-to-noise ratio of uint8 frames in dB, from the error pooled over all of them."""
+    return float(10 * torch.log10(255.0**2 / (a.float() - b.float()).square().mean().clamp(min=1e-3)))
 
 
 def rms(a: Tensor | None, b: Tensor | None, mask: Tensor) -> float:
@@ -208,8 +223,12 @@ def train_joint(
         for block in model.dit.blocks:
             block.compile(dynamic=False)
     rows = windows.rows("train")
-    sampler = WindowSampler(rows, run.batch, seed=run.seed)
+    if not len(rows):
+        raise DatasetError("the dataset has no training window; record more or longer episodes.")
+    often = np.repeat(rows[windows.imitable(rows)], cfg.policy_oversample)
+    sampler = WindowSampler(np.concatenate([rows, often]), run.batch, seed=run.seed)
     held = windows.rows("held_out")
+    held = held if len(held) else rows  # a dataset of one episode holds nothing out
     held = held[np.random.default_rng(0).permutation(len(held))[:256]]
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -221,9 +240,13 @@ def train_joint(
         ema.save_pretrained(out)
         write_json(out / "training.json", numbers)
 
-    return fit(  # type: ignore[return-value]
-        model, loss, run, folder, evaluate=lambda m: held_out(m, windows, held), publish=publish, name="model"
-    )
+    def evaluate(ema: nn.Module) -> dict[str, float]:
+        assert isinstance(ema, WorldActionModel)
+        return held_out(ema, windows, held)
+
+    ema = fit(model, loss, run, folder, evaluate=evaluate, publish=publish, name="model")
+    assert isinstance(ema, WorldActionModel)
+    return ema
 
 
 def train_codec(frames: np.ndarray, cfg: CodecConfig, run: FitConfig, folder: Path) -> FrameCodec:
@@ -231,7 +254,7 @@ def train_codec(frames: np.ndarray, cfg: CodecConfig, run: FitConfig, folder: Pa
 
     The loss weighs pixels by how far they are from the mean canvas, so that small moving things count.
     """
-    codec = FrameCodec(cfg).to(memory_format=torch.channels_last)
+    codec = FrameCodec(cfg).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     every = max(1, len(frames) // 2000)
     mean = torch.from_numpy(frames[::every]).float().mean(0).div(127.5).sub(1).permute(2, 0, 1)
     order = np.random.default_rng(run.seed).permutation(len(frames))
@@ -261,6 +284,8 @@ def train_codec(frames: np.ndarray, cfg: CodecConfig, run: FitConfig, folder: Pa
     with torch.no_grad():
         device = next(ema.parameters()).device
         some = np.random.default_rng(1).choice(len(frames), min(4000, len(frames)), replace=False)
-        z = torch.cat([ema.encode_raw(torch.from_numpy(frames[np.sort(p)]).to(device)) for p in np.array_split(some, 16)])
+        z = torch.cat(
+            [ema.encode_raw(torch.from_numpy(frames[np.sort(p)]).to(device)) for p in np.array_split(some, 16)]
+        )
         ema.mean.copy_(z.mean((0, 2, 3))), ema.std.copy_(z.std((0, 2, 3)))
     return ema

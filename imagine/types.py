@@ -57,7 +57,7 @@ class _Batched:
             if isinstance(value, Tensor):
                 new[f.name] = change(value)
             elif isinstance(value, dict):
-                new[f.name] = {k: change(v) for k, v in value.items()}
+                new[f.name] = {k: change(v) for k, v in value.items()}  # type: ignore[assignment]
         return replace(self, **new)  # type: ignore[type-var]
 
     def to(self, *args: Any, **kwargs: Any) -> Any:

@@ -47,6 +47,8 @@ def layer(module: str) -> str | None:
     for name in ("env", "spaces", "types"):
         if module == f"imagine.{name}":
             return name
+    if module == "imagine.dream":  # the world behind the environment belongs to its layer
+        return "env"
     if module.startswith("policy.robots"):
         return "robots"
     return "core" if module.startswith("imagine") else module.split(".")[0]

@@ -12,10 +12,8 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor
 from ..embodiment import Embodiment
 from ..types import ShapeError
 from .lerobot import LeRobotDataset
+from .processes import process_pool
 
 Encode = Callable[[Tensor], Tensor]
 HELD_OUT_EVERY = 20
@@ -45,6 +44,8 @@ def build_cache(
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Decode and encode a dataset for an embodiment; returns at once if ``cache_dir`` already holds exactly that.
+
+    Views of another size than the embodiment's are resized by area to it, without keeping their aspect ratio.
 
     Args:
         dataset: an opened dataset; without action (and state) features it is taken as video only.
@@ -71,7 +72,7 @@ def build_cache(
         arrays, instructions = _read_arrays(dataset, embodiment, has_state, has_action)
         np.savez(temporary / "arrays.npz", **arrays)  # type: ignore[arg-type]
         _write_video(dataset, embodiment, encode, temporary / "video.npy", arrays, (workers, batch), progress)
-        about = {"identity": identity, "instructions": instructions, "embodiment": embodiment.name}
+        about: dict[str, object] = {"identity": identity, "instructions": instructions, "embodiment": embodiment.name}
         about |= {"kind": "canvas" if encode is None else "latents", "has_action": has_action, "has_state": has_state}
         about |= {"has_success": "next.success" in dataset.layout.features}
         (temporary / "cache.json").write_text(json.dumps(about, indent=1))
@@ -120,16 +121,19 @@ def _read_arrays(
         rows = tick_rows(dataset[i].length, dataset.fps, embodiment.control_hz)
         data = {k: v[rows] for k, v in dataset.features(i).items()}
         seen = {k: v[:: embodiment.frame_stride] for k, v in data.items()}
-        n, f, a = len(rows), -(-len(rows) // embodiment.frame_stride), embodiment.action_dim
+        n, f = len(rows), -(-len(rows) // embodiment.frame_stride)
+        no_action, no_state = (np.zeros((f, d), np.float32) for d in (embodiment.action_dim, embodiment.proprio_dim))
         texts = dataset.instructions(i)
         seed = dataset[i].seed
         one = {
-            "tick_action": embodiment.action_of(data) if has_action else np.zeros((n, a), np.float32),
+            "tick_action": embodiment.action_of(data)
+            if has_action
+            else np.zeros((n, embodiment.action_dim), np.float32),
             "tick_expert": data.get("is_expert", np.ones(n, bool)).reshape(n).astype(bool),
             "tick_success": data.get("next.success", np.zeros(n, bool)).reshape(n).astype(bool),
             "tick_task": np.array([ids.setdefault(texts[r], len(ids)) for r in rows], np.int32),
-            "frame_proprio": embodiment.proprio_of(seen) if has_state else np.zeros((f, embodiment.proprio_dim), np.float32),
-            "frame_anchor": embodiment.anchor_of(seen) if has_action else np.zeros((f, a), np.float32),
+            "frame_proprio": embodiment.proprio_of(seen) if has_state else no_state,
+            "frame_anchor": embodiment.anchor_of(seen) if has_action else no_action,
             "episode_ticks": np.array([n]),
             "episode_frames": np.array([f]),
             "episode_index": np.array([dataset[i].index]),
@@ -155,7 +159,8 @@ def _groups(dataset: LeRobotDataset) -> list[list[int]]:
         paths = {k: v.path for k, v in dataset[i].videos.items()}
         if groups and len(groups[-1]) < _GROUP_EPISODES:
             last = dataset[groups[-1][-1]].videos
-            later = all(v.start > last[k].start for k, v in dataset[i].videos.items())
+            length = (dataset[groups[-1][-1]].length - 0.5) / dataset.fps
+            later = all(v.start > last[k].start + length for k, v in dataset[i].videos.items())
             if later and paths == {k: v.path for k, v in last.items()}:
                 groups[-1].append(i)
                 continue
@@ -179,7 +184,6 @@ def _start(dataset: LeRobotDataset, embodiment: Embodiment) -> None:
     """Runs once in each process, so that the dataset's description is sent once and not with every job."""
     global _job
     _job = (dataset, embodiment)
-    torch.set_num_threads(1)
 
 
 def _work(group: Sequence[int]) -> np.ndarray:
@@ -193,18 +197,14 @@ def _decoded(dataset: LeRobotDataset, embodiment: Embodiment, workers: int) -> I
         yield from (_canvases(dataset, embodiment, g) for g in groups)
         return
     bare = LeRobotDataset(dataset.root, dataset.layout)  # without the tables it has read
-    with ProcessPoolExecutor(min(workers, len(groups)), get_context("spawn"), _start, (bare, embodiment)) as pool:
+    with process_pool(min(workers, len(groups)), _start, (bare, embodiment)) as pool:
         ahead: deque[Future[np.ndarray]] = deque()
-        try:
-            for group in groups:
-                ahead.append(pool.submit(_work, group))
-                if len(ahead) > 2 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
+        for group in groups:
+            ahead.append(pool.submit(_work, group))
+            if len(ahead) > 2 * workers:
                 yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _write_video(
@@ -237,9 +237,12 @@ def _encoded(encode: Encode, canvases: np.ndarray) -> np.ndarray:
         latents = encode(torch.from_numpy(canvases))
     if latents.ndim != 4 or len(latents) != len(canvases):
         raise ShapeError(
-            f"encode gave latents {tuple(latents.shape)} for {len(canvases)} canvases, expected ({len(canvases)}, C, h, w)."
+            f"encode gave latents {tuple(latents.shape)} for {len(canvases)} canvases, "
+            f"expected ({len(canvases)}, C, h, w)."
         )
     half = latents.to("cpu", torch.float16)
     if not torch.isfinite(half).all():
-        raise ShapeError("encode gave latents that are NaN or beyond float16 (65504); normalise them to about unit scale.")
+        raise ShapeError(
+            "encode gave latents that are NaN or beyond what float16 holds (65504); normalise them to about unit scale."
+        )
     return half.numpy()

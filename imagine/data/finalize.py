@@ -58,7 +58,7 @@ def _markers(root: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
         if int(path.stem) != expected:
             raise DatasetError(f"{root} lacks shard {expected} though {path.name} exists; run the collection again.")
     spec: dict[str, Any] = {}
-    shards = []
+    shards: list[list[dict[str, Any]]] = []
     for path in paths:
         found, rows = read_marker(path)
         found.pop("video_bytes")
@@ -155,5 +155,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def leftovers(root: Path) -> Iterator[Path]:
-    """Files that a killed writer left under temporary names."""
-    yield from root.rglob("*.tmp-*")
+    """Files that a writer of this machine left under temporary names when it was killed."""
+    for path in root.rglob("*.tmp-*"):
+        try:
+            os.kill(int(path.name.rpartition("-")[2]), 0)  # signal 0 only asks whether the process lives
+        except (ProcessLookupError, OverflowError):
+            yield path
+        except (PermissionError, ValueError):
+            continue

@@ -82,12 +82,14 @@ def read_layout(root: Path) -> Layout:
     try:
         tasks, episodes = readers[version](root, info, cameras)
         fps, features = float(info["fps"]), dict(info["features"])
+    except DatasetError:
+        raise
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        if isinstance(error, DatasetError):
-            raise
-        raise DatasetError(f"the metadata of {root} lack or misuse {error}, as {version} wants it; {_REPAIR}") from error
+        raise DatasetError(
+            f"the metadata of {root} lack or misuse {error}, expected as in {version}; {_REPAIR}"
+        ) from error
     if not episodes or fps <= 0:
-        raise DatasetError(f"{root} has {len(episodes)} episodes at {fps} fps, expected at least one of each; {_REPAIR}")
+        raise DatasetError(f"{root} has {len(episodes)} episodes at {fps} fps, expected at least one; {_REPAIR}")
     return Layout(version, str(info.get("robot_type") or "unknown"), fps, features, tasks, tuple(episodes))
 
 

@@ -21,7 +21,8 @@ from .layout import EpisodeRecord, Layout, read_layout
 from .video import decode, mp4_fault
 
 Columns = dict[str, np.ndarray]
-_OPEN_TABLES = 2
+_OPEN_TABLES = 2  # data files kept in memory; episodes are read in order
+_OTHER_BODY = "use the embodiment this dataset was recorded with."
 _REPAIR = "copy it again from where the dataset came from, or collect the episode again."
 
 
@@ -122,7 +123,7 @@ class LeRobotDataset:
         """As :meth:`frames`, frame by frame, for (episode, rows) pairs that follow one another in one video file."""
         record = self[wanted[0][0]]
         if camera not in record.videos:
-            raise DatasetError(f"{self.root} has no camera {camera!r}, expected one of {self.cameras}; name one of them.")
+            raise DatasetError(f"{self.root} has no camera {camera!r}, expected one of {self.cameras}; check the key.")
         path = record.videos[camera].path
         starts = [round(self[i].videos[camera].start * self.fps) for i, _ in wanted]
         numbers = [start + int(r) for start, (_, rows) in zip(starts, wanted, strict=True) for r in rows]
@@ -145,8 +146,8 @@ class LeRobotDataset:
         for view in embodiment.views:
             if view.key not in self.cameras:
                 raise DatasetError(
-                    f"{self.root} ({self.layout.robot_type}) has cameras {self.cameras}, expected {view.key!r} for view "
-                    f"{view.name!r} of embodiment {embodiment.name!r}; use the embodiment this dataset was recorded with."
+                    f"{self.root} ({self.layout.robot_type}) has cameras {self.cameras}, expected {view.key!r} for "
+                    f"view {view.name!r} of embodiment {embodiment.name!r}; {_OTHER_BODY}"
                 )
         used = {a.relative_to for a in embodiment.action} | set(embodiment.proprio)
         state = self._has({s.key: s.stop for s in embodiment.state if s.name in used}, embodiment.name)
@@ -163,11 +164,11 @@ class LeRobotDataset:
         if not related:
             return False
         for key, stop in stops.items():
-            got = f"{features[key]['shape']}" if key in features else f"no {key!r} among {sorted(features)}"
+            got = f"shape {features[key]['shape']}" if key in features else f"no {key!r} among {sorted(features)}"
             if key not in features or int(np.prod(features[key]["shape"])) < stop:
                 raise DatasetError(
-                    f"{self.root} ({self.layout.robot_type}): feature {key!r}: got {got}, expected at least {stop} numbers "
-                    f"for embodiment {embodiment!r}; use the embodiment this dataset was recorded with."
+                    f"{self.root} ({self.layout.robot_type}): feature {key!r}: got {got}, expected at least {stop} "
+                    f"numbers for embodiment {embodiment!r}; {_OTHER_BODY}"
                 )
         return True
 
@@ -230,8 +231,7 @@ def _numpy(column: pa.ChunkedArray) -> np.ndarray:
     values = np.asarray(array.flatten().to_numpy(zero_copy_only=False))
     if len(values) % max(1, len(array)):
         raise ValueError("a column holds lists of different lengths")
-    flat = values.reshape(len(array), -1)
-    return flat
+    return values.reshape(len(array), -1)
 
 
 def _is_scalar(kind: pa.DataType) -> bool:

@@ -76,7 +76,7 @@ def describe(episode: EpisodeData, names: Mapping[str, Sequence[str]]) -> dict[s
         shape = list(value.shape[1:]) or [1]
         label = list(names[key]) if key in names else None
         if label is not None and len(label) != shape[0]:
-            raise ShapeError(f"feature {key!r} has {shape[0]} dimensions but {len(label)} names; give one name for each.")
+            raise ShapeError(f"feature {key!r} has {len(label)} names, expected {shape[0]}; name every dimension.")
         out[key] = {"dtype": str(value.dtype), "shape": shape, "names": label}
     for key, frames in episode.views.items():
         out[key] = {"dtype": "video", "shape": list(frames.shape[1:]), "names": ["height", "width", "channels"]}
@@ -134,7 +134,8 @@ class ShardFiles:
         columns["frame_index"] = pa.array(frame)
         columns["episode_index"] = pa.array(np.full(n, number))
         columns["index"] = pa.array(frame + self._ticks)  # within the shard; finalize adds what lies before it
-        columns["task_index"] = pa.array([self._tasks.setdefault(t, len(self._tasks)) for t in episode.task], pa.int64())
+        ids = [self._tasks.setdefault(text, len(self._tasks)) for text in episode.task]
+        columns["task_index"] = pa.array(ids, pa.int64())
         return pa.table(columns)
 
     def _row(self, episode: EpisodeData, number: int) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class VideoWriter:
         for position, i in enumerate(index.tolist()):
             if i not in ready:  # colour conversion costs more than encoding a repeat: once per distinct frame
                 rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frames[i]), format="rgb24")
-                ready[i] = self._reformat.reformat(rgb, format="yuv420p")
+                ready[i] = self._reformat.reformat(rgb, format="yuv420p", interpolation=Interpolation.AREA)
             frame = ready[i]
             frame.pts = self.frames
             frame.pict_type = PictureType.I if position == 0 else PictureType.NONE
@@ -88,7 +88,7 @@ def decode(path: Path, fps: float, wanted: Sequence[int], size: tuple[int, int] 
     """
     if not len(wanted):
         return
-    reformat, k, previous = VideoReformatter(), 0, None
+    reformat, k, previous, number = VideoReformatter(), 0, None, -1
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1  # parallelism is over files

@@ -32,6 +32,7 @@ class WindowBatch(_Batched):
     Attributes:
         video: (B, T + F, C, h, w) float16 latents, or (B, T + F, H, W, 3) uint8 of a canvas cache.
         start_video: (B, C, h, w) the episode's first frame, likewise.
+        start_proprio: (B, P) float32, robot units, at that frame.
         proprio: (B, T + F, P) float32, robot units.
         action: (B, K, A) float32, robot units: recorded action minus its anchor at "now".
         video_valid: (B, F) bool, False on future frames after the episode's end.
@@ -43,12 +44,14 @@ class WindowBatch(_Batched):
         episode: (B,) int64, position of the episode in the cache.
         success_now: (B,) bool.
         success_future: (B, F) bool.
+        success_in: (B,) float32, seconds from "now" to the first success under the same task; infinite if none.
         success_valid: (B,) bool, False where the dataset does not tell success.
         instructions: every instruction of the caches.
     """
 
     video: Tensor
     start_video: Tensor
+    start_proprio: Tensor
     proprio: Tensor
     action: Tensor
     video_valid: Tensor
@@ -59,6 +62,7 @@ class WindowBatch(_Batched):
     episode: Tensor
     success_now: Tensor
     success_future: Tensor
+    success_in: Tensor
     success_valid: Tensor
     instructions: tuple[str, ...]
 
@@ -70,7 +74,12 @@ class Windows:
     """All windows of one or more caches of the same embodiment; ``len`` is their number."""
 
     def __init__(
-        self, caches: str | Path | Sequence[str | Path], embodiment: Embodiment, context_frames: int, *, in_memory: bool = True
+        self,
+        caches: str | Path | Sequence[str | Path],
+        embodiment: Embodiment,
+        context_frames: int,
+        *,
+        in_memory: bool = True,
     ) -> None:
         """Load caches.
 
@@ -88,8 +97,8 @@ class Windows:
         loaded = [_load(folder, embodiment) for folder in folders]
         if context_frames < 1 or len({about["kind"] for about, _, _ in loaded}) != 1:
             raise DatasetError(
-                f"caches {[str(f) for f in folders]} hold {[a['kind'] for a, _, _ in loaded]} for {context_frames} context "
-                "frames, expected one kind and at least 1 frame; build them with the same encoder."
+                f"caches {[str(f) for f in folders]} hold {[a['kind'] for a, _, _ in loaded]} for {context_frames} "
+                "context frames, expected one kind and at least 1 frame; build them with the same encoder."
             )
         ids: dict[str, int] = {}
         for about, arrays, _ in loaded:
@@ -101,9 +110,12 @@ class Windows:
         self.instructions = tuple(ids)
         self._a = {name: np.concatenate([arrays[name] for _, arrays, _ in loaded]) for name in loaded[0][1]}
         videos = [video for _, _, video in loaded]
-        self.video = videos[0] if len(videos) == 1 else np.concatenate(videos)
-        if in_memory:
-            self.video = np.array(self.video)
+        if len({video.shape[1:] for video in videos}) != 1:
+            raise DatasetError(
+                f"caches {[str(f) for f in folders]} hold frames of shapes {[v.shape[1:] for v in videos]}, expected "
+                "one shape; build them with the same encoder."
+            )
+        self.video = np.concatenate(videos) if in_memory or len(videos) > 1 else videos[0]
         self._index()
 
     def _index(self) -> None:
@@ -115,13 +127,12 @@ class Windows:
         self._row_episode = np.repeat(np.arange(len(frames)), counts)
         self._row_frame = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         task, expert, n = self._a["tick_task"], self._a["tick_expert"], len(self._a["tick_task"])
-        ends = np.zeros(n, bool)  # ticks at which a run of imitable ticks stops
-        ends[self._tick_start] = True
-        ends[1:] |= task[1:] != task[:-1]
-        ends |= ~expert
-        position = np.where(ends, np.arange(n), n)
-        following = np.minimum.accumulate(position[::-1])[::-1]  # first stop at or after each tick
-        self._run_end = np.where(expert, np.append(following[1:], n), np.arange(n))
+        switch = np.zeros(n, bool)  # ticks at which an episode or another task begins
+        switch[self._tick_start] = True
+        switch[1:] |= task[1:] != task[:-1]
+        self._next_success = _next(self._a["tick_success"])[:-1]
+        self._task_end = _next(switch)[1:]
+        self._run_end = np.where(expert, _next(switch | ~expert)[1:], np.arange(n))
 
     def __len__(self) -> int:
         return len(self._row_frame)
@@ -132,6 +143,23 @@ class Windows:
             raise ShapeError(f"split is {split!r}, expected 'train', 'held_out' or 'all'.")
         held = self._a["episode_held_out"][self._row_episode]
         return np.flatnonzero({"train": ~held, "held_out": held, "all": np.ones_like(held)}[split])
+
+    def imitable(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) bool, whether a policy may imitate at least the first action of each window."""
+        now = self._tick_start[self._row_episode[rows]] + self._row_frame[rows] * self.embodiment.frame_stride
+        return (self._run_end[now] > now) & self._a["has_action"][self._row_episode[rows]]
+
+    def chains(self, chunks: int, split: str = "all") -> np.ndarray:
+        """Window numbers (E, chunks) of episodes from their first frame on, each a chunk after the one before.
+
+        Only episodes that hold that many whole chunks take part.
+        """
+        rows = self.rows(split)
+        first = rows[self._row_frame[rows] == 0]
+        step = self.embodiment.chunk_frames
+        frames = self._a["episode_frames"][self._row_episode[first]]
+        first = first[frames > chunks * step]
+        return first[:, None] + np.arange(chunks) * step
 
     def __getitem__(self, row: int) -> WindowBatch:
         return self.batch(np.array([row]))
@@ -167,11 +195,14 @@ class Windows:
         frame = self._frame_start[e, None] + inside
         now = self._tick_start[e] + j * stride
         success = a["tick_success"][self._tick_start[e, None] + inside[:, self.context_frames :] * stride]
+        reached = self._next_success[now]
+        wait = np.where(reached < self._task_end[now], (reached - now) / self.embodiment.control_hz, np.inf)
         action, action_valid = self.actions(rows)
         reach = now[:, None] + np.arange(self.embodiment.chunk_actions)
         out = {
             "video": self.video[frame],
             "start_video": self.video[self._frame_start[e]],
+            "start_proprio": a["frame_proprio"][self._frame_start[e]],
             "proprio": a["frame_proprio"][frame],
             "action": action,
             "video_valid": (wanted == inside)[:, self.context_frames :],
@@ -182,9 +213,16 @@ class Windows:
             "episode": e.astype(np.int64),
             "success_now": a["tick_success"][now],
             "success_future": success,
+            "success_in": wait.astype(np.float32),
             "success_valid": a["has_success"][e],
         }
         return WindowBatch(**{k: torch.from_numpy(v) for k, v in out.items()}, instructions=self.instructions)
+
+
+def _next(marked: np.ndarray) -> np.ndarray:
+    """(n + 1,) int: the first marked position at or after each of 0 to n; n where there is none."""
+    position = np.append(np.where(marked, np.arange(len(marked)), len(marked)), len(marked))
+    return np.minimum.accumulate(position[::-1])[::-1]
 
 
 def _load(folder: Path, embodiment: Embodiment) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
@@ -200,8 +238,9 @@ def _load(folder: Path, embodiment: Embodiment) -> tuple[dict[str, Any], dict[st
     strides = -(-arrays["episode_ticks"] // embodiment.frame_stride)
     if about["embodiment"] != embodiment.name or got != want or (strides != arrays["episode_frames"]).any():
         raise DatasetError(
-            f"cache {folder} is of embodiment {about['embodiment']!r} with (A, P) = {got}, expected {embodiment.name!r} with "
-            f"{want} and {embodiment.frame_stride} ticks per frame; build it again for this embodiment."
+            f"cache {folder} is of embodiment {about['embodiment']!r} with (A, P) = {got}, expected "
+            f"{embodiment.name!r} with {want} and {embodiment.frame_stride} ticks per frame; "
+            "build it again for this embodiment."
         )
     return about, arrays, video
 
@@ -258,6 +297,13 @@ class WindowSampler:
                 self._epoch, self._position = self._epoch + 1, 0
                 self._order = self._shuffle()
         return np.concatenate(parts)
+
+    def at(self, step: int) -> np.ndarray:
+        """Batch number ``step`` of the same endless order, whatever was drawn before."""
+        epoch, position = divmod(step * self._batch_size, len(self._rows))
+        if (epoch, position) != (self._epoch, self._position):
+            self.load_state_dict({**self.state_dict(), "epoch": epoch, "position": position})
+        return next(self)
 
     def state_dict(self) -> dict[str, int]:
         """Where the sampler is, as plain numbers."""

@@ -46,7 +46,7 @@ class EpisodeData:
     def check(self) -> None:
         """Raise ShapeError unless there is at least one tick and every array has one finite row per tick."""
         if not len(self):
-            raise ShapeError(f"the episode of seed {self.seed} has no ticks, expected at least one; check the recorder.")
+            raise ShapeError(f"the episode of seed {self.seed} has 0 ticks, expected at least 1; check the recorder.")
         for key, value in {**self.features, "view_index": self.view_index}.items():
             if value.ndim not in (1, 2) or len(value) != len(self):
                 raise ShapeError(

@@ -58,13 +58,20 @@ class _Plan:
     """What the seed has in store beside the start itself."""
 
     mode: str
+    ticks: int
     switch_at: int
     bursts: list[tuple[int, int, np.ndarray, np.ndarray]] = field(default_factory=list)
 
 
 def episode(
-    seed: int, *, families: Sequence[str] = FAMILIES, colours: Sequence[str] = tuple(COLOURS), blocks: int = 2,
-    camera_hz: int = 5, renderer: str = "ray", seconds: float = 4.8,
+    seed: int,
+    *,
+    families: Sequence[str] = FAMILIES,
+    colours: Sequence[str] = tuple(COLOURS),
+    blocks: int = 2,
+    camera_hz: int = 5,
+    renderer: str = "ray",
+    seconds: float = 4.8,
 ) -> Episode:
     """Record one episode.
 
@@ -82,16 +89,22 @@ def episode(
     """
     if camera_hz < 1 or CONTROL_HZ % camera_hz:
         raise ImagineError(f"camera_hz is {camera_hz}, expected a divisor of {CONTROL_HZ}.")
-    world = _WORLDS.setdefault(renderer, G1Table(renderer)) if renderer not in _WORLDS else _WORLDS[renderer]
+    if renderer not in _WORLDS:
+        _WORLDS[renderer] = G1Table(renderer)
+    world = _WORLDS[renderer]
+    world.reset(seed, families=families, colours=colours, blocks=blocks)
     rng = np.random.default_rng([seed, 1])
-    task = world.reset(seed, families=families, colours=colours, blocks=blocks)
-    ticks = round(seconds * CONTROL_HZ)
-    plan = _draw_plan(rng, ticks, blocks)
+    plan = _draw_plan(rng, round(seconds * CONTROL_HZ), blocks)
+    rows = _record(world, rng, plan, families, CONTROL_HZ // camera_hz)
+    return rows.episode(plan.mode, seed)
+
+
+def _record(world: G1Table, rng: np.random.Generator, plan: _Plan, families: Sequence[str], stride: int) -> _Rows:
+    """Play the plan on the world, a picture every ``stride`` ticks."""
+    task, rows, done_for = world.task, _Rows(), 0
     failure = Failure(plan.mode, world, task, rng) if plan.mode != "none" else None
-    rows = _Rows()
-    done_for = 0
-    for t in range(ticks):
-        if t % (CONTROL_HZ // camera_hz) == 0:
+    for t in range(plan.ticks):
+        if t % stride == 0:
             rows.see(world)
         success = world.success(task)
         done_for = done_for + 1 if success else 0
@@ -107,7 +120,7 @@ def episode(
         rows.note(world.state(), own, success, task)
         world.tick(target)
         rows.action.append(world.command())
-    return rows.episode(plan.mode, seed)
+    return rows
 
 
 def _draw_plan(rng: np.random.Generator, ticks: int, blocks: int) -> _Plan:
@@ -115,7 +128,7 @@ def _draw_plan(rng: np.random.Generator, ticks: int, blocks: int) -> _Plan:
     if mode == "wrong" and blocks == 1:
         mode = "miss"
     switch = int(rng.integers(10, max(11, min(ticks - 45, 75))))
-    plan = _Plan(mode, switch if rng.uniform() < SWITCH_SHARE and mode == "none" else -1)
+    plan = _Plan(mode, ticks, switch if rng.uniform() < SWITCH_SHARE and mode == "none" else -1)
     for _ in range(int(rng.poisson(BURSTS_PER_EPISODE)) if mode == "none" else 0):
         start, length = int(rng.integers(0, max(1, min(ticks - 20, 80)))), int(rng.integers(6, 19))
         velocity = rng.normal(0, 1, (2, 3))
@@ -185,6 +198,13 @@ class _Rows:
 
     def episode(self, mode: str, seed: int) -> Episode:
         return Episode(
-            np.stack(self.state), np.stack(self.action), np.array(self.own), np.array(self.success), self.task, mode,
-            seed, {n: np.stack(f[: self.index[-1] + 1]) for n, f in self.frames.items()}, np.array(self.index),
+            np.stack(self.state),
+            np.stack(self.action),
+            np.array(self.own),
+            np.array(self.success),
+            self.task,
+            mode,
+            seed,
+            {n: np.stack(f[: self.index[-1] + 1]) for n, f in self.frames.items()},
+            np.array(self.index),
         )

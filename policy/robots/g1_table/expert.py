@@ -1,9 +1,10 @@
 """A memoryless expert: the target of the next tick is a function of the present state and the task alone.
 
-No phase, no plan and no randomness is carried along, so demonstrations have one answer per state and the expert recovers
-from any disturbance. Sub-goals follow from geometry: hover, funnel down, close, carry, open, retreat; or get behind and
-push. Targets lead the measured hand by a fixed reach, which the position servos turn into a steady speed of about
-0.4 m/s and an exponential approach close to the goal.
+No phase, no plan and no randomness is carried along, so demonstrations have one answer per state and the expert
+recovers from any disturbance. Sub-goals follow from geometry: hover, funnel down, close, carry, open, retreat; or get
+behind and push. Targets lead the measured hand by a fixed reach, which the position servos turn into a steady speed of
+about 0.4 m/s and an exponential approach close to the goal. One thing is not visible to a camera: how far a block has
+been pushed since the task was set (see ``episodes._is_past_push``).
 """
 
 from __future__ import annotations

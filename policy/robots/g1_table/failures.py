@@ -58,9 +58,8 @@ class Failure:
         if far < 0.015 or self._tick > self._until:
             side = 1 if arm == 0 else -1
             low = rng.uniform() < 0.5
-            self._waypoint = np.array(
-                [rng.uniform(0.33, 0.52), side * rng.uniform(-0.03, 0.26), TABLE_Z + rng.uniform(0.025, 0.06 if low else 0.17)]
-            )
+            x, y = rng.uniform(0.33, 0.52), side * rng.uniform(-0.03, 0.26)
+            self._waypoint = np.array([x, y, TABLE_Z + rng.uniform(0.025, 0.06 if low else 0.17)])
             if rng.uniform() < 0.4:  # near things, as random points alone would hardly ever touch one
                 self._waypoint[:2] = world.blocks[int(rng.integers(len(world.colours))), :2] + rng.normal(0, 0.02, 2)
             self._grip, self._until = float(rng.choice([0.0, 1.0, rng.uniform()])), self._tick + 45

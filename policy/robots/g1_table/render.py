@@ -6,6 +6,7 @@ lamp, without shadows. Images are cast at twice the size and box-averaged, or a 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,8 +53,18 @@ class RayRenderer:
         n = h * w
         geom, dist, normal = np.empty(n, np.int32), np.empty(n), np.empty(n * 3)
         mujoco.mj_multiRay(
-            m=self.model, d=data, pnt=data.cam_xpos[cam], vec=rays.ravel(), geomgroup=self._geomgroup, flg_static=1,
-            bodyexclude=-1, geomid=geom, dist=dist, normal=normal, nray=n, cutoff=10.0,
+            m=self.model,
+            d=data,
+            pnt=data.cam_xpos[cam],
+            vec=rays.ravel(),
+            geomgroup=self._geomgroup,
+            flg_static=1,
+            bodyexclude=-1,
+            geomid=geom,
+            dist=dist,
+            normal=normal,
+            nray=n,
+            cutoff=10.0,
         )
         towards = np.asarray(light.towards, np.float64)
         facing = normal.reshape(n, 3) @ (towards / np.linalg.norm(towards))
@@ -84,12 +95,14 @@ class RayRenderer:
 
 
 class EglRenderer:
-    """MuJoCo's OpenGL renderer without shadows; needs an EGL driver, and its pixels depend on the driver."""
+    """MuJoCo's OpenGL renderer without shadows; its pixels depend on the driver, and its lamp sits on the camera.
+
+    Python must be started with ``MUJOCO_GL=egl``, which MuJoCo reads only once, when it is imported.
+    """
 
     def __init__(self, model: mujoco.MjModel) -> None:
-        import os
-
-        os.environ.setdefault("MUJOCO_GL", "egl")
+        if os.environ.get("MUJOCO_GL") != "egl":
+            raise ImagineError("renderer 'egl' needs MUJOCO_GL=egl set before Python starts; or use renderer='ray'.")
         self.model = model
         self._sized: dict[tuple[int, int], mujoco.Renderer] = {}
 
@@ -97,10 +110,7 @@ class EglRenderer:
         """One camera's picture, (height, width, 3) uint8."""
         h, w = height * SUPERSAMPLE, width * SUPERSAMPLE
         if (h, w) not in self._sized:
-            try:
-                self._sized[h, w] = mujoco.Renderer(self.model, h, w)
-            except (RuntimeError, ImportError, AttributeError) as error:
-                raise ImagineError(f"EGL did not start ({error}); install libegl1 or use renderer='ray'.") from None
+            self._sized[h, w] = mujoco.Renderer(self.model, h, w)
         renderer = self._sized[h, w]
         self.model.vis.headlight.ambient[:] = light.ambient
         self.model.vis.headlight.diffuse[:] = light.direct

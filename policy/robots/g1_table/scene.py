@@ -89,9 +89,7 @@ def _actuators() -> str:
     for side in SIDES:
         for i, (kp, kv, force) in enumerate(_GAINS, 1):
             name = f"{side}_j{i}"
-            lines.append(
-                f'<position name="{name}" joint="{name}" kp="{kp}" kv="{kv}" forcerange="-{force} {force}"/>'
-            )
+            lines.append(f'<position name="{name}" joint="{name}" kp="{kp}" kv="{kv}" forcerange="-{force} {force}"/>')
         lines += [
             f'<position name="{side}_grip{n}" joint="{side}_grip{n}" kp="500" kv="12" forcerange="-15 15"/>'
             for n in (1, 2)
@@ -100,10 +98,10 @@ def _actuators() -> str:
 
 
 def _bowl() -> str:
-    angles = np.arange(10) * 2 * np.pi / 10
+    r = BOWL_RADIUS
     ring = "".join(
-        f'<geom class="bowl" pos="{BOWL_RADIUS * np.cos(a):.4f} {BOWL_RADIUS * np.sin(a):.4f} .02" euler="0 0 {a:.4f}"/>'
-        for a in angles
+        f'<geom class="bowl" pos="{r * np.cos(a):.4f} {r * np.sin(a):.4f} .02" euler="0 0 {a:.4f}"/>'
+        for a in np.arange(10) * 2 * np.pi / 10
     )
     floor = f'<geom type="cylinder" size="{BOWL_RADIUS} .003" pos="0 0 .003" rgba=".80 .80 .84 1"/>'
     return f'<body name="bowl" mocap="true" pos=".56 0 {TABLE_Z}">{floor}{ring}</body>'
@@ -111,14 +109,13 @@ def _bowl() -> str:
 
 def build(blocks: int) -> str:
     """MJCF text of the scene with ``blocks`` blocks, named ``block0``... and coloured later by the world."""
+    # Longer than forty lines, as a template reads best in one piece.
     free = "".join(
         f'<body name="block{i}" pos="{0.3 + 0.08 * i} 0 {REST_Z}"><freejoint name="block{i}"/>'
         f'<geom name="block{i}" class="block"/></body>'
         for i in range(blocks)
     )
-    excludes = "".join(
-        f'<exclude body1="{s}_hand" body2="{s}_finger{n}"/>' for s in SIDES for n in (1, 2)
-    )
+    excludes = "".join(f'<exclude body1="{s}_hand" body2="{s}_finger{n}"/>' for s in SIDES for n in (1, 2))
     return f"""
 <mujoco model="g1_table">
   <compiler angle="radian" autolimits="true"/>

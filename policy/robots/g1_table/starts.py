@@ -41,7 +41,12 @@ class Start:
 
 
 def draw_start(
-    rng: np.random.Generator, task: Task | None, *, families: Sequence[str], colours: Sequence[str], blocks: int,
+    rng: np.random.Generator,
+    task: Task | None,
+    *,
+    families: Sequence[str],
+    colours: Sequence[str],
+    blocks: int,
     home: bool,
 ) -> Start:
     """Draw a start; with ``task`` given, its colour is among the blocks."""

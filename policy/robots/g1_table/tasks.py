@@ -53,8 +53,7 @@ class Task:
                     return cls(family, colour)
         forms = "; ".join(repr(p.format("<colour>")) for p in _PHRASES.values())
         raise ImagineError(
-            f"instruction {text!r} is not one of the table's tasks; say {forms}, "
-            f"with a colour of {', '.join(COLOURS)}."
+            f"instruction {text!r} is not one of the table's tasks; say {forms}, with a colour of {', '.join(COLOURS)}."
         )
 
 

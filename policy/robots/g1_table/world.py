@@ -13,7 +13,7 @@ from imagine.types import ImagineError, ShapeError
 from .arms import MAX_STEP, POSTURE, Arms
 from .render import Light, Renderer, make_renderer
 from .scene import COLOURS, HEAD, OPENING, REST_Z, SIDES, SUBSTEPS, TABLE_Z, WAIST, build
-from .starts import FAMILIES, draw_start
+from .starts import FAMILIES, Start, draw_start
 from .tasks import Task, succeeded
 
 HAND_LOW = np.array([0.28, -0.40, TABLE_Z + 0.015])
@@ -73,8 +73,14 @@ class G1Table:
     # ---------------------------------------------------------------- start
 
     def reset(
-        self, seed: int, task: Task | None = None, *, families: Sequence[str] = FAMILIES,
-        colours: Sequence[str] = tuple(COLOURS), blocks: int = 2, home: bool = False,
+        self,
+        seed: int,
+        task: Task | None = None,
+        *,
+        families: Sequence[str] = FAMILIES,
+        colours: Sequence[str] = tuple(COLOURS),
+        blocks: int = 2,
+        home: bool = False,
     ) -> Task:
         """Start an episode; everything follows from the arguments.
 
@@ -96,8 +102,12 @@ class G1Table:
         rng = np.random.default_rng(seed)
         start = draw_start(rng, task, families=families, colours=colours, blocks=blocks, home=home)
         self._load(blocks)
-        mujoco.mj_resetData(self.model, self.data)
         self.task, self.colours, self.light = start.task, start.colours, start.light
+        self._place(start)
+        return self.task
+
+    def _place(self, start: Start) -> None:
+        mujoco.mj_resetData(self.model, self.data)
         self._paint()
         for adr, (x, y, yaw) in zip(self._block_qpos, start.blocks, strict=True):
             self.data.qpos[adr : adr + 7] = [x, y, REST_Z, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
@@ -109,7 +119,6 @@ class G1Table:
         self.targets = np.column_stack([start.hands, start.grips]).ravel()
         self._drive(q, start.grips)
         self.rebase()
-        return self.task
 
     def rebase(self) -> None:
         """Measure pushes from here on."""
@@ -195,12 +204,12 @@ class G1Table:
     def touched(self, block: int) -> np.ndarray:
         """(2, 2) bool: which fingers (arm, finger) touch a block."""
         pairs = self.data.contact.geom
-        mine = pairs[(pairs == self._block_geoms[block]).any(1)]
-        return np.isin(self._fingers, mine)
+        mine = pairs[(pairs == self._block_geoms[block]).any(1)].ravel()
+        return np.asarray((self._fingers[..., None] == mine).any(-1))
 
     def held(self, block: int) -> np.ndarray:
         """(2,) bool: which hands hold a block between both fingers."""
-        return self.touched(block).all(1)
+        return np.asarray(self.touched(block).all(1))
 
     def state(self) -> np.ndarray:
         """(26,) float32, laid out as the embodiment file's state slices."""
@@ -210,8 +219,8 @@ class G1Table:
     def command(self) -> np.ndarray:
         """(28,) float32, the last absolute command, laid out as the embodiment file's action slices."""
         t = self.targets
-        parts = [self.arms.q.ravel(), t[[3, 7]], HEAD, WAIST, (0.0, 0.0), t[0:3], t[4:7]]
-        return np.concatenate(parts).astype(np.float32)
+        still = np.array([*HEAD, *WAIST, 0.0, 0.0])  # the base does not drive
+        return np.concatenate([self.arms.q.ravel(), t[[3, 7]], still, t[0:3], t[4:7]]).astype(np.float32)
 
     def views(self) -> dict[str, np.ndarray]:
         """Pictures of the three cameras, ``{name: (h, w, 3) uint8}``."""
@@ -235,7 +244,13 @@ class G1Table:
         physics = np.empty(self._size)
         mujoco.mj_getState(self.model, self.data, physics, int(mujoco.mjtState.mjSTATE_INTEGRATION))
         return Snapshot(
-            self.colours, physics, self.arms.q.copy(), self.targets.copy(), self.block_start.copy(), self.light, self.task
+            self.colours,
+            physics,
+            self.arms.q.copy(),
+            self.targets.copy(),
+            self.block_start.copy(),
+            self.light,
+            self.task,
         )
 
     def restore(self, saved: Snapshot) -> None:

@@ -1,0 +1,285 @@
+"""``imagine demo``: the whole main job once, on shipped checkpoints, and one page that shows it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..report import Report
+from ..runfolder import RunFolder
+from .common import Common, console
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Common):
+    """Dream, doubt, evaluate, plan, improve, and prove it in the real (simulated) world.
+
+    Attributes:
+        model: a shipped model's name, a folder, or a hub id.
+        episodes: paired real and imagined episodes of each evaluation.
+        dreams: imagined episodes to learn from.
+        seed: first start seed; nothing shipped was trained on seeds from 900000 on.
+    """
+
+    model: str = "g1-table-tiny"
+    episodes: int = 48
+    dreams: int = 128
+    seed: int = 970_000
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Run every step and write ``report.html`` to the run folder.
+
+    Raises:
+        ImagineError: a number is out of range or the model cannot be had.
+    """
+    from imagine.model import WorldActionModel
+
+    begin = time.time()
+    model = WorldActionModel.from_pretrained(args.model)
+    folder = RunFolder.of("demo", args)
+    demo = Demo(args, model, folder)
+    for step in (demo.dream, demo.doubt, demo.estimate, demo.choose, demo.improve):
+        console.rule(step.__doc__.splitlines()[0].rstrip(".") if step.__doc__ else "")
+        step()
+    demo.answer["seconds"] = round(time.time() - begin, 1)
+    demo.answer["report"] = str(folder / "report.html")
+    folder.save_metrics(demo.answer)
+    demo.opening()
+    demo.report.write(folder / "report.html")
+    return demo.answer
+
+
+class Demo:
+    """The five steps; each adds a section to the page and numbers to the answer."""
+
+    def __init__(self, args: Args, model: Any, folder: RunFolder):
+        from .. import build
+
+        self.args, self.model, self.folder, self.build = args, model, folder, build
+        self.families = build.families_of(model)
+        self.answer: dict[str, Any] = {}
+        self.body = Report("")
+        self.report = self.body
+        self.fps = model.body.control_hz / model.body.frame_stride
+        self.policy: Any = build.policy("base", model, args.model)
+
+    def dream(self) -> None:
+        """1. The policy acts in the real world; the dream is shown the same start and the same actions."""
+        from agents.rollout import rollout
+        from imagine.fidelity import psnr
+
+        seeds = list(range(self.args.seed, self.args.seed + 6))
+        records = rollout(
+            self.build.lanes("real", self.model, self.args.model, 6), self.policy, seeds,
+            film=True, keep=True, canvas=self._canvas,
+        )  # fmt: skip
+        dreams = replay(self.build.dream(self.model, self.args.model), records)
+        import torch
+
+        scores = [
+            float(psnr(torch.from_numpy(d[None]), torch.from_numpy(r.frames[None])))
+            for d, r in zip(dreams, records, strict=True)
+        ]
+        self.answer["replay_psnr"] = round(float(np.mean(scores)), 2)
+        self.body.section(
+            "A dream beside reality",
+            "The policy acts on the robot (left). The same joint model, asked for DYNAMICS instead, is given only the "
+            "first frame and the same actions, and dreams every frame after it on its own (right).",
+        )
+        for record, dream in zip(records[:4], dreams, strict=False):
+            self.body.videos_side_by_side(
+                [("real", record.frames), ("imagined", dream)], self.fps,
+                f"“{record.instruction}” - start seed {record.seed}, {'done' if record.success else 'not done'}",
+            )  # fmt: skip
+
+    def doubt(self) -> None:
+        """2. How far can this dream be believed?."""
+        from .. import heldout
+        from .fidelity import measure
+
+        data = heldout.record(self.model, self.args.seed + 10_000, 40, self.folder.path)
+        source = heldout.windows(self.model, [data], self.folder.path)
+        numbers, _ = measure(self.model, source, 200, 4, 2)
+        self.answer["fidelity"] = numbers
+        self.body.section(
+            "Can it be believed?",
+            f"{numbers['n']} chunks of 0.8 s from {numbers['episodes']} episodes it never saw. A dream that ignored "
+            "its actions would score the same under shuffled ones; one that drew nothing, like a still frame.",
+        )
+        self.body.cards(
+            [
+                ("true actions", f"{numbers['psnr_true']:.1f} dB", "the dream against what happened"),
+                ("shuffled actions", f"{numbers['psnr_shuffled']:.1f} dB", "another chunk's actions"),
+                ("still frame", f"{numbers['psnr_copy']:.1f} dB", "nothing moves"),
+                ("inverse R²", f"{numbers['inverse_r2']:.2f}", "actions read from real frames"),
+            ]
+        )
+        self.body.figure(horizon_figure(numbers), "Dreaming on its own frames, chunk after chunk of 0.8 s.")
+        self.body.command(f"imagine fidelity --model {self.args.model}")
+
+    def estimate(self) -> None:
+        """3. Success in imagination against success in reality, same starts."""
+        from agents.evaluate import evaluate
+
+        seeds = range(self.args.seed + 100, self.args.seed + 100 + self.args.episodes)
+        rows = []
+        for world in ("real", "imagined"):
+            lanes = self.build.lanes(world, self.model, self.args.model, 16)
+            result, _ = evaluate(lanes, self.policy, seeds, task_of=self.build.task_of, tell=self._tell(world))
+            self.answer[f"base_{world}"] = result
+            rows.append([world, _rate(result), *(_rate(result["per_task"].get(f)) for f in self.families)])
+        self.body.section(
+            "Would it work? Ask the dream first",
+            f"The policy's success over {len(seeds)} starts it never saw: what the judge says in the dream, and what "
+            "then really happens from the very same starts. 95 % Wilson intervals.",
+        )
+        self.body.table(["world", "all tasks", *(f.replace("_", " ") for f in self.families)], rows)
+        self.body.command(f"imagine evaluate --world imagined --episodes {len(seeds)} --seed {seeds[0]}")
+
+    def choose(self) -> None:
+        """4. Imagine eight candidates, do the best."""
+        from agents.evaluate import evaluate
+        from agents.planner import BestOfN, DreamScorer
+        from imagine.model import resolve
+        from rewards.latent import LatentJudge
+
+        from .plan import _Timed, decision_figure
+
+        scorer = DreamScorer(self.model, LatentJudge.load(resolve(self.args.model)))
+        planner = _Timed(BestOfN(self.policy, scorer, 8))
+        seeds = range(self.args.seed + 100, self.args.seed + 100 + self.args.episodes)
+        lanes = self.build.lanes("real", self.model, self.args.model, 16)
+        result, _ = evaluate(lanes, planner, seeds, task_of=self.build.task_of, tell=self._tell("best of 8"))
+        self.answer["best_of_8_real"] = result
+        self.body.section(
+            "Think before you move",
+            "Each row is one decision: the last imagined frame of eight candidate chunks, with what the judge makes of "
+            "it. The tick marks the one that was done.",
+        )
+        if planner.first is not None:
+            self.body.figure(decision_figure(self.model, planner.first), "Candidates and their scores.")
+        self.body.table(
+            ["real world, same starts", "success"],
+            [["one sample", _rate(self.answer["base_real"])], ["best of 8", _rate(result)]],
+        )
+        self.body.command(f"imagine plan --candidates 8 --episodes {len(seeds)} --seed {seeds[0]}")
+
+    def improve(self) -> None:
+        """5. Learn from judged dreams, then prove it in reality."""
+        from agents.evaluate import evaluate
+        from agents.rollout import rollout
+        from agents.statistics import paired_difference
+
+        from .improve import Args as ImproveArgs
+        from .improve import learn
+
+        options = ImproveArgs(model=self.args.model, episodes=self.args.dreams, test_episodes=0, steps=200)
+        self.answer["improve"] = learn(options, self.model, self.folder.path)
+        after = self.build.policy(str(self.folder / "adapter"), self.model, self.args.model)
+        seeds = range(self.args.seed + 100, self.args.seed + 100 + self.args.episodes)
+        lanes = self.build.lanes("real", self.model, self.args.model, 16)
+        results, outcomes = {}, {}
+        for name, policy in {"before": self.policy, "after": after}.items():
+            results[name], records = evaluate(
+                lanes, policy, seeds, task_of=self.build.task_of, tell=self._tell(f"real, {name}")
+            )
+            outcomes[name] = [r.success for r in records]
+        gain = paired_difference(outcomes["after"], outcomes["before"])
+        self.answer |= {"before": results["before"], "after": results["after"]}
+        self.answer["gain"] = {"value": gain.value, "ci_low": gain.low, "ci_high": gain.high, "n": gain.n}
+        learnt = self.answer["improve"]
+        self.body.section(
+            "Better by dreaming",
+            f"{learnt['imagined_episodes']} dreams, {learnt['imagined_successes']} of them judged successes, imitated "
+            "by a low-rank adapter on the policy; no real episode was spent. The dream's own weights did not move.",
+        )
+        self.body.table(
+            ["real world, same starts", "all tasks", *(f.replace("_", " ") for f in self.families)],
+            [
+                [name, _rate(results[name]), *(_rate(results[name]["per_task"].get(f)) for f in self.families)]
+                for name in ("before", "after")
+            ],
+            caption=f"Paired difference {gain.value:+.3f}, 95 % interval [{gain.low:+.3f}, {gain.high:+.3f}].",
+        )
+        changed = [i for i, s in enumerate(seeds) if outcomes["after"][i] and not outcomes["before"][i]][:2]
+        small = self.build.lanes("real", self.model, self.args.model, 1)
+        for i in changed:
+            films = [
+                rollout(small, policy, [seeds[i]], film=True, canvas=self._canvas)[0].frames
+                for policy in (self.policy, after)
+            ]
+            self.body.videos_side_by_side(
+                [("before", films[0]), ("after", films[1])],
+                self.fps,
+                f"start seed {seeds[i]}",
+            )
+        self.body.command("imagine improve")
+
+    def opening(self) -> None:
+        """Put title and headline numbers before the sections."""
+        a = self.answer
+        low, high = (100 * a["gain"][k] for k in ("ci_low", "ci_high"))
+        cards = [
+            ("dream over a still frame", f"{a['fidelity']['gain_over_copy']['value']:+.1f} dB", "one chunk, unseen"),
+            ("success, imagined", _rate(a["base_imagined"]), "base policy, as the judge sees it"),
+            ("success, real", _rate(a["base_real"]), "the same starts"),
+            ("gain from dreaming", f"{100 * a['gain']['value']:+.0f} points", f"[{low:+.0f}, {high:+.0f}], real world"),
+        ]  # fmt: skip
+        head = Report(
+            "Imagine",
+            "One joint world-action model: the policy of a robot, and the gym in which that policy is improved. "
+            f"Everything below was computed on this machine in {a['seconds'] / 60:.1f} minutes.",
+        )
+        head.cards(cards)
+        head._parts += self.body._parts
+        head._is_open = self.body._is_open
+        self.report = head
+
+    def _canvas(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        return self.model.body.tile({v.name: observation[v.name] for v in self.model.body.views})
+
+    def _tell(self, name: str) -> Any:
+        def tell(done: int, total: int) -> None:
+            console.print(f"{name}: {done}/{total} episodes", highlight=False)
+
+        return tell
+
+
+def replay(dream: Any, records: Any) -> list[np.ndarray]:
+    """Dream each record's start under its recorded actions; frames as long as the record's."""
+    dream.allocate(len(records))
+    dream.reset(np.arange(len(records)), [r.seed for r in records], {})
+    idle = np.zeros(dream.single_action_space.shape, np.float32)
+    films = [[r.frames[:1]] for r in records]
+    for k in range(max(len(r.actions) for r in records)):
+        dream.step(np.stack([r.actions[k] if k < len(r.actions) else idle for r in records]))
+        for i, r in enumerate(records):
+            if k < len(r.actions):
+                films[i].append(dream.frames(i))
+    return [np.concatenate(f) for f in films]
+
+
+def horizon_figure(numbers: dict[str, Any]) -> Any:
+    """PSNR of the dream against a still frame over chunks of its own imagination."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 2.6), layout="constrained")
+    axes = figure.subplots()
+    chunks = np.arange(1, len(numbers["horizon_psnr"]) + 1)
+    axes.plot(chunks, numbers["horizon_psnr"], "o-", label="dream")
+    axes.plot(chunks, numbers["horizon_copy"], "o--", color="gray", label="still frame")
+    axes.set(xlabel="chunks of 0.8 s", ylabel="PSNR (dB)", xticks=chunks)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _rate(result: dict[str, Any] | None) -> str:
+    if not result:
+        return "-"
+    low, high = 100 * result["ci_low"], 100 * result["ci_high"]
+    return f"{100 * result['success_rate']:.0f} % [{low:.0f}, {high:.0f}]"

@@ -1,0 +1,64 @@
+"""``imagine evaluate``: success of a policy, in the dream or on the robot, with its confidence interval."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ..runfolder import RunFolder
+from .worlds import Episodes, bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Episodes):
+    """Estimate a policy's success rate.
+
+    Attributes:
+        policy: base, improved, expert (real world only), random, or the folder of an adapter or model.
+        world: real (the twin) or imagined (the dream); the same seeds are the same starts in both.
+        told: what the policy is told: right, or another colour, or another task than its success is measured by.
+        steps: denoising steps of the policy.
+    """
+
+    policy: str = "base"
+    world: str = "real"
+    told: str = "right"
+    steps: int = 4
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Evaluate and write ``metrics.json`` and ``episodes.json`` to the run folder.
+
+    Raises:
+        ImagineError: an option is out of range, or the policy or model cannot be had.
+    """
+    seeds = args.seeds()
+    from agents.evaluate import evaluate
+    from imagine.model import WorldActionModel
+
+    from .. import build
+    from ..told import Told
+
+    model = WorldActionModel.from_pretrained(args.model)
+    policy = Told(build.policy(args.policy, model, args.model, steps=args.steps), args.told, build.families_of(model))
+    lanes = build.lanes(args.world, model, args.model, min(args.lanes, len(seeds)), expert=args.policy == "expert")
+    folder = RunFolder.of("evaluate", args)
+    with bar(f"{args.policy} in the {args.world} world") as tell:
+        result, records = evaluate(lanes, policy, seeds, task_of=build.task_of, tell=tell)
+    answer = {"policy": args.policy, "world": args.world, "told": args.told, **result, "seed": args.seed}
+    if args.world == "imagined":
+        answer |= caveat(args.model)
+    folder.save_metrics(answer)
+    rows = [{"seed": r.seed, "instruction": r.instruction, "success": r.success} for r in records]
+    folder.write_text("episodes.json", json.dumps(rows))
+    return answer
+
+
+def caveat(model: str) -> dict[str, Any]:
+    """What an imagined success rate must not be read without: the judge's error and the dream's fidelity."""
+    from imagine.model import resolve
+
+    path = resolve(model) / "metrics.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    return {"judge": known.get("judge", "not measured"), "fidelity": known.get("fidelity", "not measured")}

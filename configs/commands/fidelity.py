@@ -1,0 +1,98 @@
+"""``imagine fidelity``: how far a dream can be believed, against what really happened under the same actions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagine.types import ImagineError
+
+from ..runfolder import RunFolder
+from .common import Common, Words, console
+from .worlds import bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Common):
+    """Measure a dream against held-out episodes.
+
+    Attributes:
+        model: a shipped model's name, a folder, or a hub id.
+        dataset: LeRobot datasets to measure on (all their episodes); by default fresh ones are recorded on the twin.
+        episodes: how many to record; episode i has seed SEED + i.
+        seed: first seed; nothing shipped was trained on seeds from 900000 on.
+        windows: at most so many one-chunk windows, drawn evenly.
+        chunks: horizon of the dream on its own frames.
+        steps: denoising steps per chunk.
+    """
+
+    model: str = "g1-table-tiny"
+    dataset: Words = ()
+    episodes: int = 100
+    seed: int = 950_000
+    windows: int = 600
+    chunks: int = 4
+    steps: int = 2
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Measure; writes ``metrics.json`` and ``horizon.png`` (dream above truth) to the run folder.
+
+    Raises:
+        ImagineError: a number is out of range, or the datasets do not fit the model.
+    """
+    for name in ("episodes", "windows", "chunks", "steps"):
+        if getattr(args, name) < 1:
+            raise ImagineError(f"--{name} is {getattr(args, name)}, expected at least 1.")
+    from imagine.model import WorldActionModel
+
+    from .. import heldout
+
+    model = WorldActionModel.from_pretrained(args.model)
+    folder = RunFolder.of("fidelity", args)
+    datasets = [Path(d) for d in args.dataset] or [heldout.record(model, args.seed, args.episodes, folder.path)]
+    source = heldout.windows(model, datasets, folder.path)
+    answer, film = measure(model, source, args.windows, args.chunks, args.steps)
+    folder.save_metrics(answer)
+    _picture(film, folder / "horizon.png")
+    console.print(f"dream (above) and truth (below): {folder / 'horizon.png'}")
+    return answer
+
+
+def measure(model: Any, source: Any, n: int, chunks: int, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All figures of ``imagine fidelity`` and the films of its long dreams."""
+    from agents.statistics import mean_interval
+    from imagine.fidelity import horizon, one_chunk
+
+    rows = source.rows("all")
+    rows = np.sort(rows[np.random.default_rng(0).permutation(len(rows))[:n]])
+    with bar("one chunk") as tell:
+        one = one_chunk(model, source, rows, steps=steps, tell=tell)
+    chains = source.chains(chunks)
+    far = horizon(model, source, chains[:64], steps=steps)
+    answer: dict[str, Any] = {}
+    for name in ("psnr_true", "psnr_shuffled", "psnr_copy", "psnr_codec"):
+        answer[name] = round(float(one[name].mean()), 3)
+    for name, other in (("gain_over_copy", "psnr_copy"), ("gain_over_shuffled", "psnr_shuffled")):
+        ci = mean_interval(one["psnr_true"] - one[other], one["episode"])
+        answer[name] = {"value": round(ci.value, 3), "ci_low": round(ci.low, 3), "ci_high": round(ci.high, 3)}
+    for name in ("inverse_r2", "inverse_r2_imagined", "policy_rms", "policy_rms_wrong"):
+        answer[name] = round(float(one[name]), 4)
+    answer["horizon_psnr"] = [round(float(x), 3) for x in far["psnr"].mean(0)]
+    answer["horizon_copy"] = [round(float(x), 3) for x in far["copy"].mean(0)]
+    answer |= {"n": len(rows), "episodes": len(np.unique(one["episode"])), "horizon_n": len(far["psnr"])}
+    return answer, far
+
+
+def _picture(film: dict[str, Any], path: Path) -> None:
+    """Four long dreams, every other frame, dream above truth."""
+    from PIL import Image
+
+    rows = []
+    for i in range(min(4, len(film["frames"]))):
+        rows += [np.concatenate(list(film[k][i, 1::2]), 1) for k in ("frames", "truth")]
+    image = Image.fromarray(np.concatenate(rows))
+    image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)

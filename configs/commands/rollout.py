@@ -1,0 +1,70 @@
+"""``imagine rollout``: let a policy act in the dream or on the twin, and film it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..runfolder import RunFolder, write_whole
+from .worlds import Episodes, bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Episodes):
+    """Film a policy.
+
+    Attributes:
+        policy: base, improved, expert (real world only), random, or the folder of an adapter or model.
+        world: real (the twin) or imagined (the dream).
+        instruction: what to do, instead of each start's own task.
+    """
+
+    policy: str = "base"
+    world: str = "imagined"
+    episodes: int = 4
+    lanes: int = 4
+    instruction: str = ""
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Roll out; one mp4 per episode in the run folder.
+
+    Raises:
+        ImagineError: an option is out of range, or the instruction is not understood.
+    """
+    seeds = args.seeds()
+    from agents.rollout import rollout
+    from imagine.model import WorldActionModel
+
+    from .. import build
+    from ..report import encode_mp4
+
+    model = WorldActionModel.from_pretrained(args.model)
+    told = args.instruction or None
+    if told:
+        model.text.tokenize([told])  # refuses unknown words before anything is written
+    policy = build.policy(args.policy, model, args.model)
+    n = min(args.lanes, len(seeds))
+    lanes = build.lanes(args.world, model, args.model, n, expert=args.policy == "expert", film=True)
+    folder = RunFolder.of("rollout", args)
+    with bar("rollout") as tell:
+        records = rollout(
+            lanes, policy, seeds, instruction=told, film=True, canvas=lambda o: canvas(model, o), tell=tell
+        )
+    fps = model.body.control_hz / model.body.frame_stride
+    episodes = []
+    for r in records:
+        name = f"{args.world}-{r.seed}.mp4"
+        write_whole(folder / name, encode_mp4(r.frames, fps))
+        worst = round(max(r.hallucination), 4) if r.hallucination else None
+        episodes.append(
+            {"seed": r.seed, "instruction": r.instruction, "success": r.success, "hallucination": worst, "video": name}
+        )
+    answer = {"out": str(folder.path), "world": args.world, "policy": args.policy, "episodes": episodes}
+    folder.save_metrics(answer)
+    return answer
+
+
+def canvas(model: Any, observation: dict[str, Any]) -> Any:
+    """Batched observations to canvases (B, H, W, 3) uint8."""
+    return model.body.tile({v.name: observation[v.name] for v in model.body.views})

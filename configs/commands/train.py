@@ -1,0 +1,90 @@
+"""``imagine train``: codec, joint model and success head from any LeRobot dataset, in one resumable run folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from imagine.types import ImagineError
+
+from ..load import load
+from ..runfolder import RunFolder
+from .common import Common, Words, console
+
+STAGES = ("codec", "model", "judge")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Common):
+    """Train codec, joint model and success head on a LeRobot dataset.
+
+    Attributes:
+        dataset: folder of a LeRobot dataset (v2.1 or v3.0); several, joined by commas, are used together.
+        embodiment: YAML file that names the dataset's state, action and camera slices (docs/embodiment.md).
+        preset: recipe, a YAML file or the name of one in configs/.
+        set: changes to the recipe, as model.steps=2000; several joined by commas.
+        stages: which of codec, model, judge to run; finished ones are skipped anyway.
+        init: start from this model (name or folder): its codec and weights instead of fresh ones.
+        name: name of the new model; it is written to OUT/NAME.
+    """
+
+    dataset: Words
+    embodiment: Path = Path("policy/robots/g1_table/g1_eef.yaml")
+    preset: str = "tiny"
+    set: Words = ()
+    stages: Words = STAGES
+    init: str = ""
+    name: str = "model"
+
+
+def recipe_class() -> type[BaseModel]:
+    """The recipe: one configuration per stage, defaults beside the classes they configure."""
+    from imagine.codec import CodecConfig
+    from imagine.dit import DiTConfig
+    from imagine.fit import FitConfig
+    from imagine.train import JointConfig
+    from rewards.latent import HeadConfig
+
+    class Recipe(BaseModel):
+        model_config = ConfigDict(extra="forbid", frozen=True)
+
+        codec: CodecConfig = CodecConfig()
+        codec_fit: FitConfig = FitConfig()
+        dit: DiTConfig = DiTConfig()
+        joint: JointConfig = JointConfig()
+        model_fit: FitConfig = FitConfig()
+        head: HeadConfig = HeadConfig()
+        judge_fit: FitConfig = FitConfig()
+
+    return Recipe
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Train every stage that is not finished; kill it at any moment and run it again to go on.
+
+    Raises:
+        ImagineError: a stage, preset or dataset is not usable.
+    """
+    unknown = [s for s in args.stages if s not in STAGES]
+    if unknown:
+        raise ImagineError(f"--stages holds {unknown[0]!r}, expected some of {', '.join(STAGES)}.")
+    recipe: Any = load(recipe_class(), args.preset, args.set)
+    folder = RunFolder.of("train", args)
+    folder.write_text("recipe.yaml", _yaml(recipe))
+    from .train_stages import Training
+
+    training = Training(args, recipe, folder)
+    for stage in args.stages:
+        console.print(f"[bold]{stage}[/bold]")
+        getattr(training, stage)()
+    folder.save_metrics(training.metrics)
+    return {"model": str(training.out), **training.metrics}
+
+
+def _yaml(recipe: BaseModel) -> str:
+    import yaml
+
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,77 @@
+"""Trains the success head on real frames, noised as a dream's would be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from imagine.data.windows import Windows, WindowSampler
+from imagine.fit import FitConfig, fit
+from imagine.model import WorldActionModel
+from imagine.text import vocabulary
+from imagine.types import DatasetError
+from rewards.latent import HeadConfig, JudgeConfig, LatentJudge
+
+LATENT_NOISE = 0.3  # imagined latents are off by about this much; a judge that only knew clean ones would be fooled
+
+
+def train_judge(
+    model: WorldActionModel, windows: Windows, head: HeadConfig, run: FitConfig, folder: Path
+) -> LatentJudge:
+    """Fit a LatentJudge to every frame's success label; held-out accuracy and error rates go to ``metrics.json``.
+
+    Raises:
+        DatasetError: the dataset does not record ``next.success``.
+    """
+    channels, height, width = model.chunk_shapes["video"][1:]
+    words = vocabulary(windows.instructions)
+    judge = LatentJudge(
+        JudgeConfig(
+            head=head, channels=channels, height=height, width=width, proprio=model.body.proprio_dim, words=words
+        )
+    )
+    if not windows.batch(windows.rows("train")[:1]).success_valid.all():
+        raise DatasetError(
+            "the dataset records no `next.success`, so no judge can be trained; drop `judge` from --stages."
+        )
+    sampler = WindowSampler(windows.rows("train"), run.batch, seed=run.seed)
+    held = windows.rows("held_out")
+    held = held[np.random.default_rng(0).permutation(len(held))[:2000]]
+
+    def inputs(rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        batch = windows.batch(rows)
+        now = windows.context_frames - 1
+        latents = torch.stack([batch.start_video.float(), batch.video[:, now].float()], 1)
+        proprio = model.normalise_proprio(torch.stack([batch.start_proprio, batch.proprio[:, now]], 1))
+        counts = judge.word_counts([windows.instructions[i] for i in batch.instruction_id])
+        chunks = batch.success_in * model.body.control_hz / model.body.chunk_actions
+        return latents, proprio, counts, batch.success_now, head.discount**chunks
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        judge.train()
+        latents, proprio, counts, label, progress = inputs(sampler.at(step))
+        level = torch.rand(len(label), 1, 1, 1, generator=generator) * LATENT_NOISE
+        latents[:, 1] += level * torch.randn(latents[:, 1].shape, generator=generator)
+        return judge.loss(latents, proprio, counts, label, progress), {"base_rate": label.float().mean().item()}
+
+    @torch.no_grad()
+    def evaluate(ema: nn.Module) -> dict[str, float]:
+        assert isinstance(ema, LatentJudge)
+        latents, proprio, counts, label, progress = inputs(held)
+        success, nearness = torch.sigmoid(ema.logits(latents, proprio, counts)).min(0).values.unbind(-1)
+        said = success > ema.cfg.head.threshold
+        yes, no = label.float().sum().clamp(min=1), (~label).float().sum().clamp(min=1)
+        return {
+            "accuracy": (said == label).float().mean().item(),
+            "false_positive": float((said & ~label).sum() / no),
+            "false_negative": float((~said & label).sum() / yes),
+            "progress_correlation": float(torch.corrcoef(torch.stack([nearness, progress]))[0, 1]),
+            "n": float(len(label)),
+        }
+
+    ema = fit(judge, loss, run, folder, evaluate=evaluate, name="judge")
+    assert isinstance(ema, LatentJudge)
+    return ema

@@ -1,0 +1,107 @@
+"""The stages of ``imagine train``; each reads what the one before it wrote."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from imagine.codec import FrameCodec
+from imagine.data.lerobot import LeRobotDataset
+from imagine.data.windows import Windows, build_cache
+from imagine.embodiment import Embodiment
+from imagine.fit import write_json
+from imagine.model import WorldActionModel, load_weights
+from imagine.train import build_model, train_codec, train_joint
+
+from ..runfolder import RunFolder
+from .common import console
+
+
+class Training:
+    """Datasets, caches and the three stages of one training run."""
+
+    def __init__(self, args: Any, recipe: Any, folder: RunFolder):
+        self.args, self.recipe, self.folder = args, recipe, folder
+        self.out = folder.path / args.name
+        self.metrics: dict[str, Any] = dict(folder.metrics)
+        init = WorldActionModel.from_pretrained(args.init) if args.init else None
+        self.init = init
+        self.body = init.body if init else Embodiment.load(args.embodiment)
+
+    @functools.cached_property
+    def datasets(self) -> list[LeRobotDataset]:
+        """The opened datasets."""
+        return [LeRobotDataset.open(Path(d)) for d in self.args.dataset]
+
+    def _caches(self, codec: FrameCodec | None, tag: str) -> list[Path]:
+        kind = "canvas" if codec is None else f"latents-{tag}"
+
+        @torch.no_grad()
+        def encode(canvas: torch.Tensor) -> torch.Tensor:
+            assert codec is not None
+            return codec.encode(canvas.to(codec.mean.device)).cpu()
+
+        caches = []
+        for i, dataset in enumerate(self.datasets):
+            console.print(f"decoding {dataset.root} into {kind}")
+            where = self.folder.path / "cache" / f"{i}-{kind}"
+            caches.append(build_cache(dataset, self.body, None if codec is None else encode, where, tag=tag))
+        return caches
+
+    def codec(self) -> None:
+        """Train the codec on every frame of the training episodes, unless ``init`` brings one."""
+        if self.init or (self.folder / "codec.safetensors").is_file():
+            return
+        from safetensors.torch import save_file
+
+        frames = np.concatenate([np.load(c / "video.npy", mmap_mode="r") for c in self._caches(None, "")])
+        codec = train_codec(frames, self.recipe.codec, self.recipe.codec_fit, self.folder / "codec")
+        save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, self.folder / "codec.safetensors")
+
+    def load_codec(self) -> FrameCodec:
+        """The trained codec, in eval mode."""
+        if self.init:
+            return self.init.codec
+        codec = FrameCodec(self.recipe.codec)
+        codec.load_state_dict(load_weights(self.folder / "codec.safetensors"))
+        return codec.eval()
+
+    @functools.cached_property
+    def windows(self) -> Windows:
+        """Latent windows over all datasets."""
+        import hashlib
+
+        codec = self.load_codec()
+        tag = hashlib.sha256(b"".join(v.numpy().tobytes() for v in codec.state_dict().values())).hexdigest()[:8]
+        return Windows(self._caches(codec, tag), self.body, context_frames=2)
+
+    def model(self) -> None:
+        """Train the joint model."""
+        torch.manual_seed(self.recipe.model_fit.seed)
+        model = self.init or build_model(
+            self.windows, self.load_codec(), self.recipe.dit, self.recipe.joint, name=self.args.name
+        )
+        console.print(f"{sum(p.numel() for p in model.dit.parameters()) / 1e6:.2f} M parameters in the transformer")
+        fit, where = self.recipe.model_fit, self.folder / "model_fit"
+        train_joint(self.windows, model, self.recipe.joint, fit, where, out=self.out)
+        self.metrics["model"] = _read(where / "metrics.json")
+
+    def judge(self) -> None:
+        """Train the success head on the same latents and write it beside the model."""
+        from .train_judge import train_judge
+
+        model = WorldActionModel.from_pretrained(self.out)
+        where = self.folder / "judge_fit"
+        train_judge(model, self.windows, self.recipe.head, self.recipe.judge_fit, where).save(self.out)
+        self.metrics["judge"] = _read(where / "metrics.json")
+        write_json(self.out / "judge_metrics.json", self.metrics["judge"])
+
+
+def _read(path: Path) -> Any:
+    import json
+
+    return json.loads(path.read_text())

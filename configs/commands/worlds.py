@@ -1,0 +1,57 @@
+"""Options and helpers shared by the commands that run policies in worlds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from imagine.types import ImagineError
+
+from .common import Common, console
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodes(Common):
+    """Options of commands that run episodes.
+
+    Attributes:
+        model: a shipped model's name, a folder, or a hub id.
+        episodes: how many; episode i starts from seed SEED + i, the same start in every world.
+        lanes: episodes run side by side.
+        seed: first start seed; nothing shipped was trained on seeds from 900000 on.
+    """
+
+    model: str = "g1-table-tiny"
+    episodes: int = 100
+    lanes: int = 16
+    seed: int = 900_000
+
+    def seeds(self) -> list[int]:
+        """The start seeds.
+
+        Raises:
+            ImagineError: no episodes, no lanes, or a negative seed.
+        """
+        for name, least in (("episodes", 1), ("lanes", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ImagineError(f"--{name} is {getattr(self, name)}, expected at least {least}.")
+        return list(range(self.seed, self.seed + self.episodes))
+
+
+@contextmanager
+def bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with ETA on stderr, told (done, total)."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

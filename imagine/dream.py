@@ -1,0 +1,197 @@
+"""Dream: the world behind an imagined environment. It asks the model DYNAMICS, and INVERSE whether to believe it.
+
+Everything stays in latents; a frame is decoded only when somebody looks: an observation, a film, a judge of pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from .env import Outcome
+from .model import WorldActionModel, as_observation
+from .questions import DYNAMICS, INVERSE
+from .sampler import sample
+from .spaces import action_space, observation_space
+from .starts import Starts
+from .tiles import TILE, in_tiles
+from .types import Clip, Context, RewardModel, Score, pack_instruction
+
+
+class DreamConfig(BaseModel):
+    """How a dream is dreamt and doubted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = 2  # denoising steps per chunk
+    tile: int = TILE  # lanes per network call; fixed, so that a lane's bytes do not depend on N; 0: all at once
+    inverse_steps: int = 2  # denoising steps of the check; 0 leaves the check out
+    hallucination_limit: float | None = None  # above it (normalised action units) a lane is no longer believable
+
+
+class Dream:
+    """N imagined lanes of one model, one judge and one source of starts.
+
+    Lanes are independent: a lane's noise depends on its own seed and step alone, never on its neighbours.
+    """
+
+    def __init__(
+        self, model: WorldActionModel, judge: RewardModel, starts: Starts, cfg: DreamConfig | None = None
+    ) -> None:
+        self.model, self.judge, self.starts, self.cfg = model, judge, starts, cfg or DreamConfig()
+        self.single_observation_space = observation_space(model.body)
+        self.single_action_space = action_space(model.body)
+        hz = model.body.control_hz
+        self.metadata = {"control_hz": hz, "render_fps": hz / model.body.frame_stride}
+
+    def allocate(self, num_envs: int) -> None:
+        """Make room for ``num_envs`` lanes."""
+        n, t, device = num_envs, self.model.cfg.context_frames, self.model.device
+        _, *latent = self.model.chunk_shapes["video"]
+        p = self.model.body.proprio_dim
+        self.video = torch.zeros(n, t, *latent, device=device)
+        self.proprio = torch.zeros(n, t, p, device=device)
+        self.start_video = torch.zeros(n, *latent, device=device)
+        self.start_proprio = torch.zeros(n, p, device=device)
+        self.text = torch.zeros(n, self.model.text.cfg.length, self.model.text.cfg.dim, device=device)
+        self.newest = torch.zeros(n, *self.model.chunk_shapes["video"], device=device)
+        self.instruction = [""] * n
+        self.packed = np.zeros((n, *self.single_observation_space["instruction"].shape), np.uint8)  # type: ignore[misc]
+        self.seeds, self.steps = np.zeros(n, np.int64), np.zeros(n, np.int64)
+
+    @torch.inference_mode()
+    def reset(self, lanes: np.ndarray, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Begin an episode in some lanes.
+
+        Args:
+            lanes: (M,) int indices.
+            seeds: one per lane; chooses the start and all noise of the episode.
+            options: ``instruction`` (one text, or one per lane) to follow instead of the starts' own.
+        """
+        told = options.get("instruction")
+        each = [told] * len(lanes) if told is None or isinstance(told, str) else list(told)
+        begun = [self.starts(int(s), {**options, "instruction": i}) for s, i in zip(seeds, each, strict=True)]
+        seen = as_observation(
+            np.stack([b.canvas for b in begun])[:, None], np.stack([b.proprio for b in begun])[:, None]
+        )
+        heard = [b.instruction for b in begun]
+
+        def encode(rows: Tensor) -> tuple[Tensor, ...]:
+            context = self.model.encode(seen.index(rows), [heard[i] for i in rows.tolist()])
+            return context.video, context.proprio, context.text
+
+        video, proprio, text = in_tiles(encode, len(begun), self.cfg.tile)
+        at = torch.as_tensor(lanes, device=self.model.device)
+        self.video[at], self.proprio[at], self.text[at] = video, proprio, text
+        self.start_video[at], self.start_proprio[at] = video[:, -1], proprio[:, -1]
+        self.newest[at] = video[:, -1:].expand(-1, self.newest.shape[1], -1, -1, -1)
+        for lane, seed, start in zip(lanes, seeds, begun, strict=True):
+            self.instruction[lane] = start.instruction
+            self.packed[lane] = pack_instruction(start.instruction)
+            self.seeds[lane], self.steps[lane] = seed, 0
+        return {
+            "instruction": np.array([b.instruction for b in begun], object),
+            "start_id": np.array([b.start_id for b in begun], object),
+        }
+
+    def context(self) -> Context:
+        """What the model is given in every lane now."""
+        return Context(video=self.video, proprio=self.proprio, text=self.text)
+
+    @torch.inference_mode()
+    def step(self, actions: np.ndarray) -> Outcome:
+        """Imagine one chunk in every lane.
+
+        Args:
+            actions: (N, K, A) float32, robot units, relative to the chunk's first state where the embodiment says so.
+
+        Raises:
+            ShapeError: the actions are misshapen, not finite or in wrong units.
+        """
+        chunk = self.model.body.check_action(actions)
+        action = self.model.normalise_action(torch.from_numpy(chunk).to(self.model.device))
+        seeds = [int(s) * 1_000_003 + int(k) for s, k in zip(self.seeds, self.steps, strict=True)]
+        names: list[str] = []
+
+        def imagine(rows: Tensor) -> tuple[Tensor, ...]:
+            picked = rows.tolist()
+            video, proprio, doubt = self._imagine(rows, action[rows], [seeds[i] for i in picked])
+            score = self._judge(rows, video, proprio)
+            names[:] = score.terms
+            return video, proprio, doubt, score.reward, score.success, score.valid, *score.terms.values()
+
+        video, proprio, doubt, reward, success, valid, *terms = in_tiles(imagine, len(chunk), self.cfg.tile)
+        keep = self.video.shape[1]
+        self.video = torch.cat([self.video, video], 1)[:, -keep:]
+        self.proprio = torch.cat([self.proprio, proprio], 1)[:, -keep:]
+        self.newest = video
+        self.steps = self.steps + 1
+        limit = self.cfg.hallucination_limit
+        told = {"hallucination": doubt, "success_probability": success, "valid": valid}
+        info: dict[str, Any] = {k: v.cpu().numpy() for k, v in told.items()}
+        info["reward_terms"] = {k: v.cpu().numpy() for k, v in zip(names, terms, strict=True)}
+        return Outcome(
+            torch.where(valid, reward, torch.zeros_like(reward)).cpu().numpy(),
+            ((reward > 0) & valid).cpu().numpy(),
+            np.ones(len(chunk), bool) if limit is None else info["hallucination"] <= limit,
+            info,
+        )
+
+    def _imagine(self, rows: Tensor, action: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Next frames, proprioception and doubt of some lanes; doubt is (n,), normalised action units.
+
+        Doubt is the root mean square between the action and the one that INVERSE reads from what was imagined.
+        """
+        context = self.context().index(rows)
+        cache = self.model.prefill(context)
+        dream = sample(self.model, DYNAMICS, context, action=action, steps=self.cfg.steps, seeds=seeds, cache=cache)
+        assert dream.video is not None and dream.proprio is not None
+        if not self.cfg.inverse_steps:
+            return dream.video, dream.proprio, torch.zeros(len(rows), device=action.device)
+        given = {"video": dream.video, "proprio": dream.proprio}
+        steps = self.cfg.inverse_steps
+        read = sample(self.model, INVERSE, context, **given, steps=steps, seeds=seeds, cache=cache).action
+        assert read is not None
+        return dream.video, dream.proprio, (read - action).square().mean((1, 2)).sqrt()
+
+    def _judge(self, rows: Tensor, video: Tensor, proprio: Tensor) -> Score:
+        latents = torch.cat([self.start_video[rows, None], video], 1)
+        clip = Clip(
+            latents=latents,
+            proprio=torch.cat([self.start_proprio[rows, None], proprio], 1),
+            decode=lambda: self.model.decode(latents),
+        )
+        return self.judge(clip, [self.instruction[i] for i in rows.tolist()])
+
+    @torch.inference_mode()
+    def observe(self) -> dict[str, np.ndarray]:
+        """The newest observation of every lane, in the spaces of the real robot."""
+        newest = self.video[:, -1:]
+        (seen,) = in_tiles(lambda rows: (self.model.decode(newest[rows])[:, 0],), len(newest), self.cfg.tile)
+        canvas = seen.cpu().numpy()
+        proprio = self.model.restore_proprio(self.proprio[:, -1]).cpu().numpy()
+        return {**self.model.body.untile(canvas), "proprio": proprio, "instruction": self.packed.copy()}
+
+    @torch.inference_mode()
+    def frames(self, lane: int) -> np.ndarray:
+        """(F, H, W, 3) uint8, the newest chunk of one lane."""
+        return self.model.decode(self.newest[lane : lane + 1])[0].cpu().numpy()
+
+    _STATE = ("video", "proprio", "start_video", "start_proprio", "text", "newest", "packed", "seeds", "steps")
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that the future of all lanes depends on."""
+        copy = {k: v.clone() if isinstance(v, Tensor) else v.copy() for k in self._STATE for v in [getattr(self, k)]}
+        return {**copy, "instruction": list(self.instruction)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a snapshot; it can be restored any number of times."""
+        for name in self._STATE:
+            value = state[name]
+            setattr(self, name, value.clone() if isinstance(value, Tensor) else value.copy())
+        self.instruction = list(state["instruction"])

@@ -1,0 +1,79 @@
+"""Where imagined episodes begin: always a real observation, of a robot at rest or from a recorded episode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .data.lerobot import LeRobotDataset
+from .data.windows import Windows, build_cache
+from .embodiment import Embodiment
+from .types import DatasetError, Robot, unpack_instruction
+
+
+@dataclass(frozen=True)
+class Start:
+    """One real observation to dream on from.
+
+    Attributes:
+        canvas: (H, W, 3) uint8.
+        proprio: (P,) float32, robot units.
+        instruction: what to do.
+        start_id: says which start this is; the same id is the same start in the dream and on the robot.
+    """
+
+    canvas: np.ndarray
+    proprio: np.ndarray
+    instruction: str
+    start_id: str
+
+
+class Starts(Protocol):
+    """Gives a start for a seed; the same seed gives the same start."""
+
+    def __call__(self, seed: int, options: Mapping[str, Any]) -> Start:
+        """The start of an episode; ``options`` may hold an ``instruction`` to use instead of the start's own."""
+        ...
+
+
+class RobotStarts:
+    """Starts are what a robot sees right after ``reset(seed)``: dream and robot then begin alike."""
+
+    def __init__(self, robot: Robot, body: Embodiment, **options: Any):
+        """``options`` go to every ``robot.reset``, so that dream and robot draw from the same starts."""
+        self.robot, self.body, self.options = robot, body, options
+
+    def __call__(self, seed: int, options: Mapping[str, Any]) -> Start:
+        """Reset the robot and look."""
+        seen = self.robot.reset(seed, options.get("instruction"), **self.options)
+        canvas = self.body.tile({v.name: seen[v.name] for v in self.body.views})
+        return Start(canvas, seen["proprio"], unpack_instruction(seen["instruction"]), f"seed-{seed}")
+
+
+class DatasetStarts:
+    """Starts are frames of recorded episodes: their first ones, or with ``anywhere`` any frame that has a successor."""
+
+    def __init__(self, dataset: LeRobotDataset, body: Embodiment, cache: str | Path, *, anywhere: bool = False):
+        """Decode the dataset's canvases into ``cache`` once.
+
+        Raises:
+            DatasetError: the dataset is unusable or of another embodiment, or has no episode of two frames.
+        """
+        self.windows = Windows(build_cache(dataset, body, None, cache), body, context_frames=1, in_memory=False)
+        self.rows = self.windows.rows("all")
+        if not anywhere:
+            first = np.unique(self.windows.batch(self.rows).episode.numpy(), return_index=True)[1]
+            self.rows = self.rows[first]
+        if not len(self.rows):
+            raise DatasetError(f"dataset {dataset.root} has no episode of at least two frames to start from.")
+
+    def __call__(self, seed: int, options: Mapping[str, Any]) -> Start:
+        """Pick a row by seed."""
+        row = int(self.rows[np.random.default_rng(seed).integers(len(self.rows))])
+        batch = self.windows.batch(np.array([row]))
+        told = options.get("instruction") or self.windows.instructions[int(batch.instruction_id[0])]
+        return Start(batch.video[0, 0].numpy(), batch.proprio[0, 0].numpy(), told, f"row-{row}")

@@ -1,0 +1,102 @@
+"""A robot of three joints and a model of a few thousand weights, small enough for every test to have its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import oracles.py, whatever started pytest
+
+from imagine.codec import CodecConfig
+from imagine.dit import DiTConfig
+from imagine.embodiment import Embodiment
+from imagine.model import ModelConfig, Statistics, WorldActionModel
+from imagine.questions import QUESTIONS
+from imagine.text import TextConfig
+from imagine.types import Observation
+
+TINY_BODY = {
+    "name": "tiny",
+    "robot_type": "tiny",
+    "control_hz": 10,
+    "chunk_actions": 4,
+    "chunk_frames": 2,
+    "canvas_height": 16,
+    "canvas_width": 16,
+    "views": [{"name": "head", "key": "observation.images.head", "height": 16, "width": 16}],
+    "state": [
+        {"name": "arm", "key": "observation.state", "start": 0, "stop": 2, "unit": "rad"},
+        {"name": "grip", "key": "observation.state", "start": 2, "stop": 3, "unit": "m"},
+    ],
+    "proprio": ["arm", "grip"],
+    "action": [
+        {
+            "name": "arm",
+            "key": "action",
+            "start": 0,
+            "stop": 2,
+            "unit": "rad",
+            "relative_to": "arm",
+            "low": -0.5,
+            "high": 0.5,
+        },
+    ],
+}
+TINY_DIT = DiTConfig(
+    layers=2, heads=2, head_dim=16, ffn_dim=48, channels=4, text_dim=16, freq_dim=32,
+    action_dim=2, action_patch=2, proprio_dim=3,
+)  # fmt: skip
+TINY_CODEC = CodecConfig(channels=4, widths=(8, 8, 16))
+
+
+def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.2) -> torch.nn.Module:
+    """Give every parameter a random value, so that heads that start at zero hide nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            p.copy_(centre + scale * torch.randn(p.shape, generator=generator))
+    return module
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors: more threads only get in each other's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_body() -> Embodiment:
+    return Embodiment.model_validate(TINY_BODY)
+
+
+@pytest.fixture
+def tiny_model(tiny_body: Embodiment) -> WorldActionModel:
+    """A WorldActionModel with random weights everywhere, in eval mode; every question answered."""
+    cfg = ModelConfig(
+        name="tiny",
+        embodiment=tiny_body,
+        dit=TINY_DIT,
+        codec=TINY_CODEC,
+        text=TextConfig(words=("bowl", "push", "reach", "red", "the"), length=4, dim=16),
+        statistics=Statistics(
+            proprio_mean=(0.1, -0.2, 0.3), proprio_std=(0.5, 2.0, 0.1), action_mean=(0.05, -0.1), action_std=(0.2, 0.1)
+        ),
+        answers=tuple(QUESTIONS),
+    )
+    return randomise(WorldActionModel(cfg)).eval()  # type: ignore[return-value]
+
+
+@pytest.fixture
+def tiny_observation() -> Observation:
+    """Three lanes, two frames."""
+    g = torch.Generator().manual_seed(3)
+    canvas = torch.randint(0, 256, (3, 2, 16, 16, 3), generator=g, dtype=torch.uint8)
+    return Observation(canvas=canvas, proprio=torch.randn(3, 2, 3, generator=g))

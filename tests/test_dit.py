@@ -1,0 +1,389 @@
+"""JointDiT is Wan where it claims to be, and block-causal, stateless and leak-free where it goes further."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY_DIT, randomise
+from torch import Tensor
+
+from imagine.cache import ContextCache
+from imagine.dit import DiTConfig, JointDiT
+from imagine.layers import rotary_table, rotate
+from imagine.types import Chunk, Context, NoiseLevels, ShapeError
+
+B, BLOCKS, PT = 3, 2, TINY_DIT.patch[0]
+FUTURE = 4  # frames of a chunk: two temporal patches
+
+
+@pytest.fixture
+def dit() -> JointDiT:
+    return randomise(JointDiT(TINY_DIT), seed=5).eval()  # type: ignore[return-value]
+
+
+def context(lanes: int = B, frames: int = BLOCKS * PT) -> Context:
+    g = torch.Generator().manual_seed(11)
+    return Context(
+        video=torch.randn(lanes, frames, 4, 4, 6, generator=g),
+        proprio=torch.randn(lanes, frames, 3, generator=g),
+        text=torch.randn(lanes, 5, 16, generator=g),
+    )
+
+
+def chunk(lanes: int = B) -> Chunk:
+    g = torch.Generator().manual_seed(12)
+    return Chunk(
+        video=torch.randn(lanes, FUTURE, 4, 4, 6, generator=g),
+        proprio=torch.randn(lanes, FUTURE, 3, generator=g),
+        action=torch.randn(lanes, 8, 2, generator=g),
+    )
+
+
+def levels(lanes: int = B) -> NoiseLevels:
+    return NoiseLevels(torch.linspace(0.2, 1.0, lanes), torch.linspace(0.9, 0.0, lanes))
+
+
+def present(x: Chunk) -> dict[str, Tensor]:
+    return {n: v for n in ("video", "proprio", "action") if (v := getattr(x, n)) is not None}
+
+
+def assert_same(a: Chunk, b: Chunk, atol: float = 1e-5) -> None:
+    assert present(a).keys() == present(b).keys()
+    for name, x in present(a).items():
+        torch.testing.assert_close(
+            x, present(b)[name], rtol=0, atol=atol * float(x.abs().max()), msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+# ---------------------------------------------------------------------- parity with Wan
+SHAPES = [  # heads, head_dim, layers, (frames, h, w), words
+    (2, 12, 2, (3, 4, 6), 7),
+    (1, 32, 1, (1, 2, 2), 1),
+    (3, 16, 3, (5, 6, 4), 12),
+]
+
+
+@pytest.mark.slow  # only because importing diffusers takes seconds
+@pytest.mark.parametrize(("heads", "head_dim", "layers", "size", "words"), SHAPES)
+@torch.no_grad()
+def test_without_action_proprio_and_context_it_is_diffusers_wan(
+    heads: int, head_dim: int, layers: int, size: tuple[int, int, int], words: int
+) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=heads, attention_head_dim=head_dim, in_channels=4, out_channels=4,
+        text_dim=20, freq_dim=64, ffn_dim=40, num_layers=layers, cross_attn_norm=True, eps=1e-6,
+    )  # fmt: skip
+    randomise(theirs, seed=1).eval()
+    ours = JointDiT(
+        DiTConfig(
+            layers=layers, heads=heads, head_dim=head_dim, ffn_dim=40, patch=(1, 2, 2), channels=4, text_dim=20,
+            freq_dim=64, see_last_frame=False, pooled_text=False, prediction="velocity",
+        )
+    )  # fmt: skip
+    ours.load_state_dict(theirs.state_dict(), strict=True)  # not one name is mapped
+    g = torch.Generator().manual_seed(2)
+    video = torch.randn(2, size[0], 4, *size[1:], generator=g)
+    text, sigma = torch.randn(2, words, 20, generator=g), torch.tensor([0.937, 0.25])
+    want = theirs(video.transpose(1, 2), 1000 * sigma, text, return_dict=False)[0].transpose(1, 2)
+    got = ours(Chunk(video=video), NoiseLevels(sigma, sigma), ours._text(text)).video
+    assert got is not None and got.shape == want.shape
+    assert (got - want).norm() <= 1e-5 * want.norm()
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+# ---------------------------------------------------------------------- one dense pass, written again from the design
+def turn(x: Tensor, position: Tensor) -> Tensor:
+    """Rotary positions by complex multiplication; x (B, N, heads, d), position (N, 3)."""
+    d = x.shape[-1]
+    side = 2 * (d // 6)
+    angle = []
+    for axis, width in enumerate((d - 2 * side, side, side)):
+        angle += [position[:, axis] / 10000 ** (2 * i / width) for i in range(width // 2)]
+    spin = torch.polar(torch.ones(len(position), d // 2), torch.stack(angle, 1))
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], d // 2, 2).contiguous())
+    return torch.view_as_real(pairs * spin[:, None]).flatten(-2)
+
+
+def rms(x: Tensor, weight: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+
+class Dense:
+    """The whole sequence in one masked pass; it shares nothing with imagine.dit but the weights."""
+
+    def __init__(self, dit: JointDiT):
+        self.w, self.cfg = dict(dit.state_dict()), dit.cfg
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, self.w[f"{name}.weight"], self.w[f"{name}.bias"])
+
+    def two(self, name: str, x: Tensor, act=F.silu) -> Tensor:  # type: ignore[no-untyped-def]
+        return self.linear(f"{name}.linear_2", act(self.linear(f"{name}.linear_1", x)))
+
+    def patches(self, video: Tensor, last: Tensor) -> Tensor:
+        """A real strided convolution, over the frames and the newest observed one."""
+        both = torch.cat([video, last], 2).transpose(1, 2)
+        weight = self.w["patch_embedding.weight"]
+        out = F.conv3d(both, weight, self.w["patch_embedding.bias"], stride=self.cfg.patch)
+        return out.flatten(2).transpose(1, 2)
+
+    def attention(self, name: str, q: Tensor, kv: Tensor, at: Tensor | None, mask: Tensor | None) -> Tensor:
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (self.cfg.heads, self.cfg.head_dim))
+
+        query = heads(rms(self.linear(f"{name}.to_q", q), self.w[f"{name}.norm_q.weight"]))
+        key = heads(rms(self.linear(f"{name}.to_k", kv), self.w[f"{name}.norm_k.weight"]))
+        value = heads(self.linear(f"{name}.to_v", kv))
+        if at is not None:
+            query, key = turn(query, at), turn(key, at)
+        score = torch.einsum("bnhd,bmhd->bhnm", query, key) / self.cfg.head_dim**0.5
+        if mask is not None:
+            score = score.masked_fill(~mask, -torch.inf)
+        return self.linear(f"{name}.to_out.0", torch.einsum("bhnm,bmhd->bnhd", score.softmax(-1), value).flatten(2))
+
+    def run(self, x: Tensor, at: Tensor, sigma: Tensor, mask: Tensor, text: Tensor) -> Tensor:
+        """x (B, N, D), at (N, 3), sigma (B, N) one level per token, mask (N, N) True where row may look at column."""
+        words = self.two("condition_embedder.text_embedder", text, lambda y: F.gelu(y, approximate="tanh"))
+        half = self.cfg.freq_dim // 2
+        angle = 1000 * sigma[..., None] / 10000 ** (torch.arange(half) / half)
+        time = self.two("condition_embedder.time_embedder", torch.cat([angle.cos(), angle.sin()], -1))
+        time = time + self.linear("condition_embedder.pooled_text", words.mean(1))[:, None]
+        mod = self.linear("condition_embedder.time_proj", F.silu(time)).unflatten(-1, (6, -1))  # (B, N, 6, D)
+
+        def norm(y: Tensor) -> Tensor:
+            return F.layer_norm(y, y.shape[-1:], eps=1e-6)
+
+        for i in range(self.cfg.layers):
+            p = f"blocks.{i}"
+            shift1, scale1, gate1, shift2, scale2, gate2 = (mod + self.w[f"{p}.scale_shift_table"][:, None]).unbind(2)
+            h = norm(x) * (1 + scale1) + shift1
+            x = x + gate1 * self.attention(f"{p}.attn1", h, h, at, mask)
+            h = norm(x) * self.w[f"{p}.norm2.weight"] + self.w[f"{p}.norm2.bias"]
+            x = x + self.attention(f"{p}.attn2", h, words, None, None)
+            h = norm(x) * (1 + scale2) + shift2
+            h = F.gelu(self.linear(f"{p}.ffn.net.0.proj", h), approximate="tanh")
+            x = x + gate2 * self.linear(f"{p}.ffn.net.2", h)
+        shift, scale = (self.w["scale_shift_table"][:, None] + time[:, :, None]).unbind(2)
+        return norm(x) * (1 + scale) + shift
+
+    def __call__(self, ctx: Context, x: Chunk, sigma: NoiseLevels) -> Chunk:
+        pt, ph, pw = self.cfg.patch
+        b, _, _, h, w = ctx.video.shape
+        per_patch = (h // ph) * (w // pw)
+        tokens, at, level, block = [], [], [], []
+
+        def add(t: Tensor, time: list[float], cells: bool, s: Tensor, where: int) -> None:
+            tokens.append(t)
+            for now in time:
+                grid = [(r, c) for r in range(h // ph) for c in range(w // pw)] if cells else [(-1, -1)]
+                at.extend((now, r, c) for r, c in grid)
+            level.append(s[:, None].expand(-1, t.shape[1]))
+            block.extend([where] * t.shape[1])
+
+        n = ctx.video.shape[1] // pt
+        clean = torch.zeros(b)
+        for i in range(n):  # observed blocks: clean, each sees itself and what came before
+            seen = ctx.video[:, i * pt : (i + 1) * pt]
+            add(self.patches(seen, seen), [i], True, clean, i)
+            add(self.two("proprio_in", ctx.proprio[:, i * pt : (i + 1) * pt].reshape(b, 1, -1)), [i], False, clean, i)
+        last, future = ctx.video[:, -1:], 0
+        if x.video is not None:
+            future = x.video.shape[1] // pt
+            spread = [n + i for i in range(future)]
+            add(self.patches(x.video, last.expand_as(x.video)), spread, True, sigma.video, n)
+            add(self.two("proprio_in", x.proprio.reshape(b, future, -1)), spread, False, sigma.video, n)
+        if x.action is not None:
+            m = x.action.shape[1] // self.cfg.action_patch
+            span = FUTURE // pt
+            middle = [n - 0.5 + span * (i + 0.5) / m for i in range(m)]  # middles of m equal parts of the chunk's time
+            add(self.two("action_in", x.action.reshape(b, m, -1)), middle, False, sigma.action, n)
+        own = torch.tensor(block)
+        out = self.run(
+            torch.cat(tokens, 1), torch.tensor(at).float(), torch.cat(level, 1), own[:, None] >= own, ctx.text
+        )
+        out = out[:, int((own < n).sum()) :]
+        video = proprio = action = None
+        if x.video is not None:
+            rows = self.linear("proj_out", out[:, : future * per_patch]).view(
+                b, future, h // ph, w // pw, pt, ph, pw, -1
+            )
+            video = torch.einsum("bfyxtpqc->bftcypxq", rows).reshape(x.video.shape) + last
+            proprio = self.linear("proprio_out", out[:, future * per_patch : future * (per_patch + 1)])
+            proprio = proprio.reshape(x.proprio.shape) + ctx.proprio[:, -1:]
+        if x.action is not None:
+            action = self.linear("action_out", out[:, -m:]).reshape(x.action.shape)
+        return Chunk(video=video, proprio=proprio, action=action)
+
+
+@pytest.mark.parametrize("parts", ["video proprio action", "video proprio", "action"])
+@torch.no_grad()
+def test_cache_equals_one_dense_block_causal_pass(dit: JointDiT, parts: str) -> None:
+    x = Chunk(**{n: getattr(chunk(), n) for n in parts.split()})
+    got = dit(x, levels(), dit.prefill(context()))
+    assert_same(got, Dense(dit)(context(), x, levels()))
+
+
+def test_gradients_flow_through_the_same_function_as_inference(dit: JointDiT) -> None:
+    """Attention on the CPU takes another route when gradients are wanted."""
+    with torch.no_grad():
+        want = dit(chunk(), levels(), dit.prefill(context()))
+    got = dit(chunk(), levels(), dit.prefill(context()))
+    assert got.video is not None and got.video.requires_grad
+    assert_same(Chunk(**{k: v.detach() for k, v in present(got).items()}), want)
+
+
+# ---------------------------------------------------------------------- the cache
+def copy_of(cache: ContextCache) -> ContextCache:
+    return cache._map(lambda x: x.clone())
+
+
+@torch.no_grad()
+def test_forward_never_changes_the_cache(dit: JointDiT) -> None:
+    cache = dit.prefill(context())
+    before = copy_of(cache)
+    first = dit(chunk(), levels(), cache)
+    dit(Chunk(action=chunk().action), levels(), cache)
+    for name, value in vars(before).items():
+        now = getattr(cache, name)
+        if isinstance(value, list):
+            assert len(value) == len(now) and all(torch.equal(a, b) for a, b in zip(value, now, strict=True)), name
+        else:
+            assert torch.equal(value, now) if isinstance(value, Tensor) else value == now, name
+    again = dit(chunk(), levels(), cache)
+    assert all(torch.equal(a, present(again)[n]) for n, a in present(first).items())
+
+
+@torch.no_grad()
+def test_extending_block_by_block_equals_one_prefill(dit: JointDiT) -> None:
+    whole, ctx = dit.prefill(context()), context()
+    parts = dit.prefill(Context(video=ctx.video[:, :PT], proprio=ctx.proprio[:, :PT], text=ctx.text))
+    dit.extend(parts, ctx.video[:, PT:], ctx.proprio[:, PT:])
+    assert parts.blocks == whole.blocks == BLOCKS
+    assert_same(dit(chunk(), levels(), parts), dit(chunk(), levels(), whole), atol=0)
+
+
+@torch.no_grad()
+def test_observed_past_is_read_in_order(dit: JointDiT) -> None:
+    ctx = context()
+    older = torch.cat([ctx.video[:, :PT].flip(1), ctx.video[:, PT:]], 1)
+    a = dit(chunk(), levels(), dit.prefill(ctx))
+    b = dit(chunk(), levels(), dit.prefill(replace(ctx, video=older)))
+    assert all((x - present(b)[n]).abs().max() > 1e-4 for n, x in present(a).items())
+
+
+@torch.no_grad()
+def test_answer_does_not_depend_on_when_the_episode_began(dit: JointDiT) -> None:
+    """Rotary positions are relative, so an episode that is 1000 blocks old looks like a fresh one."""
+    ctx = context()
+    late = dit._text(ctx.text)
+    late.blocks = 1000
+    for i in range(0, BLOCKS * PT, PT):
+        dit.extend(late, ctx.video[:, i : i + PT], ctx.proprio[:, i : i + PT])
+    assert_same(dit(chunk(), levels(), late), dit(chunk(), levels(), dit.prefill(ctx)), atol=1e-4)
+
+
+@torch.no_grad()
+def test_oldest_block_is_forgotten_whole_and_positions_go_on(dit: JointDiT) -> None:
+    short = randomise(JointDiT(TINY_DIT.model_copy(update={"max_context_blocks": 2})), seed=5).eval()
+    cache = short.prefill(context(frames=3 * PT))
+    full = dit.prefill(context(frames=3 * PT))
+    per = full.block_tokens
+    assert cache.blocks == full.blocks == 3 and cache.keys[0].shape[1] == 2 * per
+    assert torch.equal(cache.keys[0], full.keys[0][:, per:])  # layer 0 has not looked at the past yet
+
+
+@torch.no_grad()
+def test_repeated_and_indexed_caches_serve_candidates(dit: JointDiT) -> None:
+    cache = dit.prefill(context())
+    want = dit(chunk(), levels(), cache)
+    twice = dit(chunk().repeat(2), levels().repeat(2), cache.repeat(2))
+    assert_same(twice, want.repeat(2))
+    some = torch.tensor([2, 0])
+    assert_same(dit(chunk().index(some), levels().index(some), cache.index(some)), want.index(some))
+
+
+# ---------------------------------------------------------------------- batches and leaks
+@torch.no_grad()
+def test_batch_of_n_equals_n_batches_of_one(dit: JointDiT) -> None:
+    want = dit(chunk(), levels(), dit.prefill(context()))
+    for i in range(B):
+        got = dit(chunk().index([i]), levels().index([i]), dit.prefill(context().index([i])))
+        assert_same(got, want.index([i]))
+
+
+@torch.no_grad()
+def test_level_of_an_absent_modality_changes_nothing(dit: JointDiT) -> None:
+    cache, x, s = dit.prefill(context()), chunk(), levels()
+    for kept, name in (("action", "video"), ("video proprio", "action")):
+        part = Chunk(**{n: getattr(x, n) for n in kept.split()})
+        a = dit(part, s, cache)
+        b = dit(part, replace(s, **{name: torch.rand(B)}), cache)
+        assert all(torch.equal(v, present(b)[n]) for n, v in present(a).items())
+
+
+@torch.no_grad()
+def test_level_of_a_present_modality_matters(dit: JointDiT) -> None:
+    cache, x, s = dit.prefill(context()), chunk(), levels()
+    for name in ("video", "action"):
+        a, b = dit(x, s, cache), dit(x, replace(s, **{name: torch.full((B,), 0.5)}), cache)
+        assert all((v - present(b)[n]).abs().max() > 1e-4 for n, v in present(a).items())
+
+
+@torch.no_grad()
+def test_policy_never_pays_for_video_tokens(dit: JointDiT) -> None:
+    cache, seen = dit.prefill(context()), []
+    hook = dit.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    out = dit(Chunk(action=chunk().action), levels(), cache)
+    hook.remove()
+    assert seen == [8 // TINY_DIT.action_patch] and out.video is None and out.proprio is None
+
+
+def test_lanes_do_not_see_each_other(dit: JointDiT) -> None:
+    x = chunk()
+    video = x.video.clone().requires_grad_()
+    out = dit(replace(x, video=video), levels(), dit.prefill(context()))
+    (out.action[0].sum() + out.video[0].sum()).backward()
+    assert video.grad[0].abs().max() > 0 and (video.grad[1:] == 0).all()
+
+
+@torch.no_grad()
+def test_untrained_clean_model_predicts_that_nothing_changes() -> None:
+    fresh, ctx = JointDiT(TINY_DIT), context()
+    out = fresh(chunk(), levels(), fresh.prefill(ctx))
+    assert torch.equal(out.video, ctx.video[:, -1:].expand_as(out.video))
+    assert torch.equal(out.proprio, ctx.proprio[:, -1:].expand_as(out.proprio))
+    assert (out.action == 0).all()
+
+
+# ---------------------------------------------------------------------- shapes
+@torch.no_grad()
+def test_sizes_that_do_not_fill_patches_are_refused(dit: JointDiT) -> None:
+    cache, ctx = dit.prefill(context()), context()
+    with pytest.raises(ShapeError, match="expected multiples of the patch"):
+        dit(Chunk(video=chunk().video[:, :3]), levels(), cache)
+    with pytest.raises(ShapeError, match="expected multiples of the patch"):
+        dit.prefill(replace(ctx, video=ctx.video[..., :5]))
+    with pytest.raises(ShapeError, match="7 vectors do not fill tokens of 2"):
+        dit(Chunk(action=chunk().action[:, :7]), levels(), cache)
+
+
+@pytest.mark.parametrize("head_dim", [16, 24, 64, 128])
+def test_rotary_scores_depend_on_relative_positions_only(head_dim: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 9, 2, head_dim, generator=g).unbind(0)
+    at = torch.rand(9, 3, generator=g) * 20
+
+    def scores(position: Tensor) -> Tensor:
+        table = rotary_table(position, head_dim)
+        return torch.einsum("bnhd,bmhd->bhnm", rotate(q, table), rotate(k, table))
+
+    want = scores(at)
+    # Positions are float32: at about 30 they are good to 2e-6, times a score of about sqrt(head_dim) and its terms.
+    torch.testing.assert_close(scores(at + torch.tensor([7.0, -3.0, 11.0])), want, rtol=0, atol=1e-5 * head_dim)
+    assert (scores(at * 1.1) - want).abs().max() > 0.1
+    # Rotations keep lengths.
+    torch.testing.assert_close(rotate(q, rotary_table(at, head_dim)).norm(dim=-1), q.norm(dim=-1))

@@ -1,0 +1,360 @@
+"""Training resumes to the same bits, learns, and never learns from what was not recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_BODY, TINY_CODEC, TINY_DIT, randomise
+from torch import nn
+
+import imagine.fit
+from imagine.codec import FrameCodec
+from imagine.data.lerobot import LeRobotDataset
+from imagine.data.windows import WindowBatch, Windows, build_cache
+from imagine.data.writer import DatasetWriter, EpisodeData
+from imagine.dit import DiTConfig
+from imagine.embodiment import Embodiment
+from imagine.fit import FitConfig, fit, rate
+from imagine.model import WorldActionModel
+from imagine.noise import Shares
+from imagine.train import JointConfig, build_model, joint_loss, masked_mse, train_codec, train_joint
+from imagine.types import ImagineError
+
+TICKS = 13  # an odd number, so that the last chunk of every episode is cut short
+STEPS = FitConfig(
+    steps=4, batch=4, lr=1e-2, warmup=2, mixed_precision="no", log_every=1, eval_every=1000, save_every=2, seed=3
+)  # fmt: skip
+
+
+def only(edge: str) -> Shares:
+    """Draws from one edge of the noise square and no other."""
+    return Shares(**{**dict.fromkeys(Shares.model_fields, 0.0), edge: 1.0})
+
+
+def episode(seed: int, *, with_action: bool = True) -> EpisodeData:
+    """A bright square follows the arm; the action is where the arm goes next; odd seeds turn careless at tick 8."""
+    rng = np.random.default_rng(seed)
+    state = np.cumsum(rng.normal(0, 0.1, (TICKS + 1, 3)), 0).astype(np.float32)
+    frames = np.full((TICKS, 16, 16, 3), 40 + 20 * (seed % 3), np.uint8)
+    for t, (x, y) in enumerate((8 + 6 * np.tanh(state[:-1, :2])).astype(int)):
+        frames[t, y - 2 : y + 2, x - 2 : x + 2] = 250
+    features = {"observation.state": state[:-1], "is_expert": (np.arange(TICKS) < 8) | (seed % 2 == 0)}
+    if with_action:
+        features["action"] = state[1:, :2]
+    views = {"observation.images.head": frames}
+    return EpisodeData(features, ["push the bowl"] * TICKS, views, np.arange(TICKS), seed=seed)
+
+
+def recorded(root: Path, body: Embodiment, *, with_action: bool = True) -> Path:
+    """Write a real dataset of six episodes (seed 20 is held out) and build its cache with a random codec."""
+    writer = DatasetWriter(root / "data", "tiny", 10)
+    writer.write_shard(0, [episode(s, with_action=with_action) for s in (1, 2, 3, 4, 5, 20)])
+    writer.finalize()
+    codec = randomise(FrameCodec(TINY_CODEC)).eval()
+    return build_cache(LeRobotDataset.open(root / "data"), body, codec.encode, root / "cache", workers=0)
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory: pytest.TempPathFactory) -> Windows:
+    body = Embodiment.model_validate(TINY_BODY)
+    caches = [recorded(tmp_path_factory.mktemp(n), body, with_action=n == "robot") for n in ("robot", "film")]
+    return Windows(caches, body, context_frames=2)
+
+
+def model_of(windows: Windows, *, heads: bool = True) -> WorldActionModel:
+    """A fresh model; with ``heads`` its output layers are random instead of zero, so that inputs matter."""
+    torch.manual_seed(0)
+    codec = randomise(FrameCodec(TINY_CODEC))
+    model = build_model(windows, codec, DiTConfig(**TINY_DIT.model_dump()), JointConfig(), name="tiny", text_dim=16)  # type: ignore[arg-type]
+    return randomise(model) if heads else model  # type: ignore[return-value]
+
+
+def rows_of(windows: Windows, *, with_action: bool) -> np.ndarray:
+    has = windows.batch(np.arange(len(windows))).action_valid.any(1).numpy()
+    return np.flatnonzero(has == with_action)
+
+
+def losses(model: nn.Module, batch: WindowBatch, cfg: JointConfig, draws: int = 6) -> list[dict[str, float]]:
+    """The loss and its parts for several fixed draws of noise."""
+    out = []
+    for seed in range(draws):
+        total, parts = joint_loss(model, batch, cfg, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+        out.append({"total": total.item(), **parts})
+    return out
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may swallow it."""
+
+
+@pytest.fixture
+def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """A function after which the training loop dies at the start of a step; None lets it live."""
+    honest = imagine.fit.step_generator
+
+    def arm(step: int | None) -> None:
+        def deadly(seed: int, now: int) -> torch.Generator:
+            if now == step:
+                raise Killed
+            return honest(seed, now)
+
+        monkeypatch.setattr(imagine.fit, "step_generator", deadly)
+
+    return arm  # type: ignore[return-value]
+
+
+def assert_bits(a: nn.Module, b: nn.Module) -> None:
+    assert a.state_dict().keys() == b.state_dict().keys()
+    for name, value in a.state_dict().items():
+        assert torch.equal(value, b.state_dict()[name]), name
+
+
+# ---------------------------------------------------------------------- resume
+@pytest.mark.parametrize("dies_at", [2, 3])  # right after a save, and one lost step later
+def test_killed_codec_training_resumes_to_the_same_bits(tmp_path: Path, kill_at, dies_at: int) -> None:  # type: ignore[no-untyped-def]
+    frames = np.random.default_rng(0).integers(0, 256, (230, 16, 16, 3), np.uint8)
+
+    def train(folder: str) -> FrameCodec:
+        torch.manual_seed(0)
+        return train_codec(frames, TINY_CODEC, STEPS, tmp_path / folder)
+
+    straight = train("straight")
+    kill_at(dies_at)
+    with pytest.raises(Killed):
+        train("killed")
+    kill_at(None)
+    torch.manual_seed(99)  # another process starts from other random weights
+    resumed = train_codec(frames, TINY_CODEC, STEPS, tmp_path / "killed")
+    assert_bits(straight, resumed)
+    torch.manual_seed(0)
+    start = FrameCodec(TINY_CODEC)
+    assert not torch.equal(start.encoder[1].weight, straight.encoder[1].weight)  # it did train
+
+
+@pytest.mark.parametrize("dies_at", [2, 3])
+def test_killed_joint_training_resumes_to_the_same_bits(
+    windows: Windows,
+    tmp_path: Path,
+    kill_at,
+    dies_at: int,  # type: ignore[no-untyped-def]
+) -> None:
+    def train(folder: str) -> tuple[WorldActionModel, WorldActionModel]:
+        model = model_of(windows, heads=False)
+        return train_joint(
+            windows, model, JointConfig(), STEPS, tmp_path / folder, out=tmp_path / folder / "out"
+        ), model
+
+    straight, raw = train("straight")
+    kill_at(dies_at)
+    with pytest.raises(Killed):
+        train("killed")
+    assert not (tmp_path / "killed" / "out").exists()  # nothing half-trained is published
+    kill_at(None)
+    resumed, again = train("killed")
+    assert_bits(straight, resumed)
+    assert_bits(raw, again)
+    published = WorldActionModel.from_pretrained(tmp_path / "killed" / "out")
+    assert published.answers == resumed.answers
+    assert json.loads((tmp_path / "killed" / "metrics.json").read_text())["step"] == 4
+    assert not torch.equal(
+        model_of(windows, heads=False).dit.action_in.linear_1.weight, raw.dit.action_in.linear_1.weight
+    )
+
+
+def test_finished_run_is_not_trained_again(windows: Windows, tmp_path: Path, kill_at) -> None:  # type: ignore[no-untyped-def]
+    def train() -> WorldActionModel:
+        model = model_of(windows, heads=False)
+        return train_joint(windows, model, JointConfig(), STEPS, tmp_path, out=tmp_path / "out")
+
+    first = train()
+    kill_at(4)
+    assert_bits(first, train())
+
+
+def simple_fit(folder: Path, cfg: FitConfig = STEPS) -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 1)
+
+    def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        return module(torch.randn(4, 3, generator=generator)).square().mean(), {}
+
+    return fit(module, loss, cfg, folder)
+
+
+@pytest.mark.parametrize("at_rename", [1, 2])
+def test_kill_between_the_renames_of_a_save_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_rename: int
+) -> None:
+    """The second save moves the old state away and the new one in; death at either leaves a state to resume from."""
+    honest, renames, steps_seen = Path.rename, [], []
+
+    def deadly(self: Path, target: Path) -> Path:
+        if self.name.startswith("state"):
+            renames.append(self)
+            if len(renames) == 1 + at_rename:  # the first save renames once
+                raise Killed
+        return honest(self, target)
+
+    straight = simple_fit(tmp_path / "straight")
+    monkeypatch.setattr(Path, "rename", deadly)
+    with pytest.raises(Killed):
+        simple_fit(tmp_path / "killed")
+    monkeypatch.setattr(Path, "rename", honest)
+    watched = imagine.fit.step_generator
+    monkeypatch.setattr(imagine.fit, "step_generator", lambda s, n: (steps_seen.append(n), watched(s, n))[1])
+    resumed = simple_fit(tmp_path / "killed")
+    assert steps_seen == [2, 3]  # not from the start
+    assert_bits(straight, resumed)
+
+
+def test_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
+    module = nn.Linear(1, 1)
+    with pytest.raises(ImagineError, match=r"loss is nan at step 0; lower lr \(now 0\.01\)"):
+        fit(module, lambda step, g: (module.weight.sum() * float("nan"), {}), STEPS, tmp_path)
+    assert not (tmp_path / "state").exists()
+
+
+def test_learning_rate_warms_up_holds_and_falls_to_almost_nothing() -> None:
+    cfg = FitConfig(steps=1000, lr=2.0, warmup=100, decay=0.25)
+    rates = np.array([rate(i, cfg) for i in range(cfg.steps)])
+    assert (np.diff(rates[:100]) > 0).all() and (np.diff(rates[750:]) < 0).all()
+    assert (rates[100:750] == 2.0).all()
+    assert 0 < rates[0] <= 2.0 / 100 and 0 < rates[-1] <= 2.0 / 250
+
+
+# ---------------------------------------------------------------------- masks
+def test_fixture_holds_every_kind_of_window(windows: Windows) -> None:
+    """What the tests below rely on: films, cut-short chunks, careless ticks."""
+    robot = windows.batch(rows_of(windows, with_action=True))
+    assert len(rows_of(windows, with_action=False)) and len(windows.rows("held_out"))
+    assert (~robot.action_valid).any() and (robot.action_valid & ~robot.policy_valid).any()
+    assert (~robot.video_valid).any()
+
+
+@pytest.mark.parametrize("video_only", [0.0, 1.0])
+def test_film_without_actions_gives_no_gradient_to_the_action_head(windows: Windows, video_only: float) -> None:
+    model, cfg = model_of(windows), JointConfig(video_only=video_only)
+    film = windows.batch(rows_of(windows, with_action=False)[:8])
+    for seed in range(6):
+        joint_loss(model, film, cfg, torch.Generator().manual_seed(seed))[0].backward()
+    for p in (*model.dit.action_out.parameters(),):
+        assert p.grad is None or (p.grad == 0).all()
+    assert model.dit.proj_out.weight.grad.abs().max() > 0
+    model.zero_grad()
+    robot = windows.batch(rows_of(windows, with_action=True)[:8])
+    joint_loss(model, robot, cfg, torch.Generator().manual_seed(0))[0].backward()
+    assert model.dit.action_out.weight.grad.abs().max() > 0
+
+
+def test_contents_of_actions_that_were_never_recorded_change_no_loss(windows: Windows) -> None:
+    """In a film every action is missing: whatever stands in its place must not be seen, even as an input."""
+    model = model_of(windows)
+    film = windows.batch(rows_of(windows, with_action=False)[:8])
+    other = replace(film, action=film.action + 100)
+    assert losses(model, film, JointConfig()) == losses(model, other, JointConfig())
+
+
+def test_invalid_actions_are_never_targets(windows: Windows) -> None:
+    """An untrained model predicts zeros whatever it reads, so here actions count as targets only."""
+    model = model_of(windows, heads=False)
+    robot = windows.batch(rows_of(windows, with_action=True))
+    cfg = JointConfig(video_only=0.0)
+    before = losses(model, robot, cfg)
+    unseen = ~robot.action_valid & ~robot.policy_valid | ~robot.action_valid
+    filler = torch.where(unseen[..., None], 50.0, robot.action)
+    assert losses(model, replace(robot, action=filler), cfg) == before
+    seen = torch.where(unseen[..., None], robot.action, robot.action + 1)
+    assert all(
+        a["policy"] != b["policy"] for a, b in zip(losses(model, replace(robot, action=seen), cfg), before, strict=True)
+    )
+
+
+def test_careless_actions_teach_dynamics_and_inverse_but_not_the_policy(windows: Windows) -> None:
+    model = model_of(windows, heads=False)
+    robot = windows.batch(rows_of(windows, with_action=True))
+    careless = robot.action_valid & ~robot.policy_valid
+    other = replace(robot, action=torch.where(careless[..., None], robot.action + 1, robot.action))
+    for shares, changes in (("inverse", True), ("joint", False), ("free", False)):
+        cfg = JointConfig(shares=only(shares), video_only=0.0)
+        a, b = losses(model, robot, cfg, 2), losses(model, other, cfg, 2)
+        assert all(x["policy"] == y["policy"] for x, y in zip(a, b, strict=True))
+        assert all((x["action"] != y["action"]) == changes for x, y in zip(a, b, strict=True)), shares
+
+
+def test_frames_after_the_end_of_an_episode_are_never_targets(windows: Windows) -> None:
+    model = model_of(windows, heads=False)
+    rows = np.arange(len(windows))
+    batch = windows.batch(rows)
+    t = windows.context_frames
+    beyond = torch.cat([torch.zeros(len(rows), t, dtype=torch.bool), ~batch.video_valid], 1)
+    video = torch.where(beyond[:, :, None, None, None], 9.0, batch.video)
+    proprio = torch.where(beyond[:, :, None], 9.0, batch.proprio)
+    assert losses(model, batch, JointConfig()) == losses(
+        model, replace(batch, video=video, proprio=proprio), JointConfig()
+    )
+
+
+def test_masked_mean_counts_valid_entries_only() -> None:
+    error = torch.tensor([[[1.0], [3.0]], [[2.0], [5.0]]])
+    mask = torch.tensor([[True, False], [True, True]])
+    weight = torch.tensor([1.0, 2.0])
+    got = masked_mse(error, torch.zeros_like(error), mask, weight)
+    assert got.item() == pytest.approx((1 * 1**2 + 2 * (2**2 + 5**2)) / 3)
+    assert masked_mse(error, error + 1, torch.zeros_like(mask), weight).item() == 0
+
+
+def test_given_modality_is_no_target(windows: Windows) -> None:
+    """DYNAMICS gets its action clean and INVERSE its video: reciting them must earn nothing."""
+    robot = windows.batch(rows_of(windows, with_action=True)[:8])
+    for share, part in (("dynamics", "action"), ("inverse", "video"), ("inverse", "proprio")):
+        parts = losses(model_of(windows), robot, JointConfig(shares=only(share), video_only=0.0), 2)
+        assert all(x[part] == 0 for x in parts), share
+
+
+# ---------------------------------------------------------------------- learning
+def test_joint_loss_falls_on_a_batch_it_sees_again_and_again(windows: Windows) -> None:
+    model = model_of(windows, heads=False)
+    # Expert windows whose chunk lies inside the episode: everything is a target.
+    batch = windows.batch(rows_of(windows, with_action=True))
+    batch = batch.index(torch.where(batch.policy_valid.all(1) & batch.video_valid.all(1))[0][:6])
+    assert len(batch) == 6
+    cfg = JointConfig(context_noise=0.0)
+
+    def average() -> dict[str, float]:
+        with torch.no_grad():
+            parts = losses(model, batch, cfg, 12)
+        return {k: float(np.mean([p[k] for p in parts if k in p])) for k in ("total", "video", "proprio", "policy")}
+
+    before = average()
+    optimiser = torch.optim.AdamW(model.dit.parameters(), lr=5e-3)
+    for step in range(60):
+        optimiser.zero_grad()
+        joint_loss(model, batch, cfg, torch.Generator().manual_seed(1000 + step))[0].backward()
+        nn.utils.clip_grad_norm_(model.dit.parameters(), 1.0)
+        optimiser.step()
+    after = average()
+    assert after["total"] < 0.8 * before["total"]
+    assert all(after[k] < before[k] for k in before), (before, after)
+
+
+def test_joint_training_reaches_the_words_and_leaves_the_codec_alone(windows: Windows) -> None:
+    model = model_of(windows)
+    batch = windows.batch(np.arange(4))
+    joint_loss(model, batch, JointConfig(), torch.Generator().manual_seed(0))[0].backward()
+    assert all(p.grad is None and not p.requires_grad for p in model.codec.parameters())
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.text.parameters())
+
+
+def test_loss_is_a_function_of_its_generator(windows: Windows) -> None:
+    model, batch = model_of(windows), windows.batch(np.arange(6))
+    torch.manual_seed(1)
+    first = losses(model, batch, JointConfig())
+    torch.manual_seed(2)
+    assert losses(model, batch, JointConfig()) == first
+    assert first[0] != first[1]
