@@ -11,7 +11,6 @@ HASH   := $(shell cksum < pyproject.toml | cut -d' ' -f1)
 READY  := $(VENV)/.ready-$(HASH)
 READY_BENCH := $(VENV)/.ready-bench-$(HASH)
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-TORCH  := $(shell grep -o 'torch>=[^"]*' pyproject.toml | head -1)
 
 .PHONY: demo test check bench install clean
 .DEFAULT_GOAL := demo
@@ -33,13 +32,10 @@ bench: $(READY_BENCH)
 
 install: $(READY)
 
-# Without an NVIDIA driver the CPU build of torch saves gigabytes; where that index is out of reach, the default one serves.
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; name one with make PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV), once per change of pyproject.toml"
-	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
-	  $(PIP) --retries 0 --timeout 10 --index-url https://download.pytorch.org/whl/cpu '$(TORCH)' 2>/dev/null || true; fi
 	@$(PIP) -e ".[dev]"
 	@rm -f $(VENV)/.ready-* && touch $@
 

@@ -62,7 +62,7 @@ class DreamScorer:
         model: WorldActionModel,
         judge: RewardModel,
         *,
-        steps: int = 2,
+        steps: int = 1,
         doubt_weight: float = 0.1,
         spread_weight: float = 0.5,
     ):

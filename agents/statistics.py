@@ -50,6 +50,23 @@ def paired_difference(after: Sequence[bool] | np.ndarray, before: Sequence[bool]
     return Interval((gained - lost) / n, p12 - p21 - half, p12 - p21 + half, n)
 
 
+def decibel_gain(error: np.ndarray, baseline: np.ndarray, clusters: np.ndarray) -> Interval:
+    """How many dB a mean squared error lies below a baseline's, with a cluster bootstrap interval.
+
+    Args:
+        error: (n,) squared errors.
+        baseline: (n,) squared errors of the baseline on the same clips.
+        clusters: (n,) labels; clips of one episode are resampled together.
+    """
+    groups = np.unique(clusters, return_inverse=True)[1]
+    k = int(groups.max()) + 1
+    ours, theirs = np.bincount(groups, error, k), np.bincount(groups, baseline, k)
+    pick = np.random.default_rng(0).integers(k, size=(2000, k))
+    gains = 10 * np.log10(theirs[pick].sum(1) / ours[pick].sum(1))
+    low, high = np.quantile(gains, [0.025, 0.975])
+    return Interval(float(10 * np.log10(baseline.sum() / error.sum())), float(low), float(high), len(error))
+
+
 def mean_interval(values: Sequence[float] | np.ndarray, clusters: Sequence[int] | np.ndarray | None = None) -> Interval:
     """Mean with a percentile bootstrap interval; whole clusters (episodes) are resampled together."""
     x = np.asarray(values, np.float64)

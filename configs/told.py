@@ -8,13 +8,17 @@ import numpy as np
 
 from imagine.types import ImagineError, Policy, pack_instruction, unpack_instruction
 from policy.robots.g1_table.scene import COLOURS
+from policy.robots.g1_table.starts import draw_start
 from policy.robots.g1_table.tasks import Task
 
 CHOICES = ("right", "colour", "task")
 
 
 class Told:
-    """A ``Policy`` that hears another colour or another task than the observation says."""
+    """A ``Policy`` that hears the other block's colour, or another task, instead of what the observation says.
+
+    Which blocks lie on the table follows from the episode's seed, which ``agents.rollout`` puts into every draw's.
+    """
 
     def __init__(self, policy: Policy, what: str, families: Sequence[str]):
         if what not in CHOICES:
@@ -24,7 +28,12 @@ class Told:
     def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
         """See :class:`imagine.types.Policy`."""
         if self.what != "right":
-            rows = [pack_instruction(self._other(unpack_instruction(row))) for row in observation["instruction"]]
+            if seeds is None:
+                raise ImagineError("to mislead a policy, its seeds must say which starts it faces; got none.")
+            rows = [
+                pack_instruction(self._other(unpack_instruction(row), int(seed) // 1_009))
+                for row, seed in zip(observation["instruction"], seeds, strict=True)
+            ]
             observation = {**observation, "instruction": np.stack(rows)}
         return self.policy.act(observation, seeds)
 
@@ -32,10 +41,11 @@ class Told:
         """See :class:`imagine.types.Policy`."""
         self.policy.reset(lanes)
 
-    def _other(self, instruction: str) -> str:
+    def _other(self, instruction: str, start: int) -> str:
         task = Task.parse(instruction)
         if self.what == "colour":
-            colours = list(COLOURS)
-            return Task(task.family, colours[(colours.index(task.colour) + 1) % len(colours)]).instruction
+            rng, known = np.random.default_rng(start), {"families": self.families, "colours": tuple(COLOURS)}
+            present = draw_start(rng, None, **known, blocks=2, home=False).colours  # type: ignore[arg-type]
+            return Task(task.family, next(c for c in present if c != task.colour)).instruction
         at = self.families.index(task.family)
         return Task(self.families[(at + 1) % len(self.families)], task.colour).instruction

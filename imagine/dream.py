@@ -28,7 +28,7 @@ class DreamConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: int = 2  # denoising steps per chunk
+    steps: int = 1  # denoising steps per chunk
     tile: int = TILE  # lanes per network call; fixed, so that a lane's bytes do not depend on N; 0: all at once
     inverse_steps: int = 2  # denoising steps of the check; 0 leaves the check out
     hallucination_limit: float | None = None  # above it (normalised action units) a lane is no longer believable
@@ -150,14 +150,14 @@ class Dream:
         context = self.context().index(rows)
         cache = self.model.prefill(context)
         dream = sample(self.model, DYNAMICS, context, action=action, steps=self.cfg.steps, seeds=seeds, cache=cache)
-        assert dream.video is not None and dream.proprio is not None
+        video, proprio = dream.video, dream.proprio
+        assert video is not None and proprio is not None
         if not self.cfg.inverse_steps:
-            return dream.video, dream.proprio, torch.zeros(len(rows), device=action.device)
-        given = {"video": dream.video, "proprio": dream.proprio}
-        steps = self.cfg.inverse_steps
-        read = sample(self.model, INVERSE, context, **given, steps=steps, seeds=seeds, cache=cache).action
-        assert read is not None
-        return dream.video, dream.proprio, (read - action).square().mean((1, 2)).sqrt()
+            return video, proprio, torch.zeros(len(rows), device=action.device)
+        k = self.cfg.inverse_steps
+        read = sample(self.model, INVERSE, context, video=video, proprio=proprio, steps=k, seeds=seeds, cache=cache)
+        assert read.action is not None
+        return video, proprio, (read.action - action).square().mean((1, 2)).sqrt()
 
     def _judge(self, rows: Tensor, video: Tensor, proprio: Tensor) -> Score:
         latents = torch.cat([self.start_video[rows, None], video], 1)

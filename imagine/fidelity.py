@@ -22,12 +22,20 @@ from .types import Context, DatasetError
 Tell = Callable[[int, int], None]
 
 
-def psnr(a: Tensor, b: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio per clip, (B,) dB, of uint8 frames (B, F, H, W, 3) where ``valid`` (B, F) is True."""
+def clip_mse(a: Tensor, b: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean squared error per clip, (B,), of uint8 frames (B, F, H, W, 3) where ``valid`` (B, F) is True."""
     mse = (a.float() - b.float()).square().flatten(2).mean(2)
     keep = torch.ones_like(mse) if valid is None else valid.float()
-    mse = (mse * keep).sum(1) / keep.sum(1).clamp(min=1)
-    return 10 * torch.log10(255.0**2 / mse.clamp(min=1e-2))
+    return (mse * keep).sum(1) / keep.sum(1).clamp(min=1)
+
+
+def decibel(mse: np.ndarray | float) -> float:
+    """Peak signal-to-noise ratio of uint8 frames whose squared errors average to ``mse``.
+
+    Errors are pooled before the logarithm: where nothing moves, a still frame is perfect, and averaging decibels over
+    clips would let a few such clips outweigh everything that happens.
+    """
+    return float(10 * np.log10(255.0**2 / max(float(np.mean(mse)), 1e-3)))
 
 
 class _Sums:
@@ -59,9 +67,9 @@ def encode(model: WorldActionModel, batch: WindowBatch) -> tuple[Context, Tensor
 
 @torch.inference_mode()
 def one_chunk(
-    model: WorldActionModel, windows: Windows, rows: np.ndarray, *, steps: int = 2, tell: Tell | None = None
+    model: WorldActionModel, windows: Windows, rows: np.ndarray, *, steps: int = 1, tell: Tell | None = None
 ) -> dict[str, np.ndarray]:
-    """Per window: PSNR of the dream under true and shuffled actions, of the last frame repeated, of the codec alone.
+    """Per window: error of the dream under true and shuffled actions, of the last frame repeated, of the codec alone.
 
     Args:
         model: the model.
@@ -71,7 +79,7 @@ def one_chunk(
         tell: progress.
 
     Returns:
-        ``psnr_true``, ``psnr_shuffled``, ``psnr_copy``, ``psnr_codec`` (n,) dB; ``episode`` (n,);
+        ``true``, ``shuffled``, ``copy``, ``codec`` (n,) mean squared errors (:func:`decibel`); ``episode`` (n,);
         ``inverse_r2``, ``inverse_r2_imagined``, ``policy_rms``, ``policy_rms_wrong`` scalars.
     """
     out: dict[str, list[Tensor]] = {}
@@ -87,16 +95,16 @@ def one_chunk(
         other = torch.roll(torch.arange(len(part)), max(1, len(part) // 2))
         dreams = {
             name: sample(model, DYNAMICS, context, action=a, steps=steps, seeds=seeds, cache=cache)
-            for name, a in {"psnr_true": action, "psnr_shuffled": action[other]}.items()
+            for name, a in {"true": action, "shuffled": action[other]}.items()
         }
         shown = {k: model.decode(v.video) for k, v in dreams.items()}  # type: ignore[arg-type]
-        shown["psnr_copy"] = batch.video[:, model.cfg.context_frames - 1, None].to(model.device).expand_as(truth)
-        shown["psnr_codec"] = model.decode(latents)
+        shown["copy"] = batch.video[:, model.cfg.context_frames - 1, None].to(model.device).expand_as(truth)
+        shown["codec"] = model.decode(latents)
         for name, frames in shown.items():
-            out.setdefault(name, []).append(psnr(frames, truth, valid))
+            out.setdefault(name, []).append(clip_mse(frames, truth, valid))
         out.setdefault("episode", []).append(batch.episode)
         known = batch.action_valid.to(model.device)
-        dream = dreams["psnr_true"]
+        dream = dreams["true"]
         for sums, v, p in ((real, latents, proprio), (imagined, dream.video, dream.proprio)):
             read = sample(model, INVERSE, context, video=v, proprio=p, steps=4, seeds=seeds, cache=cache).action
             sums.add(read, action, known)  # type: ignore[arg-type]
@@ -121,7 +129,39 @@ def _wrong(model: WorldActionModel, context: Context, batch: WindowBatch) -> Con
 
 
 @torch.inference_mode()
-def horizon(model: WorldActionModel, windows: Windows, chains: np.ndarray, *, steps: int = 2) -> dict[str, Any]:
+def doubts(
+    model: WorldActionModel, windows: Windows, rows: np.ndarray, *, steps: int = 1, inverse: int = 2
+) -> np.ndarray:
+    """(n,) doubt of one-chunk dreams under recorded actions, as :class:`imagine.dream.Dream` reports it.
+
+    Its high quantiles say from where on a dream is less believable than any that starts from real frames.
+
+    Args:
+        model: the model.
+        windows: latent windows.
+        rows: window numbers.
+        steps: denoising steps of the dream.
+        inverse: denoising steps of the check.
+    """
+    out = []
+    for part in np.array_split(rows, max(1, len(rows) // 64)):
+        batch, t = windows.batch(part), model.cfg.context_frames
+        proprio = model.normalise_proprio(batch.proprio[:, :t].to(model.device))
+        told = [batch.instructions[i] for i in batch.instruction_id]
+        context = model.context(batch.video[:, :t].to(model.device, torch.float32), proprio, told)
+        action = model.normalise_action(batch.action.to(model.device))
+        cache, seeds = model.prefill(context), [int(r) for r in part]
+        dream = sample(model, DYNAMICS, context, action=action, steps=steps, seeds=seeds, cache=cache)
+        read = sample(
+            model, INVERSE, context, video=dream.video, proprio=dream.proprio, steps=inverse, seeds=seeds, cache=cache
+        ).action
+        assert read is not None
+        out.append((read - action).square().mean((1, 2)).sqrt().cpu().numpy())
+    return np.concatenate(out)
+
+
+@torch.inference_mode()
+def horizon(model: WorldActionModel, windows: Windows, chains: np.ndarray, *, steps: int = 1) -> dict[str, Any]:
     """Dream chunk after chunk on its own frames, under the recorded actions, from each episode's first frame.
 
     Args:
@@ -131,7 +171,7 @@ def horizon(model: WorldActionModel, windows: Windows, chains: np.ndarray, *, st
         steps: denoising steps.
 
     Returns:
-        ``psnr``, ``copy`` (E, H): the dream, and the first frame held, against what really happened;
+        ``mse``, ``copy`` (E, H): errors of the dream, and of the first frame held, against what really happened;
         ``frames`` (E, H * F, H, W, 3) uint8 imagined and ``truth`` likewise.
 
     Raises:
@@ -153,8 +193,8 @@ def horizon(model: WorldActionModel, windows: Windows, chains: np.ndarray, *, st
         assert dream.video is not None and dream.proprio is not None
         truth = batch.video[:, model.cfg.context_frames :].to(model.device)
         frames = model.decode(dream.video)
-        scores.append(psnr(frames, truth))
-        copies.append(psnr(first.to(model.device).expand_as(truth), truth))
+        scores.append(clip_mse(frames, truth))
+        copies.append(clip_mse(first.to(model.device).expand_as(truth), truth))
         seen.append(frames)
         true.append(truth)
         keep = model.cfg.context_frames
@@ -162,7 +202,7 @@ def horizon(model: WorldActionModel, windows: Windows, chains: np.ndarray, *, st
         proprio = torch.cat([proprio, dream.proprio], 1)[:, -keep:]
         context = Context(video, proprio, context.text)
     return {
-        "psnr": torch.stack(scores, 1).cpu().numpy(),
+        "mse": torch.stack(scores, 1).cpu().numpy(),
         "copy": torch.stack(copies, 1).cpu().numpy(),
         "frames": torch.cat(seen, 1).cpu().numpy(),
         "truth": torch.cat(true, 1).cpu().numpy(),

@@ -58,13 +58,15 @@ class Shares(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dynamics: float = 0.6
+    dynamics: float = 0.75
     inverse: float = 0.1
-    joint: float = 0.15
-    free: float = 0.15
+    joint: float = 0.08
+    free: float = 0.07
 
 
-def draw_levels(n: int, shares: Shares, *, video_shift: float, generator: torch.Generator) -> NoiseLevels:
+def draw_levels(
+    n: int, shares: Shares, *, video_shift: float, generator: torch.Generator, pure: float = 0.15
+) -> NoiseLevels:
     """Training draws of decoupled noise levels, with mass on the edges so that every question is in distribution.
 
     Args:
@@ -72,13 +74,14 @@ def draw_levels(n: int, shares: Shares, *, video_shift: float, generator: torch.
         shares: how often each edge, and the inside of the square, is drawn.
         video_shift: moves video levels towards noise, where a few-step sampler spends its steps.
         generator: draws on the CPU.
+        pure: share of video levels that are exactly 1, all that a one-step sampler ever asks about.
     """
     weights = torch.tensor([shares.dynamics, shares.inverse, shares.joint, shares.free])
     kind = torch.multinomial(weights, n, replacement=True, generator=generator)
     video = shift(torch.rand(n, generator=generator), video_shift)
     action = torch.rand(n, generator=generator)
     # Exactly pure noise is where every sample starts; uniform draws would never hit it.
-    video = torch.where(torch.rand(n, generator=generator) < 0.15, torch.ones(n), video)
+    video = torch.where(torch.rand(n, generator=generator) < pure, torch.ones(n), video)
     action = torch.where(torch.rand(n, generator=generator) < 0.15, torch.ones(n), action)
     zero = torch.zeros(n)
     action = torch.where(kind == 0, zero, torch.where(kind == 2, video, action))

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from .cache import ContextCache
 from .codec import CodecConfig, FrameCodec
 from .data.windows import WindowBatch, Windows, WindowSampler, statistics
 from .dit import DiTConfig
@@ -33,10 +34,16 @@ class JointConfig(BaseModel):
     shares: Shares = Shares()
     video_only: float = 0.05  # share of steps without action tokens (the VIDEO question)
     video_shift: float = 3.0
+    video_pure: float = 0.5  # share of video levels at pure noise: one-step dreams are the default
+    floor: float = 0.6  # lets loss weights grow to 1 / floor^2 where there is little noise
+    policy_pure: float = 0.6  # likewise for the policy: only there must it look instead of denoise
     policy_passes: int = 1  # POLICY passes per step; each costs only the action tokens
-    policy_oversample: int = 2  # extra copies, per epoch, of windows that the policy may imitate
+    policy_batch: int = (
+        80  # windows per step that the policy may imitate, for the POLICY passes alone; 0: the batch's own
+    )
     proprio_weight: float = 0.5
     action_weight: float = 1.0
+    policy_weight: float = 2.0
     context_noise: float = 0.1  # std added to observed latents: a dream must stand on its own blurred frames
     context_repeat: float = 0.5  # share of lanes whose older frames repeat the newest, as a policy's and a reset's do
 
@@ -125,10 +132,43 @@ def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor, weight: Tensor) 
     return (error * mask * weight[:, None]).sum() / mask.sum().clamp(min=1)
 
 
+def policy_loss(
+    model: WorldActionModel,
+    context: Context,
+    action: Tensor,
+    valid: Tensor,
+    cache: ContextCache,
+    cfg: JointConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """Error of the POLICY question on clean actions (B, K, A) where ``valid`` (B, K) is True.
+
+    Most draws are pure noise: there the answer must come from what is seen and said, elsewhere it can be read off.
+    """
+    b = len(action)
+    sigma = torch.rand(b, generator=generator)
+    sigma = torch.where(torch.rand(b, generator=generator) < cfg.policy_pure, torch.ones(b), sigma).to(action)
+    noisy = mix(action, torch.randn(action.shape, generator=generator).to(action), sigma)
+    guess = model.predict(Chunk(action=noisy), NoiseLevels(sigma, sigma), cache).action
+    assert guess is not None
+    return masked_mse(guess, action, valid, loss_weight(sigma, cfg.floor))
+
+
 def joint_loss(
-    model: WorldActionModel, batch: WindowBatch, cfg: JointConfig, generator: torch.Generator
+    model: WorldActionModel,
+    batch: WindowBatch,
+    cfg: JointConfig,
+    generator: torch.Generator,
+    demonstrations: WindowBatch | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """One training loss: a pass over the square, and POLICY passes that pay for action tokens only.
+
+    Args:
+        model: in training mode.
+        batch: windows of any behaviour.
+        cfg: draws and weights.
+        generator: all randomness.
+        demonstrations: windows for the POLICY passes; by default those of ``batch``.
 
     Source: UWM, arXiv:2504.02792 (decoupled levels); Wan I2V (newest frame as input channels).
     """
@@ -140,7 +180,9 @@ def joint_loss(
     def noisy(x: Tensor, sigma: Tensor) -> Tensor:
         return mix(x, torch.randn(x.shape, generator=generator).to(device), sigma)
 
-    levels = draw_levels(b, cfg.shares, video_shift=cfg.video_shift, generator=generator).to(device)
+    levels = draw_levels(b, cfg.shares, video_shift=cfg.video_shift, generator=generator, pure=cfg.video_pure).to(
+        device
+    )
     has_action = masks["action"].any(1)
     levels = NoiseLevels(levels.video, torch.where(has_action, levels.action, torch.ones_like(levels.action)))
     alone = bool(torch.rand((), generator=generator) < cfg.video_only)
@@ -155,29 +197,35 @@ def joint_loss(
         action=None if alone else noisy(clean.action, levels.action),
     )
     guess = model.predict(x, levels, cache)
-    weight = loss_weight(levels.video) * (levels.video > 0)
+    weight = loss_weight(levels.video, cfg.floor) * (levels.video > 0)
     numbers: dict[str, Tensor] = {
         "video": masked_mse(guess.video, clean.video, masks["video"], weight),  # type: ignore[arg-type]
         "proprio": masked_mse(guess.proprio, clean.proprio, masks["proprio"], weight),  # type: ignore[arg-type]
     }
     if guess.action is not None:
         known = torch.where((levels.video == 0)[:, None], masks["action"], masks["policy"])
-        weight = loss_weight(levels.action) * (levels.action > 0)
+        weight = loss_weight(levels.action, cfg.floor) * (levels.action > 0)
         numbers["action"] = masked_mse(guess.action, clean.action, known, weight)
-    policy = []
-    for _ in range(cfg.policy_passes):
-        sigma = torch.rand(b, generator=generator)
-        sigma = torch.where(torch.rand(b, generator=generator) < 0.3, torch.ones(b), sigma).to(device)
-        guess = model.predict(Chunk(action=noisy(clean.action, sigma)), NoiseLevels(sigma, sigma), cache)
-        policy.append(masked_mse(guess.action, clean.action, masks["policy"], loss_weight(sigma)))  # type: ignore[arg-type]
-    numbers["policy"] = torch.stack(policy).mean() if policy else torch.zeros(())
-    acting = numbers["policy"] + numbers.get("action", torch.zeros((), device=device))
-    total = numbers["video"] + cfg.proprio_weight * numbers["proprio"] + cfg.action_weight * acting
+    if cfg.policy_passes:
+        told = (context, clean.action, masks["policy"], cache)
+        if demonstrations is not None:
+            shown, chunk, seen = to_tensors(model, demonstrations)
+            shown = disturb(shown, cfg, generator)
+            assert chunk.action is not None
+            told = (shown, chunk.action, seen["policy"], model.prefill(shown))
+        numbers["policy"] = torch.stack(
+            [policy_loss(model, *told, cfg, generator) for _ in range(cfg.policy_passes)]
+        ).mean()
+    else:
+        numbers["policy"] = torch.zeros((), device=device)
+    total = numbers["video"] + cfg.proprio_weight * numbers["proprio"] + cfg.policy_weight * numbers["policy"]
+    if "action" in numbers:
+        total = total + cfg.action_weight * numbers["action"]
     return total, {k: v.item() for k, v in numbers.items()}
 
 
 @torch.no_grad()
-def held_out(model: WorldActionModel, windows: Windows, rows: np.ndarray, steps: int = 2) -> dict[str, float]:
+def held_out(model: WorldActionModel, windows: Windows, rows: np.ndarray, steps: int = 1) -> dict[str, float]:
     """The three figures to watch from the first minute, on held-out windows; see :mod:`imagine.fidelity` for all.
 
     Latent PSNR is taken in pixels after decoding. Action errors are root mean squares in normalised units.
@@ -225,15 +273,17 @@ def train_joint(
     rows = windows.rows("train")
     if not len(rows):
         raise DatasetError("the dataset has no training window; record more or longer episodes.")
-    often = np.repeat(rows[windows.imitable(rows)], cfg.policy_oversample)
-    sampler = WindowSampler(np.concatenate([rows, often]), run.batch, seed=run.seed)
+    sampler = WindowSampler(rows, run.batch, seed=run.seed)
+    good = rows[windows.imitable(rows)]
+    shown = WindowSampler(good, cfg.policy_batch, run.seed + 1) if len(good) and cfg.policy_batch else None
     held = windows.rows("held_out")
     held = held if len(held) else rows  # a dataset of one episode holds nothing out
     held = held[np.random.default_rng(0).permutation(len(held))[:256]]
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         model.train()
-        return joint_loss(model, windows.batch(sampler.at(step)), cfg, generator)
+        demonstrations = None if shown is None else windows.batch(shown.at(step))
+        return joint_loss(model, windows.batch(sampler.at(step)), cfg, generator, demonstrations)
 
     def publish(ema: nn.Module, numbers: dict[str, float]) -> None:
         assert isinstance(ema, WorldActionModel)

@@ -15,7 +15,7 @@ from agents.evaluate import evaluate
 from agents.finetune.filtered_bc import BCConfig, filtered_bc
 from agents.planner import BestOfN, DreamScorer
 from agents.rollout import DreamLanes, EpisodeRecord, rollout
-from agents.statistics import mean_interval, paired_difference, success_rate
+from agents.statistics import decibel_gain, mean_interval, paired_difference, success_rate
 from imagine.dream import Dream, DreamConfig
 from imagine.fit import FitConfig
 from imagine.model import WorldActionModel
@@ -191,6 +191,12 @@ def test_mean_interval_resamples_whole_clusters() -> None:
     values = np.repeat(np.random.default_rng(0).normal(size=20), 10)
     whole, torn = mean_interval(values, np.repeat(np.arange(20), 10)), mean_interval(values)
     assert (whole.high - whole.low) > 2 * (torn.high - torn.low)
+
+
+def test_a_tenth_of_the_error_is_ten_decibels() -> None:
+    error = np.random.default_rng(0).uniform(1, 2, 40)
+    gain = decibel_gain(error, 10 * error, np.repeat(np.arange(8), 5))
+    assert (gain.value, gain.low, gain.high) == pytest.approx((10, 10, 10))
 
 
 # ---------------------------------------------------------------------- planner

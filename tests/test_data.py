@@ -439,9 +439,10 @@ def slow_window(e: Episode, j: int) -> dict[str, np.ndarray]:
         valid.append(now + k < n)
         good = good and now + k < n and bool(e.is_expert[t]) and e.task[t] == e.task[now]
         policy.append(good)
+    told = max(t for t in range(now + 1) if t == 0 or e.task[t] != e.task[t - 1]) // STRIDE * STRIDE
     return {
         "video": encode(torch.from_numpy(canvas)).numpy(),
-        "start_proprio": e.state[0, [0, 1, 2, 4]],
+        "start_proprio": e.state[told, [0, 1, 2, 4]],
         "success_in": np.array(min(waits, default=np.inf)),
         "proprio": e.state[[s * STRIDE for s in shown]][:, [0, 1, 2, 4]],
         "action": np.array(action),

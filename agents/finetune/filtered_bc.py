@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from imagine.fit import FitConfig, fit
 from imagine.model import WorldActionModel
-from imagine.noise import loss_weight, mix
-from imagine.types import Chunk, Context, ImagineError, NoiseLevels
+from imagine.train import JointConfig, policy_loss
+from imagine.types import Context, ImagineError
 from policy.policy import JointPolicy
 
 from ..rollout import EpisodeRecord
@@ -76,23 +76,13 @@ def filtered_bc(model: WorldActionModel, records: Sequence[EpisodeRecord], cfg: 
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(len(action), (cfg.fit.batch,), generator=generator)
-        value = policy_loss(learner, context.index(rows), action[rows], generator)
-        return value, {}
+        seen, chunk = context.index(rows), action[rows]
+        all_valid = torch.ones(chunk.shape[:2], dtype=torch.bool, device=chunk.device)
+        return policy_loss(learner, seen, chunk, all_valid, learner.prefill(seen), JointConfig(), generator), {}
 
     ema = fit(learner, loss, cfg.fit, folder / "fit", name="improve")
     _save(wrapped, ema, folder / "adapter")
     return folder / "adapter"
-
-
-def policy_loss(model: WorldActionModel, context: Context, action: Tensor, generator: torch.Generator) -> Tensor:
-    """Flow-matching loss of the POLICY question on clean, normalised actions (B, K, A)."""
-    sigma = torch.rand(len(action), generator=generator)
-    sigma = torch.where(torch.rand(len(action), generator=generator) < 0.3, torch.ones_like(sigma), sigma)
-    sigma = sigma.to(action)
-    noisy = mix(action, torch.randn(action.shape, generator=generator).to(action), sigma)
-    guess = model.predict(Chunk(action=noisy), NoiseLevels(sigma, sigma), model.prefill(context)).action
-    assert guess is not None
-    return ((guess.float() - action).square().mean((1, 2)) * loss_weight(sigma)).mean()
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ class Demo:
     def dream(self) -> None:
         """1. The policy acts in the real world; the dream is shown the same start and the same actions."""
         from agents.rollout import rollout
-        from imagine.fidelity import psnr
+        from imagine.fidelity import decibel
 
         seeds = list(range(self.args.seed, self.args.seed + 6))
         records = rollout(
@@ -78,13 +78,11 @@ class Demo:
             film=True, keep=True, canvas=self._canvas,
         )  # fmt: skip
         dreams = replay(self.build.dream(self.model, self.args.model), records)
-        import torch
-
-        scores = [
-            float(psnr(torch.from_numpy(d[None]), torch.from_numpy(r.frames[None])))
+        errors = [
+            np.square(d.astype(np.float32) - r.frames.astype(np.float32)).mean()
             for d, r in zip(dreams, records, strict=True)
         ]
-        self.answer["replay_psnr"] = round(float(np.mean(scores)), 2)
+        self.answer["replay_psnr"] = round(decibel(np.array(errors)), 2)
         self.body.section(
             "A dream beside reality",
             "The policy acts on the robot (left). The same joint model, asked for DYNAMICS instead, is given only the "
@@ -103,7 +101,7 @@ class Demo:
 
         data = heldout.record(self.model, self.args.seed + 10_000, 40, self.folder.path)
         source = heldout.windows(self.model, [data], self.folder.path)
-        numbers, _ = measure(self.model, source, 200, 4, 2)
+        numbers, _ = measure(self.model, source, 200, 4, 1)
         self.answer["fidelity"] = numbers
         self.body.section(
             "Can it be believed?",

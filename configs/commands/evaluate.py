@@ -59,6 +59,13 @@ def caveat(model: str) -> dict[str, Any]:
     """What an imagined success rate must not be read without: the judge's error and the dream's fidelity."""
     from imagine.model import resolve
 
-    path = resolve(model) / "metrics.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    return {"judge": known.get("judge", "not measured"), "fidelity": known.get("fidelity", "not measured")}
+    def read(name: str) -> dict[str, Any]:
+        path = resolve(model) / name
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    judge, dream = read("judge_metrics.json"), read("metrics.json").get("fidelity", {})
+    return {
+        "judge": {k: judge[k] for k in ("false_positive", "false_negative", "n") if k in judge} or "not measured",
+        "fidelity": {k: dream[k] for k in ("psnr_true", "psnr_copy", "inverse_r2_imagined") if k in dream}
+        or "not measured",
+    }

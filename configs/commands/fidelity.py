@@ -35,7 +35,7 @@ class Args(Common):
     seed: int = 950_000
     windows: int = 600
     chunks: int = 4
-    steps: int = 2
+    steps: int = 1
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def run(args: Args) -> dict[str, Any]:
 
 def measure(model: Any, source: Any, n: int, chunks: int, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """All figures of ``imagine fidelity`` and the films of its long dreams."""
-    from agents.statistics import mean_interval
-    from imagine.fidelity import horizon, one_chunk
+    from agents.statistics import decibel_gain
+    from imagine.fidelity import decibel, horizon, one_chunk
 
     rows = source.rows("all")
     rows = np.sort(rows[np.random.default_rng(0).permutation(len(rows))[:n]])
@@ -73,16 +73,19 @@ def measure(model: Any, source: Any, n: int, chunks: int, steps: int) -> tuple[d
         one = one_chunk(model, source, rows, steps=steps, tell=tell)
     chains = source.chains(chunks)
     far = horizon(model, source, chains[:64], steps=steps)
-    answer: dict[str, Any] = {}
-    for name in ("psnr_true", "psnr_shuffled", "psnr_copy", "psnr_codec"):
-        answer[name] = round(float(one[name].mean()), 3)
-    for name, other in (("gain_over_copy", "psnr_copy"), ("gain_over_shuffled", "psnr_shuffled")):
-        ci = mean_interval(one["psnr_true"] - one[other], one["episode"])
-        answer[name] = {"value": round(ci.value, 3), "ci_low": round(ci.low, 3), "ci_high": round(ci.high, 3)}
+    names = ("true", "shuffled", "copy", "codec")
+    answer: dict[str, Any] = {f"psnr_{k}": round(decibel(one[k]), 3) for k in names}
+    for name in ("copy", "shuffled"):
+        ci = decibel_gain(one["true"], one[name], one["episode"])
+        answer[f"gain_over_{name}"] = {
+            "value": round(ci.value, 3),
+            "ci_low": round(ci.low, 3),
+            "ci_high": round(ci.high, 3),
+        }
     for name in ("inverse_r2", "inverse_r2_imagined", "policy_rms", "policy_rms_wrong"):
         answer[name] = round(float(one[name]), 4)
-    answer["horizon_psnr"] = [round(float(x), 3) for x in far["psnr"].mean(0)]
-    answer["horizon_copy"] = [round(float(x), 3) for x in far["copy"].mean(0)]
+    answer["horizon_psnr"] = [round(decibel(x), 3) for x in far["mse"].T]
+    answer["horizon_copy"] = [round(decibel(x), 3) for x in far["copy"].T]
     answer |= {"n": len(rows), "episodes": len(np.unique(one["episode"])), "horizon_n": len(far["psnr"])}
     return answer, far
 

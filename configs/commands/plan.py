@@ -28,7 +28,7 @@ class Args(Episodes):
     policy: str = "base"
     world: str = "real"
     candidates: int = 8
-    steps: int = 2
+    steps: int = 1
 
 
 def run(args: Args) -> dict[str, Any]:

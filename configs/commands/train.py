@@ -31,7 +31,7 @@ class Args(Common):
         name: name of the new model; it is written to OUT/NAME.
     """
 
-    dataset: Words
+    dataset: Words = ("datasets/g1",)
     embodiment: Path = Path("policy/robots/g1_table/g1_eef.yaml")
     preset: str = "tiny"
     set: Words = ()

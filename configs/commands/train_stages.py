@@ -12,7 +12,9 @@ import torch
 from imagine.codec import FrameCodec
 from imagine.data.lerobot import LeRobotDataset
 from imagine.data.windows import Windows, build_cache
+from imagine.dream import DreamConfig
 from imagine.embodiment import Embodiment
+from imagine.fidelity import doubts
 from imagine.fit import write_json
 from imagine.model import WorldActionModel, load_weights
 from imagine.train import build_model, train_codec, train_joint
@@ -97,6 +99,10 @@ class Training:
         model = WorldActionModel.from_pretrained(self.out)
         where = self.folder / "judge_fit"
         train_judge(model, self.windows, self.recipe.head, self.recipe.judge_fit, where).save(self.out)
+        rows = self.windows.rows("held_out")[:2000]
+        doubt = doubts(model, self.windows, rows) if len(rows) else np.array([np.inf])
+        limit = float(np.quantile(doubt, 0.99))  # as MOReL halts: beyond what dreams from real frames ever show
+        write_json(self.out / "dream.json", DreamConfig(hallucination_limit=limit).model_dump())
         self.metrics["judge"] = _read(where / "metrics.json")
         write_json(self.out / "judge_metrics.json", self.metrics["judge"])
 

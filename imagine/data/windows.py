@@ -31,7 +31,8 @@ class WindowBatch(_Batched):
 
     Attributes:
         video: (B, T + F, C, h, w) float16 latents, or (B, T + F, H, W, 3) uint8 of a canvas cache.
-        start_video: (B, C, h, w) the episode's first frame, likewise.
+        start_video: (B, C, h, w) the frame at which the instruction of "now" was given, likewise; success is measured
+            from there. It is the episode's first frame unless the instruction changed on the way.
         start_proprio: (B, P) float32, robot units, at that frame.
         proprio: (B, T + F, P) float32, robot units.
         action: (B, K, A) float32, robot units: recorded action minus its anchor at "now".
@@ -132,6 +133,7 @@ class Windows:
         switch[1:] |= task[1:] != task[:-1]
         self._next_success = _next(self._a["tick_success"])[:-1]
         self._task_end = _next(switch)[1:]
+        self._task_start = np.maximum.accumulate(np.where(switch, np.arange(n), 0))
         self._run_end = np.where(expert, _next(switch | ~expert)[1:], np.arange(n))
 
     def __len__(self) -> int:
@@ -196,13 +198,14 @@ class Windows:
         now = self._tick_start[e] + j * stride
         success = a["tick_success"][self._tick_start[e, None] + inside[:, self.context_frames :] * stride]
         reached = self._next_success[now]
+        told = self._frame_start[e] + (self._task_start[now] - self._tick_start[e]) // stride
         wait = np.where(reached < self._task_end[now], (reached - now) / self.embodiment.control_hz, np.inf)
         action, action_valid = self.actions(rows)
         reach = now[:, None] + np.arange(self.embodiment.chunk_actions)
         out = {
             "video": self.video[frame],
-            "start_video": self.video[self._frame_start[e]],
-            "start_proprio": a["frame_proprio"][self._frame_start[e]],
+            "start_video": self.video[told],
+            "start_proprio": a["frame_proprio"][told],
             "proprio": a["frame_proprio"][frame],
             "action": action,
             "video_valid": (wanted == inside)[:, self.context_frames :],

@@ -1,0 +1,42 @@
+"""The README's Python runs and its commands exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from configs import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
+COMMANDS = [
+    line.split("#")[0].strip()
+    for kind, text in BLOCKS
+    if kind == "bash"
+    for line in text.splitlines()
+    if "imagine " in line
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [text for kind, text in BLOCKS if kind == "python"], ids=lambda c: c.split("\n")[0])
+def test_python_blocks_run(code: str) -> None:
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_parse(line: str) -> None:
+    program, name, *words = shlex.split(line)
+    assert program == "imagine" and name in cli.COMMANDS
+    cli.parse(import_module(f"configs.commands.{name}"), name, words)
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make (\w+)", README):
+        assert re.search(rf"^{target}:", makefile, re.M), target

@@ -1,0 +1,126 @@
+"""The shipped model through the public face: the gym by name, and every command on a few episodes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import imagine
+from configs import cli
+from imagine.model import SHIPPED
+
+pytestmark = pytest.mark.slow
+
+
+def run(*words: str) -> dict[str, Any]:
+    """One command with ``--json``: exit code 0 and exactly one object on stdout."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = cli.main([*words, "--json"])
+    assert code == 0
+    (line,) = out.getvalue().strip().splitlines()
+    return json.loads(line)
+
+
+def test_weights_are_small_and_say_what_they_answer() -> None:
+    files = list((SHIPPED / "g1-table-tiny").rglob("*.safetensors"))
+    assert files and all(f.stat().st_size < 16_000_000 for f in files)
+    model = imagine.WorldActionModel.from_pretrained("g1-table-tiny")
+    assert {q.name for q in model.answers} == {"POLICY", "DYNAMICS", "INVERSE", "JOINT", "VIDEO"}
+    assert (SHIPPED / "g1-table-tiny" / "metrics.json").is_file(), "metrics lie beside the weights"
+
+
+def test_dream_and_robot_share_spaces_and_starts() -> None:
+    dream, real = gym.make("imagine/G1Table-v0"), gym.make("real/G1Table-v0")
+    assert dream.observation_space == real.observation_space and dream.action_space == real.action_space
+    told = {"instruction": "pick up the red block"}
+    seen, _ = dream.reset(seed=900_123, options=told)
+    truth, _ = real.reset(seed=900_123, options=told)
+    assert np.array_equal(seen["instruction"], truth["instruction"])
+    np.testing.assert_allclose(seen["proprio"], truth["proprio"], atol=1e-4)
+    error = np.square(seen["top_head"].astype(float) - truth["top_head"]).mean()
+    assert 10 * np.log10(255**2 / error) > 28, "the codec keeps the first frame"
+
+
+def test_the_shipped_dream_passes_gymnasiums_checker() -> None:
+    check_env(gym.make("imagine/G1Table-v0", render_mode="rgb_array").unwrapped)
+
+
+def test_lanes_of_make_vec_do_not_depend_on_their_number() -> None:
+    envs = [gym.make_vec("imagine/G1Table-v0", num_envs=n) for n in (1, 3)]
+    last = []
+    for env in envs:
+        env.reset(seed=900_000)
+        low, high = env.single_action_space.low, env.single_action_space.high
+        chunk = np.broadcast_to(0.5 * (low + high) + 0.1 * high, env.action_space.shape).astype(np.float32)
+        for _ in range(2):
+            obs = env.step(chunk)[0]
+        last.append(obs)
+    for key in last[0]:
+        assert last[0][key][0].tobytes() == last[1][key][0].tobytes(), key
+
+
+@pytest.mark.parametrize("world", ["real", "imagined"])
+def test_evaluate(tmp_path: Path, world: str) -> None:
+    got = run("evaluate", "--world", world, "--episodes", "3", "--out", str(tmp_path / "run"))
+    assert {"policy", "world", "success_rate", "ci_low", "ci_high", "n", "per_task", "seed"} <= got.keys()
+    assert got["n"] == 3 and got["ci_low"] <= got["success_rate"] <= got["ci_high"]
+    if world == "imagined":
+        assert {"judge", "fidelity"} <= got.keys(), "no imagined rate without the judge's error and the dream's truth"
+
+
+def test_plan(tmp_path: Path) -> None:
+    got = run("plan", "--candidates", "2", "--episodes", "2", "--out", str(tmp_path / "run"))
+    assert {"candidates", "success_rate", "ci_low", "ci_high", "n", "ms_per_decision"} <= got.keys()
+    assert (tmp_path / "run" / "decisions.png").stat().st_size > 1000
+
+
+def test_fidelity(tmp_path: Path) -> None:
+    got = run("fidelity", "--episodes", "20", "--windows", "40", "--chunks", "2", "--out", str(tmp_path / "run"))
+    named = {"psnr_true", "psnr_shuffled", "psnr_copy", "psnr_codec", "inverse_r2", "inverse_r2_imagined", "n"}
+    assert named <= got.keys() and len(got["horizon_psnr"]) == 2
+    assert got["psnr_copy"] < got["psnr_true"] < got["psnr_codec"]
+
+
+def test_improve_then_use_the_adapter(tmp_path: Path) -> None:
+    words = ["--episodes", "16", "--lanes", "16", "--candidates", "2", "--steps", "4", "--test-episodes", "2"]
+    got = run("improve", *words, "--out", str(tmp_path / "run"))
+    assert {"before", "after", "imagined_chunks", "seconds"} <= got.keys()
+    adapter = str(tmp_path / "run" / "adapter")
+    again = run("evaluate", "--policy", adapter, "--episodes", "2", "--out", str(tmp_path / "again"))
+    assert again["success_rate"] == got["after"]["success_rate"]
+
+
+def test_rollout_films(tmp_path: Path) -> None:
+    got = run("rollout", "--episodes", "2", "--instruction", "pick up the red block", "--out", str(tmp_path / "run"))
+    assert all((tmp_path / "run" / e["video"]).stat().st_size > 500 for e in got["episodes"])
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["evaluate", "--model", "nowhere"], "no model at 'nowhere'"),
+        (["evaluate", "--episodes", "0"], "expected at least 1"),
+        (["evaluate", "--lanes", "0"], "expected at least 1"),
+        (["evaluate", "--policy", "expert", "--world", "imagined"], "reads the true state"),
+        (["evaluate", "--world", "mars"], "expected real or imagined"),
+        (["rollout", "--instruction", "nimm den roten block"], "never heard"),
+        (["plan", "--candidates", "0"], "expected at least 1"),
+        (["plan", "--policy", "random"], "cannot propose"),
+        (["improve", "--seed", "900000"], "overlap"),
+        (["train", "--dataset", "/nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
