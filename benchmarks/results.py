@@ -16,15 +16,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 MODEL = "g1-table-tiny"
 COMMANDS = {
-    "fidelity": "fidelity --seed 950000 --episodes 150 --windows 1000 --chunks 4",
-    "expert": "evaluate --policy expert --world real --episodes 200 --seed 900000",
+    "fidelity": "fidelity --seed 950000 --episodes 120 --windows 800 --chunks 4",
+    "expert": "evaluate --policy expert --world real --episodes 100 --seed 900000",
     "real": "evaluate --policy base --world real --episodes 200 --seed 900000",
     "imagined": "evaluate --policy base --world imagined --episodes 200 --seed 900000",
-    "told_colour": "evaluate --policy base --world real --told colour --episodes 200 --seed 900000",
-    "told_task": "evaluate --policy base --world real --told task --episodes 200 --seed 900000",
-    "plan_1": "plan --candidates 1 --episodes 200 --seed 900000",
-    "plan_8": "plan --candidates 8 --episodes 200 --seed 900000",
-    "improve": "improve --test-episodes 200 --test-seed 900000",
+    "told_colour": "evaluate --policy base --world real --told colour --episodes 100 --seed 900000",
+    "told_task": "evaluate --policy base --world real --told task --episodes 100 --seed 900000",
+    "plan_1": "plan --candidates 1 --episodes 100 --seed 900000",
+    "plan_8": "plan --candidates 8 --episodes 100 --seed 900000",
+    "improve": "improve --test-episodes 100 --test-seed 900000",
     "bench": "bench",
 }
 

@@ -53,6 +53,7 @@ def sample(
     seeds: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     noise: Chunk | None = None,
+    temperature: float = 1.0,
     cache: Any = None,
     callback: Callable[[int, Chunk], None] | None = None,
 ) -> Chunk:
@@ -68,6 +69,7 @@ def sample(
         steps: network calls.
         seeds: one per lane, so that a lane's noise does not depend on its batch; else ``generator``.
         generator: CPU generator for the whole batch.
+        temperature: scale of the drawn noise; below 1 answers crowd round the likely ones, above 1 they spread.
         noise: the initial noise itself (any missing modality is drawn); RL in noise space steers with it.
         cache: what ``model.prefill(context)`` returned, if the caller asks several questions of one context.
         callback: called after each step with (step, chunk so far).
@@ -99,7 +101,7 @@ def sample(
             if start is None:
                 # A stream of its own per modality: the action noise is the same whether or not video is sampled.
                 own = None if seeds is None else [s * 3 + i for s in seeds]
-                start = draw_noise(model.chunk_shapes[name], len(context), own, generator)
+                start = temperature * draw_noise(model.chunk_shapes[name], len(context), own, generator)
             want = (len(context), *model.chunk_shapes[name])
             if tuple(start.shape) != want:
                 raise ShapeError(f"noise for {name} has shape {tuple(start.shape)}, expected {want}.")

@@ -22,10 +22,11 @@ class JointPolicy:
     Attributes:
         model: the joint model, possibly with a merged adapter.
         steps: denoising steps; each costs the action tokens only.
+        temperature: scale of the initial noise; below 1 the policy is more decided, above 1 more varied.
     """
 
-    def __init__(self, model: WorldActionModel, *, steps: int = 4):
-        self.model, self.steps = model, steps
+    def __init__(self, model: WorldActionModel, *, steps: int = 4, temperature: float = 1.0):
+        self.model, self.steps, self.temperature = model, steps, temperature
         self._calls = 0
 
     def context(self, observation: dict[str, np.ndarray], instruction: Sequence[str] | None = None) -> Context:
@@ -69,7 +70,8 @@ class JointPolicy:
         def answer(rows: Tensor) -> tuple[Tensor, ...]:
             read = None if cache is None else cache.index(rows)
             noise = [seeds[i] for i in rows.tolist()]
-            chunk = sample(self.model, POLICY, context.index(rows), steps=self.steps, seeds=noise, cache=read)
+            how = {"steps": self.steps, "temperature": self.temperature}
+            chunk = sample(self.model, POLICY, context.index(rows), seeds=noise, cache=read, **how)  # type: ignore[arg-type]
             assert chunk.action is not None
             return (self.model.restore_action(chunk.action),)
 

@@ -86,7 +86,7 @@ def measure(model: Any, source: Any, n: int, chunks: int, steps: int) -> tuple[d
         answer[name] = round(float(one[name]), 4)
     answer["horizon_psnr"] = [round(decibel(x), 3) for x in far["mse"].T]
     answer["horizon_copy"] = [round(decibel(x), 3) for x in far["copy"].T]
-    answer |= {"n": len(rows), "episodes": len(np.unique(one["episode"])), "horizon_n": len(far["psnr"])}
+    answer |= {"n": len(rows), "episodes": len(np.unique(one["episode"])), "horizon_n": len(far["mse"])}
     return answer, far
 
 

@@ -1,4 +1,4 @@
-"""Trains the success head on real frames, noised as a dream's would be."""
+"""Trains the success head, half on real frames and half on imagined ones with the real outcome as their label."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from imagine.text import vocabulary
 from imagine.types import DatasetError
 from rewards.latent import HeadConfig, JudgeConfig, LatentJudge
 
+from .imagined import Imagined, imagined
+
+DREAMS = 9000  # real frames to dream on from; each gives up to three imagined frames with real labels
 LATENT_NOISE = 0.3  # imagined latents are off by about this much; a judge that only knew clean ones would be fooled
 
 
@@ -37,22 +40,32 @@ def train_judge(
         raise DatasetError(
             "the dataset records no `next.success`, so no judge can be trained; drop `judge` from --stages."
         )
-    sampler = WindowSampler(windows.rows("train"), run.batch, seed=run.seed)
-    held = windows.rows("held_out")
-    held = held[np.random.default_rng(0).permutation(len(held))[:2000]]
+    rows, held = windows.rows("train"), windows.rows("held_out")
+    sampler = WindowSampler(rows, run.batch // 2, seed=run.seed)
+    held = (held if len(held) else rows)[np.random.default_rng(0).permutation(len(held))[:2000]]
+    pick = np.random.default_rng(run.seed).permutation(len(rows))[:DREAMS]
+    bank, held_bank = imagined(model, windows, rows[pick]), imagined(model, windows, held[:600])
+    dreamt = WindowSampler(np.arange(len(bank.rows)), run.batch // 2, seed=run.seed)
 
-    def inputs(rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def inputs(rows: np.ndarray, seen: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, ...]:
+        """First and newest frame (real ones, or those ``seen`` in a dream), words, success and progress of windows."""
         batch = windows.batch(rows)
         now = windows.context_frames - 1
-        latents = torch.stack([batch.start_video.float(), batch.video[:, now].float()], 1)
         proprio = model.normalise_proprio(torch.stack([batch.start_proprio, batch.proprio[:, now]], 1))
+        latents = torch.stack([batch.start_video.float(), batch.video[:, now].float()], 1)
+        if seen is not None:
+            latents[:, 1], proprio[:, 1] = seen[0].float(), seen[1]
         counts = judge.word_counts([windows.instructions[i] for i in batch.instruction_id])
         chunks = batch.success_in * model.body.control_hz / model.body.chunk_actions
         return latents, proprio, counts, batch.success_now, head.discount**chunks
 
+    def of(bank: Imagined, at: np.ndarray) -> tuple[Tensor, ...]:
+        return inputs(bank.rows[at], (bank.latents[at], bank.proprio[at]))
+
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         judge.train()
-        latents, proprio, counts, label, progress = inputs(sampler.at(step))
+        both = zip(inputs(sampler.at(step)), of(bank, dreamt.at(step)), strict=True)
+        latents, proprio, counts, label, progress = (torch.cat(pair) for pair in both)
         level = torch.rand(len(label), 1, 1, 1, generator=generator) * LATENT_NOISE
         latents[:, 1] += level * torch.randn(latents[:, 1].shape, generator=generator)
         return judge.loss(latents, proprio, counts, label, progress), {"base_rate": label.float().mean().item()}
@@ -60,18 +73,26 @@ def train_judge(
     @torch.no_grad()
     def evaluate(ema: nn.Module) -> dict[str, float]:
         assert isinstance(ema, LatentJudge)
-        latents, proprio, counts, label, progress = inputs(held)
-        success, nearness = torch.sigmoid(ema.logits(latents, proprio, counts)).min(0).values.unbind(-1)
-        said = success > ema.cfg.head.threshold
-        yes, no = label.float().sum().clamp(min=1), (~label).float().sum().clamp(min=1)
-        return {
-            "accuracy": (said == label).float().mean().item(),
-            "false_positive": float((said & ~label).sum() / no),
-            "false_negative": float((~said & label).sum() / yes),
-            "progress_correlation": float(torch.corrcoef(torch.stack([nearness, progress]))[0, 1]),
-            "n": float(len(label)),
-        }
+        dreams = of(held_bank, np.arange(len(held_bank.rows)))
+        on_dreams = {f"imagined_{k}": v for k, v in errors(ema, *dreams).items()}
+        return errors(ema, *inputs(held)) | on_dreams
 
     ema = fit(judge, loss, run, folder, evaluate=evaluate, name="judge")
     assert isinstance(ema, LatentJudge)
     return ema
+
+
+def errors(
+    judge: LatentJudge, latents: Tensor, proprio: Tensor, counts: Tensor, label: Tensor, progress: Tensor
+) -> dict[str, float]:
+    """How often the judge is wrong at its threshold, and how its progress follows the truth."""
+    success, nearness = torch.sigmoid(judge.logits(latents, proprio, counts)).min(0).values.unbind(-1)
+    said = success > judge.cfg.head.threshold
+    yes, no = label.float().sum().clamp(min=1), (~label).float().sum().clamp(min=1)
+    return {
+        "accuracy": (said == label).float().mean().item(),
+        "false_positive": float((said & ~label).sum() / no),
+        "false_negative": float((~said & label).sum() / yes),
+        "progress_correlation": float(torch.corrcoef(torch.stack([nearness, progress]))[0, 1]),
+        "n": float(len(label)),
+    }

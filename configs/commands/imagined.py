@@ -1,0 +1,74 @@
+"""Imagined frames with real labels: what a dream shows after some chunks, and whether the robot had really succeeded.
+
+A judge that only ever saw real frames is lost in a dream's blur; one that also learns from these knows what a success
+looks like there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imagine.data.windows import Windows
+from imagine.model import WorldActionModel
+from imagine.questions import DYNAMICS
+from imagine.sampler import sample
+
+from .worlds import bar
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """M imagined frames.
+
+    Attributes:
+        rows: (M,) the window whose "now" is the real frame at that moment: label, start and instruction are its own.
+        latents: (M, C, h, w) float16, the imagined frame.
+        proprio: (M, P) float32, normalised, imagined.
+    """
+
+    rows: np.ndarray
+    latents: Tensor
+    proprio: Tensor
+
+
+@torch.inference_mode()
+def imagined(model: WorldActionModel, windows: Windows, rows: np.ndarray, chunks: int = 3, steps: int = 1) -> Imagined:
+    """Dream from real frames under the recorded actions, up to ``chunks`` chunks on its own frames.
+
+    Args:
+        model: the model.
+        windows: latent windows.
+        rows: where dreams begin.
+        chunks: how far they go; a dream ends with its episode, or when the instruction changes.
+        steps: denoising steps.
+    """
+    kept: list[tuple[np.ndarray, Tensor, Tensor]] = []
+    with bar("dreaming for the judge") as tell:
+        for begin in range(0, len(rows), 128):
+            part = rows[begin : begin + 128]
+            batch, t = windows.batch(part), model.cfg.context_frames
+            video = batch.video[:, :t].to(model.device, torch.float32)
+            proprio = model.normalise_proprio(batch.proprio[:, :t].to(model.device))
+            first, alive = batch, np.ones(len(part), bool)
+            for k in range(1, chunks + 1):
+                told = [batch.instructions[i] for i in first.instruction_id]
+                context = model.context(video, proprio, told)
+                action = model.normalise_action(batch.action.to(model.device))
+                dream = sample(model, DYNAMICS, context, action=action, steps=steps, seeds=[int(r) + k for r in part])
+                assert dream.video is not None and dream.proprio is not None
+                then = np.minimum(part + k * windows.embodiment.chunk_frames, len(windows) - 1)
+                batch = windows.batch(then)
+                same = (batch.episode == first.episode) & (batch.instruction_id == first.instruction_id)
+                alive &= (same & (batch.start_proprio == first.start_proprio).all(1)).numpy()
+                if alive.any():
+                    kept.append((then[alive], dream.video[alive, -1].half().cpu(), dream.proprio[alive, -1].cpu()))
+                video = torch.cat([video, dream.video], 1)[:, -t:]
+                proprio = torch.cat([proprio, dream.proprio], 1)[:, -t:]
+            tell(begin + len(part), len(rows))
+    return Imagined(
+        np.concatenate([r for r, _, _ in kept]), torch.cat([v for _, v, _ in kept]), torch.cat([p for _, _, p in kept])
+    )
