@@ -51,21 +51,34 @@ def dream_config(folder: str | Path) -> DreamConfig:
 
 
 def make_dream_vector_env(
-    num_envs: int = 1, *, model: str | Path = DEFAULT, device: str = "cpu", horizon: int = HORIZON, **kwargs: Any
+    num_envs: int = 1,
+    *,
+    model: str | Path = DEFAULT,
+    device: str = "cpu",
+    horizon: int = HORIZON,
+    truncate_unbelievable: bool = True,
+    **kwargs: Any,
 ) -> WorldModelVectorEnv:
     """``gymnasium.make_vec("imagine/G1Table-v0", num_envs=N)``; see :class:`imagine.env.WorldModelVectorEnv`."""
     if num_envs < 1:
         raise ImagineError(f"num_envs is {num_envs}, expected at least 1 lane.")
     world = dream(WorldActionModel.from_pretrained(model, device=device), model)
-    return WorldModelVectorEnv(world, num_envs, cfg=EnvConfig(horizon=horizon), **kwargs)
+    cfg = EnvConfig(horizon=horizon, truncate_unbelievable=truncate_unbelievable)
+    return WorldModelVectorEnv(world, num_envs, cfg=cfg, **kwargs)
 
 
 def make_dream_env(
-    *, model: str | Path = DEFAULT, device: str = "cpu", horizon: int = HORIZON, **kwargs: Any
+    *,
+    model: str | Path = DEFAULT,
+    device: str = "cpu",
+    horizon: int = HORIZON,
+    truncate_unbelievable: bool = True,
+    **kwargs: Any,
 ) -> WorldModelEnv:
     """``gymnasium.make("imagine/G1Table-v0")``: one lane of the same dream."""
     world = dream(WorldActionModel.from_pretrained(model, device=device), model)
-    return WorldModelEnv(world, cfg=EnvConfig(horizon=horizon), **kwargs)
+    cfg = EnvConfig(horizon=horizon, truncate_unbelievable=truncate_unbelievable)
+    return WorldModelEnv(world, cfg=cfg, **kwargs)
 
 
 class PrivilegedLanes(RealLanes):
