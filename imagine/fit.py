@@ -32,7 +32,7 @@ class FitConfig(BaseModel):
     ema: float = 0.999
     clip: float = 1.0  # gradient norm
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
-    compile: bool = False  # fuse each block with torch.compile; about 1.5 times faster, needs a C++ compiler on a CPU
+    compile: bool = False  # fuse each block with torch.compile; needs a C++ compiler on a CPU
     log_every: int = 50
     eval_every: int = 1000
     save_every: int = 500

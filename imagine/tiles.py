@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 TILE = 8
-"""Lanes per tile: about as fast as one lane on a CPU, and enough to keep its matrix units busy."""
+"""Lanes per tile; fewer lanes than this still pay for a whole one."""
 
 
 def in_tiles(call: Callable[[Tensor], tuple[Tensor, ...]], lanes: int, tile: int = TILE) -> tuple[Tensor, ...]:
