@@ -21,6 +21,7 @@ class ContextCache:
         pooled_text: (B, D) mean of the projected instruction, or None.
         last_video: (B, C, h, w) newest observed latent frame, or None before the first.
         last_proprio: (B, P) newest observed proprioception, or None.
+        origin: (B, A) where a zero action leads, in normalised action units, or None where actions are absolute.
         blocks: observed temporal patches so far; the next chunk starts at this frame index.
         block_tokens: tokens per observed block, so that old blocks can be dropped whole.
     """
@@ -32,6 +33,7 @@ class ContextCache:
     values: list[Tensor] = field(default_factory=list)
     last_video: Tensor | None = None
     last_proprio: Tensor | None = None
+    origin: Tensor | None = None
     blocks: int = 0
     block_tokens: int = 0
 
@@ -57,6 +59,7 @@ class ContextCache:
             values=[change(x) for x in self.values],
             last_video=one(self.last_video),
             last_proprio=one(self.last_proprio),
+            origin=one(self.origin),
             blocks=self.blocks,
             block_tokens=self.block_tokens,
         )

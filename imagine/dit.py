@@ -3,9 +3,10 @@
 With no action and no proprioception tokens and no context it is diffusers' ``WanTransformer3DModel``, parameter name
 for parameter name; tiny, 1.3 B, 5 B and 14 B are configurations of this one class. It keeps no state on ``self``.
 
-Departures from Wan, all off by default: tokens for actions and proprioception with noise levels of their own; the
-newest observed frame concatenated to the input channels (as Wan I2V does with its first frame); the instruction's mean
-added to the time embedding.
+Departures from Wan, each an option: tokens for actions and proprioception with noise levels of their own; the newest
+observed frame concatenated to the input channels (as Wan I2V does with its first frame); the instruction's mean added
+to the time embedding; sinusoids of a video token's place, and of where an action leads; actions that modulate the
+video of their own time; a :class:`imagine.painter.Painter` instead of one linear map to draw that video.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from .cache import ContextCache
-from .layers import Attention, FeedForward, TwoLinear, rotary_table, sinusoid
+from .layers import Attention, FeedForward, TwoLinear, rotary_table, sinusoid, waves
+from .painter import Painter, PainterConfig
 from .types import Chunk, Context, NoiseLevels, ShapeError
 
 
@@ -40,6 +42,10 @@ class DiTConfig(BaseModel):
     proprio_dim: int = 0  # 0: no proprioception tokens
     see_last_frame: bool = True  # concatenate the newest observed frame to the noisy channels
     pooled_text: bool = True
+    place_frequencies: int = 0  # per axis, of a video token's time, row and column; 0: place only through attention
+    action_frequencies: int = 0  # per dimension, of where an action leads; 0: actions enter as they are
+    steer_tokens: int = 0  # action tokens per temporal patch, which modulate its video tokens; 0: attention alone tells
+    painter: PainterConfig = PainterConfig()
     prediction: Literal["clean", "velocity"] = "clean"  # clean: the change against the newest observation
     max_context_blocks: int = 8
     eps: float = 1e-6
@@ -61,11 +67,13 @@ class Embedder(nn.Module):
         self.text_embedder = TwoLinear(cfg.text_dim, cfg.dim, cfg.dim, "gelu")
         self.pooled_text = nn.Linear(cfg.dim, cfg.dim) if cfg.pooled_text else None
 
-    def time(self, sigma: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Noise levels (B, G) to (B, G, D) and its six modulations (B, G, 6, D)."""
+    def time(self, sigma: Tensor, pooled: Tensor | None, steer: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Noise levels (B, G), and what else steers each group (B, G, D), to (B, G, D) and six modulations of it."""
         emb = self.time_embedder(sinusoid(1000 * sigma, self.freq_dim).to(self.time_proj.weight.dtype))
         if self.pooled_text is not None and pooled is not None:
             emb = emb + self.pooled_text(pooled)[:, None]
+        if steer is not None:
+            emb = emb + steer
         return emb, self.time_proj(F.silu(emb)).unflatten(-1, (6, -1)).float()
 
 
@@ -137,10 +145,18 @@ class JointDiT(nn.Module):
         self.patch_embedding = nn.Conv3d(in_channels, cfg.dim, cfg.patch, cfg.patch)  # applied as a linear map
         self.condition_embedder = Embedder(cfg)
         self.blocks = nn.ModuleList([Block(cfg) for _ in range(cfg.layers)])
-        self.proj_out = nn.Linear(cfg.dim, out)
+        if cfg.painter.blocks:
+            self.painter = Painter(cfg.painter, cfg.channels, cfg.dim, cfg.patch)
+        else:
+            self.proj_out = nn.Linear(cfg.dim, out)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, cfg.dim) / cfg.dim**0.5)
+        if cfg.place_frequencies:
+            self.place = nn.Linear(2 * 3 * cfg.place_frequencies, cfg.dim)
         if cfg.action_dim:
-            self.action_in = TwoLinear(cfg.action_dim * cfg.action_patch, cfg.dim, cfg.dim, "silu")
+            features = cfg.action_dim * (1 + 2 * cfg.action_frequencies)
+            self.action_in = TwoLinear(features * cfg.action_patch, cfg.dim, cfg.dim, "silu")
+            if cfg.steer_tokens:
+                self.action_steer = nn.Linear(cfg.dim * cfg.steer_tokens, cfg.dim)
             self.action_out = nn.Linear(cfg.dim, cfg.action_dim * cfg.action_patch)
         if cfg.proprio_dim:
             self.proprio_in = TwoLinear(cfg.proprio_dim * pt, cfg.dim, cfg.dim, "silu")
@@ -154,9 +170,11 @@ class JointDiT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
         # Heads start at zero: an untrained "clean" model predicts that nothing changes.
-        for head in ("proj_out", "action_out", "proprio_out"):
+        for head in ("proj_out", "action_out", "proprio_out", "action_steer"):
             if hasattr(self, head):
                 nn.init.zeros_(getattr(self, head).weight)
+        if self.cfg.painter.blocks:
+            nn.init.zeros_(self.painter.leave.weight)
         nn.init.normal_(self.condition_embedder.time_proj.weight, std=0.02)
 
     # ------------------------------------------------------------------ tokens
@@ -172,7 +190,22 @@ class JointDiT(nn.Module):
         x = video.view(b, f // pt, pt, c, h // ph, ph, w // pw, pw).permute(0, 1, 4, 6, 3, 2, 5, 7)
         grid = torch.cartesian_prod(*(torch.arange(n, device=video.device) for n in (f // pt, h // ph, w // pw)))
         weight = self.patch_embedding.weight.flatten(1)
-        return F.linear(x.reshape(b, -1, weight.shape[1]), weight, self.patch_embedding.bias), grid.float()
+        tokens = F.linear(x.reshape(b, -1, weight.shape[1]), weight, self.patch_embedding.bias)
+        if self.cfg.place_frequencies:
+            period = grid.new_tensor([8.0, 2.0 * (h // ph), 2.0 * (w // pw)], dtype=torch.float32)
+            tokens = tokens + self.place(waves(grid / period, self.cfg.place_frequencies).to(tokens))
+        return tokens, grid.float()
+
+    def _action_tokens(self, action: Tensor, blocks: int, origin: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, K, A) to tokens (B, M, D) and their positions (M, 3); ``origin`` (B, A) is where a zero action leads."""
+        if self.cfg.action_frequencies:
+            leads = action if origin is None else action + origin[:, None].to(action)
+            action = torch.cat([action, waves(leads / 16, self.cfg.action_frequencies).to(action)], -1)
+        return self._vector_tokens(action, self.cfg.action_patch, self.action_in, blocks)
+
+    def _steer(self, tokens: Tensor, sigma: Tensor, blocks: int) -> Tensor:
+        """What the action tokens (B, M, D) say to the frames of their time, (B, blocks, D); noise says nothing."""
+        return self.action_steer(tokens.unflatten(1, (blocks, -1)).flatten(2) * (1 - sigma)[:, None, None].to(tokens))
 
     def _vector_tokens(self, x: Tensor, per: int, embed: nn.Module, blocks: int) -> tuple[Tensor, Tensor]:
         """(B, n, d), ``per`` to a token, spread evenly over ``blocks`` temporal patches, off the image grid."""
@@ -207,15 +240,21 @@ class JointDiT(nn.Module):
             at[:, 0] += cache.blocks
             x, position = torch.cat([x, p.to(x)], 1), torch.cat([position, at])
         sigma = torch.zeros(len(x), 1, device=x.device)
-        _, own = self._run(x, position, sigma, [x.shape[1]], cache)
+        _, _, own = self._run(x, position, sigma, [x.shape[1]], cache)
         cache.append([k for k, _ in own], [v for _, v in own], self.cfg.max_context_blocks)
         cache.last_video, cache.last_proprio = video[:, -1], proprio[:, -1]
 
     def _run(
-        self, x: Tensor, position: Tensor, sigma: Tensor, sizes: list[int], cache: ContextCache
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        self,
+        x: Tensor,
+        position: Tensor,
+        sigma: Tensor,
+        sizes: list[int],
+        cache: ContextCache,
+        steer: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
         table = rotary_table(position, self.cfg.head_dim)
-        emb, mod = self.condition_embedder.time(sigma, cache.pooled_text)
+        emb, mod = self.condition_embedder.time(sigma, cache.pooled_text, steer)
         own = []
         for i, block in enumerate(self.blocks):
             past = (cache.keys[i], cache.values[i]) if cache.keys else None
@@ -223,7 +262,7 @@ class JointDiT(nn.Module):
             own.append(kv)
         shift, scale = (self.scale_shift_table[:, None] + emb[:, :, None]).float().unbind(2)
         x = F.layer_norm(x.float(), (self.cfg.dim,), eps=self.cfg.eps)
-        return torch.addcmul(per_group(shift, sizes), x, 1 + per_group(scale, sizes)).to(emb.dtype), own
+        return torch.addcmul(per_group(shift, sizes), x, 1 + per_group(scale, sizes)).to(emb.dtype), emb, own
 
     def forward(self, noisy: Chunk, sigma: NoiseLevels, cache: ContextCache) -> Chunk:
         """Predict every present modality of a chunk.
@@ -255,27 +294,52 @@ class JointDiT(nn.Module):
         if noisy.action is not None:
             # Without video the chunk still spans the same time, so the action tokens keep their positions.
             blocks = blocks if grid else self.chunk_blocks
-            x, at = self._vector_tokens(noisy.action, self.cfg.action_patch, self.action_in, blocks)
+            x, at = self._action_tokens(noisy.action, blocks, cache.origin)
             parts.append((x, at, sigma.action))
         tokens, positions, levels = zip(*parts, strict=True)
-        sizes = [x.shape[1] for x in tokens]
         position = torch.cat(positions)
         position[:, 0] += cache.blocks
-        x, _ = self._run(
-            torch.cat([t.to(tokens[0]) for t in tokens], 1), position, torch.stack(levels, 1), sizes, cache
-        )
-        return self._heads(x, noisy, grid, cache)
+        sizes, level, steer = [x.shape[1] for x in tokens], torch.stack(levels, 1), None
+        if grid and noisy.action is not None and self.cfg.steer_tokens:
+            # One group per temporal patch, each steered by the actions of its time.
+            per = [grid[1] * grid[2]] * blocks + [1] * (sizes[0] - blocks * grid[1] * grid[2])
+            steer = self._steer(tokens[-1], sigma.action, blocks).repeat(1, len(per) // blocks, 1)
+            steer = torch.cat([steer, torch.zeros_like(steer[:, :1])], 1)
+            level = torch.cat([level[:, :1].expand(-1, len(per)), level[:, 1:]], 1)
+            sizes = [*per, sizes[1]]
+        x, emb, _ = self._run(torch.cat([t.to(tokens[0]) for t in tokens], 1), position, level, sizes, cache, steer)
+        told = emb[:, :blocks] if steer is not None else emb[:, :1].expand(-1, blocks, -1)
+        return self._heads(x, told, noisy, sigma, grid, cache)
+
+    def sketch(self, noisy: Chunk, sigma: NoiseLevels, context: Context, origin: Tensor | None) -> Tensor:
+        """What the painter says of the video (B, F, C, h, w) under the actions, before the transformer has looked.
+
+        It costs a fifth of :meth:`forward`, so it is how a painter learns most of its craft.
+        """
+        assert noisy.video is not None and noisy.action is not None
+        blocks, newest = noisy.video.shape[1] // self.cfg.patch[0], context.video[:, -1]
+        pooled = self.condition_embedder.text_embedder(context.text).mean(1) if self.cfg.pooled_text else None
+        actions, _ = self._action_tokens(noisy.action, blocks, origin)
+        level = sigma.video[:, None].expand(-1, blocks)
+        told, _ = self.condition_embedder.time(level, pooled, self._steer(actions, sigma.action, blocks))
+        video = self.painter(noisy.video, sigma.video, newest, None, told)
+        return video + newest[:, None] if self.cfg.prediction == "clean" else video
 
     chunk_blocks: int = 2  # temporal patches that one chunk of actions spans; set by the model from its embodiment
 
-    def _heads(self, x: Tensor, noisy: Chunk, grid: tuple[int, ...], cache: ContextCache) -> Chunk:
+    def _heads(
+        self, x: Tensor, told: Tensor, noisy: Chunk, sigma: NoiseLevels, grid: tuple[int, ...], cache: ContextCache
+    ) -> Chunk:
         video = proprio = action = None
         residual = self.cfg.prediction == "clean"
         if noisy.video is not None:
             n = grid[0] * grid[1] * grid[2]
             b, f, c, h, w = noisy.video.shape
-            video = self.proj_out(x[:, :n]).view(b, *grid, *self.cfg.patch, c)
-            video = video.permute(0, 1, 4, 7, 2, 5, 3, 6).reshape(b, f, c, h, w)
+            if self.cfg.painter.blocks:
+                video = self.painter(noisy.video, sigma.video, _newest(noisy.video, cache), x[:, :n], told)
+            else:
+                video = self.proj_out(x[:, :n]).view(b, *grid, *self.cfg.patch, c)
+                video = video.permute(0, 1, 4, 7, 2, 5, 3, 6).reshape(b, f, c, h, w)
             if residual and cache.last_video is not None:
                 video = video + cache.last_video[:, None]
             if noisy.proprio is not None:
@@ -286,3 +350,7 @@ class JointDiT(nn.Module):
             m = noisy.action.shape[1] // self.cfg.action_patch
             action = self.action_out(x[:, -m:]).view_as(noisy.action)
         return Chunk(video=video, proprio=proprio, action=action)
+
+
+def _newest(video: Tensor, cache: ContextCache) -> Tensor:
+    return video[:, -1] if cache.last_video is None else cache.last_video

@@ -150,6 +150,15 @@ class Embodiment(_Frozen):
                 parts.append(np.asarray(row[s.key], np.float32)[..., s.start : s.stop])
         return np.concatenate(parts, -1)
 
+    def anchors_in_proprio(self) -> list[int]:
+        """Per action dimension, the proprioception dimension it is relative to; -1 if absolute or not among them."""
+        starts = dict(zip(self.proprio, np.cumsum([0] + [self._state(n).size for n in self.proprio]), strict=False))
+        return [
+            int(starts[a.relative_to]) + i if a.relative_to in starts else -1
+            for a in self.action
+            for i in range(a.size)
+        ]
+
     def action_of(self, row: dict[str, np.ndarray]) -> np.ndarray:
         """Pick the recorded absolute action (..., A) float32; subtract :meth:`anchor_of` to get the model's action."""
         return np.concatenate([np.asarray(row[a.key], np.float32)[..., a.start : a.stop] for a in self.action], -1)

@@ -98,10 +98,12 @@ def fit(
         ImagineError: the loss became NaN.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
     from torch.utils.tensorboard import SummaryWriter
 
     folder.mkdir(parents=True, exist_ok=True)
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process may train twice, at two precisions
     acc = Accelerator(mixed_precision=cfg.mixed_precision, cpu=not torch.cuda.is_available())
     module.to(acc.device)
     optimiser = torch.optim.AdamW(_groups(module, cfg), lr=cfg.lr, betas=(0.9, 0.95), fused=True)

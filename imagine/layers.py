@@ -134,3 +134,12 @@ def sinusoid(timestep: Tensor, dim: int) -> Tensor:
     freqs = torch.exp(-math.log(10000.0) * torch.arange(half, device=timestep.device, dtype=torch.float32) / half)
     angle = timestep.float()[..., None] * freqs
     return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+def waves(x: Tensor, n: int) -> Tensor:
+    """Sines and cosines of 2 pi x at ``n`` octaves: (..., d) to (..., 2 n d) float32.
+
+    Source: Fourier features, arXiv:2006.10739.
+    """
+    angle = (2 * torch.pi * x.float())[..., None] * 2.0 ** torch.arange(n, device=x.device)
+    return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)

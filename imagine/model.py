@@ -77,6 +77,8 @@ class WorldActionModel(nn.Module):
     proprio_std: Tensor
     action_mean: Tensor
     action_std: Tensor
+    anchor: Tensor
+    anchored: Tensor
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -97,6 +99,9 @@ class WorldActionModel(nn.Module):
         self.dit.chunk_blocks = body.chunk_frames // cfg.dit.patch[0]
         for name in ("proprio_mean", "proprio_std", "action_mean", "action_std"):
             self.register_buffer(name, torch.tensor(getattr(cfg.statistics, name)), persistent=False)
+        anchors = body.anchors_in_proprio()
+        self.register_buffer("anchor", torch.tensor([max(i, 0) for i in anchors]), persistent=False)
+        self.register_buffer("anchored", torch.tensor([float(i >= 0) for i in anchors]), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -162,12 +167,27 @@ class WorldActionModel(nn.Module):
 
     def prefill(self, context: Context) -> ContextCache:
         """Read a context once; the cache then serves any number of questions and denoising steps."""
-        return self.dit.prefill(context)
+        cache = self.dit.prefill(context)
+        cache.origin = self._origin(context.proprio[:, -1])
+        return cache
+
+    def _origin(self, proprio: Tensor) -> Tensor:
+        """Where a zero action leads, (B, A) in normalised action units, for the newest proprioception (B, P)."""
+        scale = self.proprio_std[self.anchor] / self.action_std  # both centred on the mean pose
+        return proprio[:, self.anchor] * scale * self.anchored
 
     def predict(self, noisy: Chunk, sigma: NoiseLevels, cache: ContextCache) -> Chunk:
         """The clean chunk that the network believes is behind a noisy one; normalised units."""
         raw = self.dit(noisy, sigma, cache)
         return raw if self.cfg.dit.prediction == "clean" else _each(clean_from_velocity, noisy, raw, sigma)
+
+    def sketch(self, noisy: Chunk, sigma: NoiseLevels, context: Context) -> Tensor:
+        """The clean video (B, F, C, h, w) as the painter draws it without the transformer; ``JointDiT.sketch``."""
+        raw = self.dit.sketch(noisy, sigma, context, self._origin(context.proprio[:, -1]))
+        if self.cfg.dit.prediction == "clean":
+            return raw
+        assert noisy.video is not None
+        return clean_from_velocity(noisy.video, raw, sigma.video)
 
     def velocity(self, noisy: Chunk, sigma: NoiseLevels, context: Context, cache: ContextCache | None = None) -> Chunk:
         """Predict the flow velocity (eps - clean) of each present modality at decoupled noise levels.
@@ -190,17 +210,21 @@ class WorldActionModel(nn.Module):
 
     # ------------------------------------------------------------------ folders
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
-        """Write ``config.json``, ``model.safetensors`` (transformer, text) and ``codec.safetensors``."""
+        """Write ``config.json`` and the weights: ``codec``, ``painter`` if there is one, and all else in ``model``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in self.state_dict().items()}
-        codec = {k.removeprefix("codec."): v for k, v in state.items() if k.startswith("codec.")}
-        rest = {k: v for k, v in state.items() if not k.startswith("codec.")}
-        for name, part in (("codec.safetensors", codec), ("model.safetensors", rest)):
+        for name, prefix in self._files().items():
+            part = {k.removeprefix(prefix): state.pop(k) for k in list(state) if k.startswith(prefix)}
             save_file(part, folder / f"{name}.tmp")
             (folder / f"{name}.tmp").rename(folder / name)
         (folder / "config.json.tmp").write_text(self.cfg.model_dump_json(indent=1))
         (folder / "config.json.tmp").rename(folder / "config.json")
+
+    def _files(self) -> dict[str, str]:
+        """Weight files of a folder and the prefix of what is in each; the last one takes the rest."""
+        painter = {"painter.safetensors": "dit.painter."} if self.cfg.dit.painter.blocks else {}
+        return {"codec.safetensors": "codec.", **painter, "model.safetensors": ""}
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: str | torch.device = "cpu") -> WorldActionModel:
@@ -215,8 +239,9 @@ class WorldActionModel(nn.Module):
         except (OSError, ValidationError, json.JSONDecodeError) as error:
             raise CheckpointMismatch(f"{folder / 'config.json'} is not a usable model config: {error}") from None
         model = cls(cfg)
-        state = load_weights(folder / "model.safetensors")
-        state |= {f"codec.{k}": v for k, v in load_weights(folder / "codec.safetensors").items()}
+        state: dict[str, Tensor] = {}
+        for name, prefix in model._files().items():
+            state |= {prefix + k: v for k, v in load_weights(folder / name).items()}
         load_into(model, state, folder)
         return model.to(device).eval()
 

@@ -1,8 +1,4 @@
-"""Joint training of video, proprioception and actions at decoupled noise levels.
-
-What it departs from in DreamZero: levels are drawn per modality (UWM), so the checkpoint answers all five questions;
-observed frames are encoded once per step and shared by the passes with and without video tokens.
-"""
+"""Training of the joint model and of its frame codec, with the figures to watch from the first minute."""
 
 from __future__ import annotations
 
@@ -10,42 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from .cache import ContextCache
 from .codec import CodecConfig, FrameCodec
-from .data.windows import WindowBatch, Windows, WindowSampler, statistics
+from .data.windows import Windows, WindowSampler, statistics
 from .dit import DiTConfig
 from .fit import FitConfig, fit, write_json
+from .losses import JointConfig, joint_loss, on_own_frames, sketch_loss, to_tensors
 from .model import ModelConfig, Statistics, WorldActionModel
-from .noise import Shares, draw_levels, loss_weight, mix
 from .questions import DYNAMICS, INVERSE, POLICY
 from .sampler import sample
 from .text import TextConfig, vocabulary
-from .types import Chunk, Context, DatasetError, NoiseLevels
-
-
-class JointConfig(BaseModel):
-    """What the joint loss draws, and how much each modality counts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    shares: Shares = Shares()
-    video_only: float = 0.05  # share of steps without action tokens (the VIDEO question)
-    video_shift: float = 3.0
-    video_pure: float = 0.5  # share of video levels at pure noise: one-step dreams are the default
-    floor: float = 0.6  # lets loss weights grow to 1 / floor^2 where there is little noise
-    policy_pure: float = 0.6  # likewise for the policy: only there must it look instead of denoise
-    policy_passes: int = 1  # POLICY passes per step; each costs only the action tokens
-    policy_batch: int = (
-        80  # windows per step that the policy may imitate, for the POLICY passes alone; 0: the batch's own
-    )
-    proprio_weight: float = 0.5
-    action_weight: float = 1.0
-    policy_weight: float = 2.0
-    context_noise: float = 0.1  # std added to observed latents: a dream must stand on its own blurred frames
-    context_repeat: float = 0.5  # share of lanes whose older frames repeat the newest, as a policy's and a reset's do
+from .types import Context, DatasetError
 
 
 def trained_answers(cfg: JointConfig, has_actions: bool) -> tuple[str, ...]:
@@ -92,136 +64,6 @@ def build_model(
     model.codec.load_state_dict(codec.state_dict())
     model.codec.requires_grad_(False)
     return model
-
-
-def to_tensors(model: WorldActionModel, batch: WindowBatch) -> tuple[Context, Chunk, dict[str, Tensor]]:
-    """A batch of windows as (context, clean chunk, masks); normalised, on the model's device."""
-    t = model.cfg.context_frames
-    device = model.device
-    video = batch.video.to(device, torch.float32)
-    proprio = model.normalise_proprio(batch.proprio.to(device))
-    action = model.normalise_action(batch.action.to(device))
-    text = model.embed_text([batch.instructions[i] for i in batch.instruction_id])
-    masks = {
-        "action": batch.action_valid.to(device),
-        "policy": (batch.policy_valid & batch.action_valid).to(device),
-        "video": batch.video_valid.to(device),
-        "proprio": batch.video_valid.to(device) & batch.proprio_valid.to(device)[:, None],
-    }
-    context = Context(video=video[:, :t], proprio=proprio[:, :t], text=text)
-    return context, Chunk(video=video[:, t:], proprio=proprio[:, t:], action=action), masks
-
-
-def disturb(context: Context, cfg: JointConfig, generator: torch.Generator) -> Context:
-    """Noise on observed latents and proprioception, and sometimes no history, as a dream and a reset give."""
-    b = len(context)
-    level = torch.rand(b, 1, 1, 1, 1, generator=generator) * cfg.context_noise
-    noise = torch.randn(context.video.shape, generator=generator) * level
-    video = context.video + noise.to(context.video)
-    shaky = torch.randn(context.proprio.shape, generator=generator) * (0.5 * level[:, :, 0, 0])
-    proprio = context.proprio + shaky.to(context.proprio)
-    again = (torch.rand(b, generator=generator) < cfg.context_repeat).to(video.device)
-    video = torch.where(again[:, None, None, None, None], video[:, -1:], video)
-    proprio = torch.where(again[:, None, None], proprio[:, -1:], proprio)
-    return Context(video=video, proprio=proprio, text=context.text)
-
-
-def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-    """Mean over valid entries of weight (B,) * squared error; mask (B, n) selects along axis 1."""
-    error = (predicted.float() - target).square().flatten(2).mean(2)
-    return (error * mask * weight[:, None]).sum() / mask.sum().clamp(min=1)
-
-
-def policy_loss(
-    model: WorldActionModel,
-    context: Context,
-    action: Tensor,
-    valid: Tensor,
-    cache: ContextCache,
-    cfg: JointConfig,
-    generator: torch.Generator,
-) -> Tensor:
-    """Error of the POLICY question on clean actions (B, K, A) where ``valid`` (B, K) is True.
-
-    Most draws are pure noise: there the answer must come from what is seen and said, elsewhere it can be read off.
-    """
-    b = len(action)
-    sigma = torch.rand(b, generator=generator)
-    sigma = torch.where(torch.rand(b, generator=generator) < cfg.policy_pure, torch.ones(b), sigma).to(action)
-    noisy = mix(action, torch.randn(action.shape, generator=generator).to(action), sigma)
-    guess = model.predict(Chunk(action=noisy), NoiseLevels(sigma, sigma), cache).action
-    assert guess is not None
-    return masked_mse(guess, action, valid, loss_weight(sigma, cfg.floor))
-
-
-def joint_loss(
-    model: WorldActionModel,
-    batch: WindowBatch,
-    cfg: JointConfig,
-    generator: torch.Generator,
-    demonstrations: WindowBatch | None = None,
-) -> tuple[Tensor, dict[str, float]]:
-    """One training loss: a pass over the square, and POLICY passes that pay for action tokens only.
-
-    Args:
-        model: in training mode.
-        batch: windows of any behaviour.
-        cfg: draws and weights.
-        generator: all randomness.
-        demonstrations: windows for the POLICY passes; by default those of ``batch``.
-
-    Source: UWM, arXiv:2504.02792 (decoupled levels); Wan I2V (newest frame as input channels).
-    """
-    context, clean, masks = to_tensors(model, batch)
-    context = disturb(context, cfg, generator)
-    cache = model.prefill(context)
-    b, device = len(context), model.device
-
-    def noisy(x: Tensor, sigma: Tensor) -> Tensor:
-        return mix(x, torch.randn(x.shape, generator=generator).to(device), sigma)
-
-    levels = draw_levels(b, cfg.shares, video_shift=cfg.video_shift, generator=generator, pure=cfg.video_pure).to(
-        device
-    )
-    has_action = masks["action"].any(1)
-    levels = NoiseLevels(levels.video, torch.where(has_action, levels.action, torch.ones_like(levels.action)))
-    alone = bool(torch.rand((), generator=generator) < cfg.video_only)
-    if alone:
-        levels = NoiseLevels(levels.video.clamp(min=0.02), levels.action)
-    assert clean.video is not None and clean.proprio is not None and clean.action is not None
-    # Where video is given (INVERSE) it is a little off, as an imagined one would be.
-    jitter = (levels.video == 0) * cfg.context_noise * torch.rand(b, generator=generator).to(device)
-    x = Chunk(
-        video=noisy(clean.video, torch.maximum(levels.video, jitter)),
-        proprio=noisy(clean.proprio, torch.maximum(levels.video, 0.5 * jitter)),
-        action=None if alone else noisy(clean.action, levels.action),
-    )
-    guess = model.predict(x, levels, cache)
-    weight = loss_weight(levels.video, cfg.floor) * (levels.video > 0)
-    numbers: dict[str, Tensor] = {
-        "video": masked_mse(guess.video, clean.video, masks["video"], weight),  # type: ignore[arg-type]
-        "proprio": masked_mse(guess.proprio, clean.proprio, masks["proprio"], weight),  # type: ignore[arg-type]
-    }
-    if guess.action is not None:
-        known = torch.where((levels.video == 0)[:, None], masks["action"], masks["policy"])
-        weight = loss_weight(levels.action, cfg.floor) * (levels.action > 0)
-        numbers["action"] = masked_mse(guess.action, clean.action, known, weight)
-    if cfg.policy_passes:
-        told = (context, clean.action, masks["policy"], cache)
-        if demonstrations is not None:
-            shown, chunk, seen = to_tensors(model, demonstrations)
-            shown = disturb(shown, cfg, generator)
-            assert chunk.action is not None
-            told = (shown, chunk.action, seen["policy"], model.prefill(shown))
-        numbers["policy"] = torch.stack(
-            [policy_loss(model, *told, cfg, generator) for _ in range(cfg.policy_passes)]
-        ).mean()
-    else:
-        numbers["policy"] = torch.zeros((), device=device)
-    total = numbers["video"] + cfg.proprio_weight * numbers["proprio"] + cfg.policy_weight * numbers["policy"]
-    if "action" in numbers:
-        total = total + cfg.action_weight * numbers["action"]
-    return total, {k: v.item() for k, v in numbers.items()}
 
 
 @torch.no_grad()
@@ -283,7 +125,11 @@ def train_joint(
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         model.train()
         demonstrations = None if shown is None else windows.batch(shown.at(step))
-        return joint_loss(model, windows.batch(sampler.at(step)), cfg, generator, demonstrations)
+        rows = sampler.at(step)
+        if cfg.sketches and bool(torch.rand((), generator=generator) < cfg.sketches):
+            return sketch_loss(model, windows.batch(rows), cfg, generator)
+        batch = on_own_frames(model, windows, rows, windows.batch(rows), cfg, generator)
+        return joint_loss(model, batch, cfg, generator, demonstrations)
 
     def publish(ema: nn.Module, numbers: dict[str, float]) -> None:
         assert isinstance(ema, WorldActionModel)

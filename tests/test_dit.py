@@ -12,16 +12,25 @@ from torch import Tensor
 
 from imagine.cache import ContextCache
 from imagine.dit import DiTConfig, JointDiT
-from imagine.layers import rotary_table, rotate
+from imagine.layers import rotary_table, rotate, waves
+from imagine.painter import PainterConfig
 from imagine.types import Chunk, Context, NoiseLevels, ShapeError
 
 B, BLOCKS, PT = 3, 2, TINY_DIT.patch[0]
 FUTURE = 4  # frames of a chunk: two temporal patches
 
 
-@pytest.fixture
-def dit() -> JointDiT:
-    return randomise(JointDiT(TINY_DIT), seed=5).eval()  # type: ignore[return-value]
+GROUNDED = {"place_frequencies": 2, "action_frequencies": 3, "steer_tokens": 2}
+PAINTED = {**GROUNDED, "painter": PainterConfig(blocks=2, width=16, frames=FUTURE)}
+
+
+def made(options: dict[str, object]) -> JointDiT:
+    return randomise(JointDiT(TINY_DIT.model_copy(update=options)), seed=5).eval()  # type: ignore[return-value]
+
+
+@pytest.fixture(params=[{}, GROUNDED, PAINTED], ids=["plain", "grounded", "painted"])
+def dit(request: pytest.FixtureRequest) -> JointDiT:
+    return made(request.param)
 
 
 def context(lanes: int = B, frames: int = BLOCKS * PT) -> Context:
@@ -129,7 +138,25 @@ class Dense:
         both = torch.cat([video, last], 2).transpose(1, 2)
         weight = self.w["patch_embedding.weight"]
         out = F.conv3d(both, weight, self.w["patch_embedding.bias"], stride=self.cfg.patch)
+        if n := self.cfg.place_frequencies:
+            frames, rows, columns = out.shape[2:]
+            at = [(t / 8, r / (2 * rows), c / (2 * columns)) for t in range(frames) for r in range(rows)
+                  for c in range(columns)]  # fmt: skip
+            out = out + self.linear("place", self.octaves(torch.tensor(at), n)).T.view(1, -1, frames, rows, columns)
         return out.flatten(2).transpose(1, 2)
+
+    @staticmethod
+    def octaves(x: Tensor, n: int) -> Tensor:
+        """Sines then cosines of each number at n octaves, one number after the other."""
+        parts = [f(2 * torch.pi * 2**k * v) for v in x.unbind(-1) for f in (torch.sin, torch.cos) for k in range(n)]
+        return torch.stack(parts, -1)
+
+    def actions(self, action: Tensor, origin: Tensor | None) -> Tensor:
+        b, k, _ = action.shape
+        if n := self.cfg.action_frequencies:
+            leads = action if origin is None else action + origin[:, None]
+            action = torch.cat([action, self.octaves(leads / 16, n)], -1)
+        return self.two("action_in", action.reshape(b, k // self.cfg.action_patch, -1))
 
     def attention(self, name: str, q: Tensor, kv: Tensor, at: Tensor | None, mask: Tensor | None) -> Tensor:
         def heads(x: Tensor) -> Tensor:
@@ -145,13 +172,13 @@ class Dense:
             score = score.masked_fill(~mask, -torch.inf)
         return self.linear(f"{name}.to_out.0", torch.einsum("bhnm,bmhd->bnhd", score.softmax(-1), value).flatten(2))
 
-    def run(self, x: Tensor, at: Tensor, sigma: Tensor, mask: Tensor, text: Tensor) -> Tensor:
-        """x (B, N, D), at (N, 3), sigma (B, N) one level per token, mask (N, N) True where row may look at column."""
+    def run(self, x: Tensor, at: Tensor, sigma: Tensor, steer: Tensor, mask: Tensor, text: Tensor) -> Tensor:
+        """Tokens x (B, N, D), at (N, 3), sigma (B, N) and steer (B, N, D) of each, mask (N, N) True where row looks."""
         words = self.two("condition_embedder.text_embedder", text, lambda y: F.gelu(y, approximate="tanh"))
         half = self.cfg.freq_dim // 2
         angle = 1000 * sigma[..., None] / 10000 ** (torch.arange(half) / half)
         time = self.two("condition_embedder.time_embedder", torch.cat([angle.cos(), angle.sin()], -1))
-        time = time + self.linear("condition_embedder.pooled_text", words.mean(1))[:, None]
+        time = time + self.linear("condition_embedder.pooled_text", words.mean(1))[:, None] + steer
         mod = self.linear("condition_embedder.time_proj", F.silu(time)).unflatten(-1, (6, -1))  # (B, N, 6, D)
 
         def norm(y: Tensor) -> Tensor:
@@ -170,7 +197,7 @@ class Dense:
         shift, scale = (self.w["scale_shift_table"][:, None] + time[:, :, None]).unbind(2)
         return norm(x) * (1 + scale) + shift
 
-    def __call__(self, ctx: Context, x: Chunk, sigma: NoiseLevels) -> Chunk:
+    def __call__(self, ctx: Context, x: Chunk, sigma: NoiseLevels, origin: Tensor | None = None) -> Chunk:
         pt, ph, pw = self.cfg.patch
         b, _, _, h, w = ctx.video.shape
         per_patch = (h // ph) * (w // pw)
@@ -200,10 +227,17 @@ class Dense:
             m = x.action.shape[1] // self.cfg.action_patch
             span = FUTURE // pt
             middle = [n - 0.5 + span * (i + 0.5) / m for i in range(m)]  # middles of m equal parts of the chunk's time
-            add(self.two("action_in", x.action.reshape(b, m, -1)), middle, False, sigma.action, n)
+            told = self.actions(x.action, origin)
+            add(told, middle, False, sigma.action, n)
         own = torch.tensor(block)
+        steer = torch.zeros_like(torch.cat(tokens, 1))
+        if self.cfg.steer_tokens and x.video is not None and x.action is not None:
+            for i, start in enumerate(range(0, m, m // future)):  # the actions of each temporal patch's own time
+                clean = (1 - sigma.action)[:, None] * told[:, start : start + m // future].flatten(1)
+                mine = (torch.tensor(at)[:, 0] == n + i) & (own == n)  # action tokens lie between whole times
+                steer[:, mine] = self.linear("action_steer", clean)[:, None]
         out = self.run(
-            torch.cat(tokens, 1), torch.tensor(at).float(), torch.cat(level, 1), own[:, None] >= own, ctx.text
+            torch.cat(tokens, 1), torch.tensor(at).float(), torch.cat(level, 1), steer, own[:, None] >= own, ctx.text
         )
         out = out[:, int((own < n).sum()) :]
         video = proprio = action = None
@@ -219,12 +253,69 @@ class Dense:
         return Chunk(video=video, proprio=proprio, action=action)
 
 
+@pytest.mark.parametrize("options", [{}, GROUNDED], ids=["plain", "grounded"])
 @pytest.mark.parametrize("parts", ["video proprio action", "video proprio", "action"])
 @torch.no_grad()
-def test_cache_equals_one_dense_block_causal_pass(dit: JointDiT, parts: str) -> None:
+def test_cache_equals_one_dense_block_causal_pass(options: dict[str, object], parts: str) -> None:
+    dit = made(options)
     x = Chunk(**{n: getattr(chunk(), n) for n in parts.split()})
-    got = dit(x, levels(), dit.prefill(context()))
-    assert_same(got, Dense(dit)(context(), x, levels()))
+    cache = dit.prefill(context())
+    cache.origin = torch.linspace(-3, 3, 2 * B).view(B, 2)
+    assert_same(dit(x, levels(), cache), Dense(dit)(context(), x, levels(), cache.origin), atol=3e-5)
+
+
+def test_waves_are_sines_and_cosines_at_octaves() -> None:
+    x = torch.tensor([[0.25, 0.125]])
+    root = 0.5**0.5
+    torch.testing.assert_close(waves(x, 2), torch.tensor([[1.0, 0.0, 0.0, -1.0, root, 1.0, root, 0.0]]))
+
+
+@torch.no_grad()
+def test_action_of_a_temporal_patch_steers_the_video_of_its_own_time() -> None:
+    """With attention silenced, later actions leave earlier frames alone."""
+    dit = made(PAINTED | {"painter": PainterConfig()})
+    for block in dit.blocks:
+        block.attn1.to_out[0].weight.zero_()  # type: ignore[union-attr, index]
+    x, s = chunk(), NoiseLevels(torch.ones(B), torch.zeros(B))
+    later = replace(x, action=torch.cat([x.action[:, :4], x.action[:, 4:] + 1], 1))  # type: ignore[index]
+    a, b = (dit(c, s, dit.prefill(context())).video for c in (x, later))
+    assert a is not None and b is not None
+    assert torch.equal(a[:, :PT], b[:, :PT]) and (a[:, PT:] - b[:, PT:]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_pure_noise_does_not_steer() -> None:
+    dit = made(PAINTED)
+    for block in dit.blocks:
+        block.attn1.to_out[0].weight.zero_()  # type: ignore[union-attr, index]
+    x, s = chunk(), NoiseLevels(torch.ones(B), torch.ones(B))
+    a, b = (dit(c, s, dit.prefill(context())).video for c in (x, replace(x, action=x.action + 1)))  # type: ignore[operator]
+    assert torch.equal(a, b)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_untrained_painter_says_that_nothing_changes() -> None:
+    fresh = JointDiT(TINY_DIT.model_copy(update=PAINTED)).eval()
+    video = fresh(chunk(), levels(), fresh.prefill(context())).video
+    assert torch.equal(video, context().video[:, -1:].expand_as(video))
+
+
+@torch.no_grad()
+def test_painter_paints_what_the_tokens_say() -> None:
+    """A sketch is what it paints when the tokens say nothing; what they do say reaches every frame."""
+    dit, ctx = made(PAINTED), context()
+    sketch = dit.sketch(chunk(), levels(), ctx, None)
+    for frame in range(FUTURE):
+        assert (dit(chunk(), levels(), dit.prefill(ctx)).video[:, frame] - sketch[:, frame]).abs().max() > 1e-3
+    dit.painter.features.weight.zero_(), dit.painter.features.bias.zero_()
+    torch.testing.assert_close(dit(chunk(), levels(), dit.prefill(ctx)).video, sketch)
+
+
+def test_sketch_teaches_the_painter_and_spares_the_transformer() -> None:
+    dit = made(PAINTED)
+    dit.sketch(chunk(), levels(), context(), None).square().sum().backward()
+    touched = {n.split(".")[0] for n, p in dit.named_parameters() if p.grad is not None}
+    assert touched == {"painter", "condition_embedder", "action_in", "action_steer"}
 
 
 def test_gradients_flow_through_the_same_function_as_inference(dit: JointDiT) -> None:
@@ -288,7 +379,7 @@ def test_answer_does_not_depend_on_when_the_episode_began(dit: JointDiT) -> None
 
 @torch.no_grad()
 def test_oldest_block_is_forgotten_whole_and_positions_go_on(dit: JointDiT) -> None:
-    short = randomise(JointDiT(TINY_DIT.model_copy(update={"max_context_blocks": 2})), seed=5).eval()
+    short = randomise(JointDiT(dit.cfg.model_copy(update={"max_context_blocks": 2})), seed=5).eval()
     cache = short.prefill(context(frames=3 * PT))
     full = dit.prefill(context(frames=3 * PT))
     per = full.block_tokens

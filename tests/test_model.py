@@ -392,3 +392,20 @@ def test_numpy_becomes_an_observation(tiny_model: WorldActionModel) -> None:
     observation = as_observation(frames, np.zeros((1, 2, 3)))
     assert observation.proprio.dtype == torch.float32
     tiny_model.encode(observation, WORDS[:1])
+
+
+def test_origin_is_where_a_zero_action_leads(tiny_model: WorldActionModel, tiny_observation: Observation) -> None:
+    """Any two states and relative actions that lead to the same pose differ in origin by what their actions differ."""
+    m = tiny_model
+    context = m.encode(tiny_observation, ["push the bowl"] * 3)
+    origin = m.prefill(context).origin
+    pose = torch.tensor([[0.3, -0.4]])
+    leads = m.normalise_action(pose - m.restore_proprio(context.proprio[:, -1])[:, :2]) + origin
+    torch.testing.assert_close(leads, leads[:1].expand_as(leads))
+
+
+def test_absolute_actions_have_no_origin(tiny_body: Embodiment, tiny_model: WorldActionModel) -> None:
+    free = Embodiment.model_validate(TINY_BODY | {"action": [TINY_BODY["action"][0] | {"relative_to": None}]})  # type: ignore[index]
+    assert free.anchors_in_proprio() == [-1, -1] and tiny_body.anchors_in_proprio() == [0, 1]
+    cfg = tiny_model.cfg.model_copy(update={"embodiment": free})
+    assert (WorldActionModel(cfg)._origin(torch.ones(2, 3)) == 0).all()

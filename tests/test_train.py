@@ -14,6 +14,7 @@ from conftest import TINY_BODY, TINY_CODEC, TINY_DIT, randomise
 from torch import nn
 
 import imagine.fit
+from configs.commands.train_judge import calibrate
 from imagine.codec import FrameCodec
 from imagine.data.lerobot import LeRobotDataset
 from imagine.data.windows import WindowBatch, Windows, build_cache
@@ -21,9 +22,11 @@ from imagine.data.writer import DatasetWriter, EpisodeData
 from imagine.dit import DiTConfig
 from imagine.embodiment import Embodiment
 from imagine.fit import FitConfig, fit, rate
+from imagine.losses import JointConfig, joint_loss, masked_mse, on_own_frames, sketch_loss
 from imagine.model import WorldActionModel
 from imagine.noise import Shares
-from imagine.train import JointConfig, build_model, joint_loss, masked_mse, train_codec, train_joint
+from imagine.painter import PainterConfig
+from imagine.train import build_model, train_codec, train_joint
 from imagine.types import ImagineError
 
 TICKS = 13  # an odd number, so that the last chunk of every episode is cut short
@@ -67,11 +70,11 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Windows:
     return Windows(caches, body, context_frames=2)
 
 
-def model_of(windows: Windows, *, heads: bool = True) -> WorldActionModel:
+def model_of(windows: Windows, *, heads: bool = True, dit: DiTConfig = TINY_DIT) -> WorldActionModel:
     """A fresh model; with ``heads`` its output layers are random instead of zero, so that inputs matter."""
     torch.manual_seed(0)
     codec = randomise(FrameCodec(TINY_CODEC))
-    model = build_model(windows, codec, DiTConfig(**TINY_DIT.model_dump()), JointConfig(), name="tiny", text_dim=16)  # type: ignore[arg-type]
+    model = build_model(windows, codec, DiTConfig(**dit.model_dump()), JointConfig(), name="tiny", text_dim=16)  # type: ignore[arg-type]
     return randomise(model) if heads else model  # type: ignore[return-value]
 
 
@@ -213,6 +216,11 @@ def test_kill_between_the_renames_of_a_save_loses_nothing(
     assert_bits(straight, resumed)
 
 
+def test_one_process_trains_at_two_precisions(tmp_path: Path) -> None:
+    for name, precision in (("half", "bf16"), ("full", "no")):
+        simple_fit(tmp_path / name, STEPS.model_copy(update={"mixed_precision": precision}))
+
+
 def test_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
     module = nn.Linear(1, 1)
     with pytest.raises(ImagineError, match=r"loss is nan at step 0; lower lr \(now 0\.01\)"):
@@ -226,6 +234,98 @@ def test_learning_rate_warms_up_holds_and_falls_to_almost_nothing() -> None:
     assert (np.diff(rates[:100]) > 0).all() and (np.diff(rates[750:]) < 0).all()
     assert (rates[100:750] == 2.0).all()
     assert 0 < rates[0] <= 2.0 / 100 and 0 < rates[-1] <= 2.0 / 250
+
+
+# ---------------------------------------------------------------------- standing on dreamt frames
+def on_dreams(
+    windows: Windows, rows: np.ndarray, share: float = 1.0, chunks: int = 1
+) -> tuple[WindowBatch, WindowBatch]:
+    """The same windows as recorded, and on frames that a random model dreamt."""
+    model, cfg = model_of(windows), JointConfig(own_frames=share, own_chunks=chunks)
+    real = windows.batch(rows)
+    return real, on_own_frames(model, windows, rows, real, cfg, torch.Generator().manual_seed(1))
+
+
+def test_only_windows_with_recorded_actions_behind_them_stand_on_dreams(windows: Windows) -> None:
+    rows = np.arange(len(windows))
+    real, dreamt = on_dreams(windows, rows)
+    changed = (real.video != dreamt.video).flatten(1).any(1).numpy()
+    expected = np.isin(windows.earlier(rows, 1), rows_of(windows, with_action=True))
+    assert changed.any() and not changed.all() and (changed == expected).all()
+
+
+def test_what_follows_a_dreamt_frame_stays_real(windows: Windows) -> None:
+    t = windows.context_frames
+    real, dreamt = on_dreams(windows, rows_of(windows, with_action=True))
+    assert torch.equal(real.video[:, t:], dreamt.video[:, t:]) and torch.equal(
+        real.proprio[:, t:], dreamt.proprio[:, t:]
+    )
+    assert all(torch.equal(getattr(real, k), getattr(dreamt, k)) for k in ("action_valid", "video_valid", "success_in"))
+
+
+def test_action_on_dreamt_frames_leads_to_the_recorded_pose(windows: Windows) -> None:
+    """Relative actions are measured from the newest pose, real or dreamt; their sum is where the robot was sent."""
+    now = windows.context_frames - 1
+    real, dreamt = on_dreams(windows, rows_of(windows, with_action=True), chunks=2)
+    assert not torch.equal(real.action, dreamt.action)
+    for batch in (real, dreamt):
+        torch.testing.assert_close(
+            batch.action + batch.proprio[:, None, now, :2], real.action + real.proprio[:, None, now, :2]
+        )
+
+
+def test_share_of_lanes_on_dreams(windows: Windows) -> None:
+    rows = np.flatnonzero(np.isin(windows.earlier(np.arange(len(windows)), 1), rows_of(windows, with_action=True)))
+    for share, lanes in ((0.0, 0), (0.5, len(rows) // 2), (1.0, len(rows))):
+        real, dreamt = on_dreams(windows, rows, share)
+        assert (real.video != dreamt.video).flatten(1).any(1).sum() == lanes
+
+
+def test_earlier_windows_are_whole_chunks_back_in_the_same_episode(windows: Windows) -> None:
+    rows, frames = np.arange(len(windows)), windows.embodiment.chunk_frames
+    back = windows.earlier(rows, 2)
+    found = back >= 0
+    assert found.any() and (~found).any() and (back[found] == rows[found] - 2 * frames).all()
+    before, now = windows.batch(back[found]), windows.batch(rows[found])
+    assert torch.equal(before.episode, now.episode)
+    assert (np.diff(windows.batch(rows).episode) != 0).sum() <= (~found).sum()
+
+
+# ---------------------------------------------------------------------- sketches
+PAINTED = TINY_DIT.model_copy(
+    update={"action_frequencies": 2, "steer_tokens": 2, "painter": PainterConfig(blocks=1, width=8, frames=2)}
+)
+
+
+def test_sketches_learn_what_actions_do(windows: Windows) -> None:
+    model = model_of(windows, heads=False, dit=PAINTED)
+    robot = windows.batch(rows_of(windows, with_action=True)[:16])
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    seen = []
+    for step in range(150):
+        loss, _ = sketch_loss(model, robot, JointConfig(), torch.Generator().manual_seed(step))
+        optimiser.zero_grad(), loss.backward(), optimiser.step()
+        seen.append(loss.item())
+    assert np.mean(seen[-10:]) < 0.6 * np.mean(seen[:10])
+
+
+def test_film_without_actions_teaches_no_sketch(windows: Windows) -> None:
+    model = model_of(windows, dit=PAINTED)
+    film = windows.batch(rows_of(windows, with_action=False)[:8])
+    assert sketch_loss(model, film, JointConfig(), torch.Generator().manual_seed(0))[0] == 0
+
+
+def test_training_with_sketches_resumes_to_the_same_bits(windows: Windows, tmp_path: Path) -> None:
+    cfg = JointConfig(sketches=0.5, own_frames=0.5)
+    for folder, halves in (("whole", (4,)), ("parts", (2, 4))):
+        for steps in halves:
+            run = STEPS.model_copy(update={"steps": steps, "decay": 1e-9})
+            model = train_joint(
+                windows, model_of(windows, dit=PAINTED), cfg, run, tmp_path / folder, out=tmp_path / folder / "out"
+            )
+        if folder == "whole":
+            want = model
+    assert_bits(model, want)
 
 
 # ---------------------------------------------------------------------- masks
@@ -358,3 +458,25 @@ def test_loss_is_a_function_of_its_generator(windows: Windows) -> None:
     torch.manual_seed(2)
     assert losses(model, batch, JointConfig()) == first
     assert first[0] != first[1]
+
+
+# ---------------------------------------------------------------------- the judge's threshold
+def test_threshold_makes_dreams_succeed_as_often_as_their_episodes_did() -> None:
+    """Ten frames per dream: calm ones below 0.6, one false alarm at 0.7 in every third failure, successes at 0.8."""
+    rng = np.random.default_rng(0)
+    dream = np.repeat(np.arange(400), 10)
+    won = rng.random(400) < 0.4
+    label, said = np.zeros((400, 10), bool), rng.uniform(0, 0.6, (400, 10))
+    label[won, 7:] = True
+    said[won, 9] = 0.8
+    said[np.flatnonzero(~won)[::3], 4] = 0.7
+    threshold, found = calibrate(said.ravel(), label.ravel(), dream)
+    assert 0.7 <= threshold < 0.8 and found["replay_n"] == 200
+    assert found["replay_judged"] == found["replay_real"] == won[1::2].mean() and found["replay_disagreement"] == 0
+
+
+def test_threshold_of_a_blind_judge_still_gives_the_right_rate() -> None:
+    rng = np.random.default_rng(1)
+    dream, label = np.arange(4000), rng.random(4000) < 0.25
+    _, found = calibrate(rng.random(4000), label, dream)
+    assert abs(found["replay_judged"] - 0.25) < 0.03 and found["replay_disagreement"] > 0.3

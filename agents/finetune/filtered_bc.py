@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from imagine.fit import FitConfig, fit
+from imagine.losses import JointConfig, policy_loss
 from imagine.model import WorldActionModel
-from imagine.train import JointConfig, policy_loss
 from imagine.types import Context, ImagineError
 from policy.policy import JointPolicy
 

@@ -28,11 +28,13 @@ class Imagined:
         rows: (M,) the window whose "now" is the real frame at that moment: label, start and instruction are its own.
         latents: (M, C, h, w) float16, the imagined frame.
         proprio: (M, P) float32, normalised, imagined.
+        dream: (M,) int, which of the dreams it belongs to.
     """
 
     rows: np.ndarray
     latents: Tensor
     proprio: Tensor
+    dream: np.ndarray
 
 
 @torch.inference_mode()
@@ -46,7 +48,7 @@ def imagined(model: WorldActionModel, windows: Windows, rows: np.ndarray, chunks
         chunks: how far they go; a dream ends with its episode, or when the instruction changes.
         steps: denoising steps.
     """
-    kept: list[tuple[np.ndarray, Tensor, Tensor]] = []
+    kept: list[tuple[np.ndarray, Tensor, Tensor, np.ndarray]] = []
     with bar("dreaming for the judge") as tell:
         for begin in range(0, len(rows), 128):
             part = rows[begin : begin + 128]
@@ -65,10 +67,12 @@ def imagined(model: WorldActionModel, windows: Windows, rows: np.ndarray, chunks
                 same = (batch.episode == first.episode) & (batch.instruction_id == first.instruction_id)
                 alive &= (same & (batch.start_proprio == first.start_proprio).all(1)).numpy()
                 if alive.any():
-                    kept.append((then[alive], dream.video[alive, -1].half().cpu(), dream.proprio[alive, -1].cpu()))
+                    which = begin + np.flatnonzero(alive)
+                    kept.append(
+                        (then[alive], dream.video[alive, -1].half().cpu(), dream.proprio[alive, -1].cpu(), which)
+                    )
                 video = torch.cat([video, dream.video], 1)[:, -t:]
                 proprio = torch.cat([proprio, dream.proprio], 1)[:, -t:]
             tell(begin + len(part), len(rows))
-    return Imagined(
-        np.concatenate([r for r, _, _ in kept]), torch.cat([v for _, v, _ in kept]), torch.cat([p for _, _, p in kept])
-    )
+    rows, latents, proprio, dream_of = zip(*kept, strict=True)
+    return Imagined(np.concatenate(rows), torch.cat(latents), torch.cat(proprio), np.concatenate(dream_of))

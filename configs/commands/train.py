@@ -45,7 +45,7 @@ def recipe_class() -> type[BaseModel]:
     from imagine.codec import CodecConfig
     from imagine.dit import DiTConfig
     from imagine.fit import FitConfig
-    from imagine.train import JointConfig
+    from imagine.losses import JointConfig
     from rewards.latent import HeadConfig
 
     class Recipe(BaseModel):

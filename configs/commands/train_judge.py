@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from imagine.data.windows import Windows, WindowSampler
-from imagine.fit import FitConfig, fit
+from imagine.fit import FitConfig, fit, write_json
 from imagine.model import WorldActionModel
 from imagine.text import vocabulary
 from imagine.types import DatasetError
@@ -18,6 +19,7 @@ from rewards.latent import HeadConfig, JudgeConfig, LatentJudge
 from .imagined import Imagined, imagined
 
 DREAMS = 9000  # real frames to dream on from; each gives up to three imagined frames with real labels
+REPLAY_CHUNKS = 8  # as long as an evaluated episode
 LATENT_NOISE = 0.3  # imagined latents are off by about this much; a judge that only knew clean ones would be fooled
 
 
@@ -79,7 +81,50 @@ def train_judge(
 
     ema = fit(judge, loss, run, folder, evaluate=evaluate, name="judge")
     assert isinstance(ema, LatentJudge)
+    chains = windows.chains(1, "held_out")[:, 0]
+    if len(chains) > 1:
+        replayed = imagined(model, windows, chains, chunks=REPLAY_CHUNKS)
+        latents, proprio, counts, label, _ = of(replayed, np.arange(len(replayed.rows)))
+        with torch.no_grad():
+            said = torch.sigmoid(ema.logits(latents, proprio, counts)).min(0).values[:, 0]
+        threshold, found = calibrate(said.numpy(), label.numpy(), replayed.dream)
+        ema.cfg = ema.cfg.model_copy(update={"head": head.model_copy(update={"threshold": threshold})})
+        metrics = json.loads((folder / "metrics.json").read_text())
+        write_json(folder / "metrics.json", {**metrics, **evaluate(ema), **found})
     return ema
+
+
+def calibrate(said: np.ndarray, label: np.ndarray, dream: np.ndarray) -> tuple[float, dict[str, float]]:
+    """The threshold at which whole dreams succeed as often as what they replay really did.
+
+    One success anywhere makes an episode a success, so false alarms add up over its chunks; a threshold that is right
+    frame by frame is too low for it. Even dreams choose the threshold, odd ones tell how well it does.
+
+    Args:
+        said: (M,) success probability of each imagined frame.
+        label: (M,) bool, the real outcome there.
+        dream: (M,) int, the dream each frame belongs to.
+
+    Returns:
+        The threshold, and on the odd dreams the rates of success, judged and real, and how often they disagree.
+    """
+    names, group = np.unique(dream, return_inverse=True)
+    best, real = np.zeros(len(names)), np.zeros(len(names), bool)
+    np.maximum.at(best, group, said)
+    np.logical_or.at(real, group, label)
+    even = names % 2 == 0
+    order = np.sort(best[even])[::-1]
+    hits = int(real[even].sum())
+    edge = np.concatenate([[1.0], order, [0.0]])
+    threshold = float(np.clip((edge[hits] + edge[hits + 1]) / 2, 0.05, 0.95))
+    judged = best[~even] > threshold
+    return threshold, {
+        "threshold": threshold,
+        "replay_judged": float(judged.mean()),
+        "replay_real": float(real[~even].mean()),
+        "replay_disagreement": float((judged != real[~even]).mean()),
+        "replay_n": float((~even).sum()),
+    }
 
 
 def errors(

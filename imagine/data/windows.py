@@ -163,6 +163,11 @@ class Windows:
         first = first[frames > chunks * step]
         return first[:, None] + np.arange(chunks) * step
 
+    def earlier(self, rows: np.ndarray, chunks: int) -> np.ndarray:
+        """(n,) numbers of the windows ``chunks`` chunks before ``rows`` in the same episode, -1 where there is none."""
+        back = chunks * self.embodiment.chunk_frames
+        return np.where(self._row_frame[rows] >= back, np.asarray(rows) - back, -1)
+
     def __getitem__(self, row: int) -> WindowBatch:
         return self.batch(np.array([row]))
 
