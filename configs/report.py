@@ -66,6 +66,12 @@ class Report:
         )
         return self._add(f'<dl class="cards">{"".join(each)}</dl>')
 
+    def lead(self, cards: Sequence[tuple[str, str, str]]) -> Report:
+        """Put the numbers that matter before everything else, whenever they are known."""
+        self.cards(cards)
+        self._parts.insert(0, self._parts.pop())
+        return self
+
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Report:
         """Add a table; numbers stand to the right, floats have four significant digits."""
         columns = zip(headers, zip(*rows, strict=True) if rows else [()] * len(headers), strict=True)

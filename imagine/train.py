@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .codec import CodecConfig, FrameCodec
-from .data.windows import Windows, WindowSampler, statistics
+from .data.windows import WindowBatch, Windows, WindowSampler, statistics
 from .dit import DiTConfig
 from .fit import FitConfig, fit, write_json
 from .losses import JointConfig, joint_loss, on_own_frames, sketch_loss, to_tensors
@@ -110,6 +110,8 @@ def train_joint(
 ) -> WorldActionModel:
     """Train (or resume) the joint model and publish its moving average, with metrics beside it, to ``out``."""
     if run.compile:
+        # Whole batches, part batches on own frames, with and without gradients: more sizes than the default allows.
+        torch._dynamo.config.recompile_limit = 64
         for block in model.dit.blocks:
             block.compile(dynamic=False)
     rows = windows.rows("train")
@@ -122,14 +124,16 @@ def train_joint(
     held = held if len(held) else rows  # a dataset of one episode holds nothing out
     held = held[np.random.default_rng(0).permutation(len(held))[:256]]
 
+    def batch_of(rows: np.ndarray, generator: torch.Generator) -> WindowBatch:
+        return on_own_frames(model, windows, rows, windows.batch(rows), cfg, generator)
+
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         model.train()
-        demonstrations = None if shown is None else windows.batch(shown.at(step))
         rows = sampler.at(step)
         if cfg.sketches and bool(torch.rand((), generator=generator) < cfg.sketches):
             return sketch_loss(model, windows.batch(rows), cfg, generator)
-        batch = on_own_frames(model, windows, rows, windows.batch(rows), cfg, generator)
-        return joint_loss(model, batch, cfg, generator, demonstrations)
+        demonstrations = None if shown is None else batch_of(shown.at(step), generator)
+        return joint_loss(model, batch_of(rows, generator), cfg, generator, demonstrations)
 
     def publish(ema: nn.Module, numbers: dict[str, float]) -> None:
         assert isinstance(ema, WorldActionModel)

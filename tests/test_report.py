@@ -80,6 +80,11 @@ def test_text_is_escaped_and_numbers_are_rounded() -> None:
     assert '<td class="number">0.9877</td>' in page and '<td class="number">200</td>' in page
 
 
+def test_leading_numbers_come_first_however_late_they_are_known() -> None:
+    page = Report("Run").section("Later").cards([("small", "1", "")]).lead([("headline", "2", "")]).html()
+    assert page.index("headline") < page.index("Later") < page.index("small") and page.count("<section>") == 1
+
+
 def test_a_video_keeps_its_frames() -> None:
     film = frames()
     seen = decode(encode_mp4(film, 5))

@@ -62,8 +62,7 @@ class Demo:
         self.args, self.model, self.folder, self.build = args, model, folder, build
         self.families = build.families_of(model)
         self.answer: dict[str, Any] = {}
-        self.body = Report("")
-        self.report = self.body
+        self.report = Report("Imagine")
         self.fps = model.body.control_hz / model.body.frame_stride
         self.policy: Any = build.policy("base", model, args.model)
 
@@ -83,13 +82,13 @@ class Demo:
             for d, r in zip(dreams, records, strict=True)
         ]
         self.answer["replay_psnr"] = round(decibel(np.array(errors)), 2)
-        self.body.section(
+        self.report.section(
             "A dream beside reality",
             "The policy acts on the robot (left). The same joint model, asked for DYNAMICS instead, is given only the "
             "first frame and the same actions, and dreams every frame after it on its own (right).",
         )
         for record, dream in zip(records[:4], dreams, strict=False):
-            self.body.videos_side_by_side(
+            self.report.videos_side_by_side(
                 [("real", record.frames), ("imagined", dream)], self.fps,
                 f"“{record.instruction}” - start seed {record.seed}, {'done' if record.success else 'not done'}",
             )  # fmt: skip
@@ -103,12 +102,12 @@ class Demo:
         source = heldout.windows(self.model, [data], self.folder.path)
         numbers, _ = measure(self.model, source, 200, 4, 1)
         self.answer["fidelity"] = numbers
-        self.body.section(
+        self.report.section(
             "Can it be believed?",
             f"{numbers['n']} chunks of 0.8 s from {numbers['episodes']} episodes it never saw. A dream that ignored "
             "its actions would score the same under shuffled ones; one that drew nothing, like a still frame.",
         )
-        self.body.cards(
+        self.report.cards(
             [
                 ("true actions", f"{numbers['psnr_true']:.1f} dB", "the dream against what happened"),
                 ("shuffled actions", f"{numbers['psnr_shuffled']:.1f} dB", "another chunk's actions"),
@@ -116,8 +115,8 @@ class Demo:
                 ("inverse R²", f"{numbers['inverse_r2']:.2f}", "actions read from real frames"),
             ]
         )
-        self.body.figure(horizon_figure(numbers), "Dreaming on its own frames, chunk after chunk of 0.8 s.")
-        self.body.command(f"imagine fidelity --model {self.args.model}")
+        self.report.figure(horizon_figure(numbers), "Dreaming on its own frames, chunk after chunk of 0.8 s.")
+        self.report.command(f"imagine fidelity --model {self.args.model}")
 
     def estimate(self) -> None:
         """3. Success in imagination against success in reality, same starts."""
@@ -130,13 +129,13 @@ class Demo:
             result, _ = evaluate(lanes, self.policy, seeds, task_of=self.build.task_of, tell=self._tell(world))
             self.answer[f"base_{world}"] = result
             rows.append([world, _rate(result), *(_rate(result["per_task"].get(f)) for f in self.families)])
-        self.body.section(
+        self.report.section(
             "Would it work? Ask the dream first",
             f"The policy's success over {len(seeds)} starts it never saw: what the judge says in the dream, and what "
             "then really happens from the very same starts. 95 % Wilson intervals.",
         )
-        self.body.table(["world", "all tasks", *(f.replace("_", " ") for f in self.families)], rows)
-        self.body.command(f"imagine evaluate --world imagined --episodes {len(seeds)} --seed {seeds[0]}")
+        self.report.table(["world", "all tasks", *(f.replace("_", " ") for f in self.families)], rows)
+        self.report.command(f"imagine evaluate --world imagined --episodes {len(seeds)} --seed {seeds[0]}")
 
     def choose(self) -> None:
         """4. Imagine eight candidates, do the best."""
@@ -153,18 +152,18 @@ class Demo:
         lanes = self.build.lanes("real", self.model, self.args.model, 16)
         result, _ = evaluate(lanes, planner, seeds, task_of=self.build.task_of, tell=self._tell("best of 8"))
         self.answer["best_of_8_real"] = result
-        self.body.section(
+        self.report.section(
             "Think before you move",
             "Each row is one decision: the last imagined frame of eight candidate chunks, with what the judge makes of "
             "it. The tick marks the one that was done.",
         )
         if planner.first is not None:
-            self.body.figure(decision_figure(self.model, planner.first), "Candidates and their scores.")
-        self.body.table(
+            self.report.figure(decision_figure(self.model, planner.first), "Candidates and their scores.")
+        self.report.table(
             ["real world, same starts", "success"],
             [["one sample", _rate(self.answer["base_real"])], ["best of 8", _rate(result)]],
         )
-        self.body.command(f"imagine plan --candidates 8 --episodes {len(seeds)} --seed {seeds[0]}")
+        self.report.command(f"imagine plan --candidates 8 --episodes {len(seeds)} --seed {seeds[0]}")
 
     def improve(self) -> None:
         """5. Learn from judged dreams, then prove it in reality."""
@@ -190,12 +189,12 @@ class Demo:
         self.answer |= {"before": results["before"], "after": results["after"]}
         self.answer["gain"] = {"value": gain.value, "ci_low": gain.low, "ci_high": gain.high, "n": gain.n}
         learnt = self.answer["improve"]
-        self.body.section(
+        self.report.section(
             "Better by dreaming",
             f"{learnt['imagined_episodes']} dreams, {learnt['imagined_successes']} of them judged successes, imitated "
             "by a low-rank adapter on the policy; no real episode was spent. The dream's own weights did not move.",
         )
-        self.body.table(
+        self.report.table(
             ["real world, same starts", "all tasks", *(f.replace("_", " ") for f in self.families)],
             [
                 [name, _rate(results[name]), *(_rate(results[name]["per_task"].get(f)) for f in self.families)]
@@ -210,12 +209,12 @@ class Demo:
                 rollout(small, policy, [seeds[i]], film=True, canvas=self._canvas)[0].frames
                 for policy in (self.policy, after)
             ]
-            self.body.videos_side_by_side(
+            self.report.videos_side_by_side(
                 [("before", films[0]), ("after", films[1])],
                 self.fps,
                 f"start seed {seeds[i]}",
             )
-        self.body.command("imagine improve")
+        self.report.command("imagine improve")
 
     def opening(self) -> None:
         """Put title and headline numbers before the sections."""
@@ -227,15 +226,11 @@ class Demo:
             ("success, real", _rate(a["base_real"]), "the same starts"),
             ("gain from dreaming", f"{100 * a['gain']['value']:+.0f} points", f"[{low:+.0f}, {high:+.0f}], real world"),
         ]  # fmt: skip
-        head = Report(
-            "Imagine",
+        self.report.subtitle = (
             "One joint world-action model: the policy of a robot, and the gym in which that policy is improved. "
-            f"Everything below was computed on this machine in {a['seconds'] / 60:.1f} minutes.",
+            f"Everything below was computed on this machine in {a['seconds'] / 60:.1f} minutes."
         )
-        head.cards(cards)
-        head._parts += self.body._parts
-        head._is_open = self.body._is_open
-        self.report = head
+        self.report.lead(cards)
 
     def _canvas(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         return self.model.body.tile({v.name: observation[v.name] for v in self.model.body.views})
