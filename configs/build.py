@@ -22,6 +22,8 @@ from policy.robots.g1_table.privileged import expert_chunk
 from policy.robots.g1_table.tasks import FAMILIES, Task
 from rewards.latent import LatentJudge
 
+from .told import Told, ToldLanes
+
 DEFAULT = "g1-table-tiny"
 ADAPTER = "improved"
 HORIZON = 8  # chunks
@@ -90,9 +92,18 @@ class PrivilegedLanes(RealLanes):
 
 
 def lanes(
-    world: str, model: WorldActionModel, folder: str | Path, n: int, *, expert: bool = False, film: bool = False
+    world: str,
+    model: WorldActionModel,
+    folder: str | Path,
+    n: int,
+    *,
+    expert: bool = False,
+    film: bool = False,
+    until_told: Told | None = None,
 ) -> Lanes:
     """Lanes of the ``real`` twin or of the ``imagined`` one, with the same starts for the same seeds.
+
+    Real episodes of a misled policy end when it has done what it was told, if ``until_told`` is given.
 
     Raises:
         ImagineError: another world is asked for, zero lanes, or the expert in a dream.
@@ -103,6 +114,10 @@ def lanes(
         make: Callable[[], G1TableEnv] = lambda: G1TableEnv(  # noqa: E731
             model.body, max_chunks=HORIZON, families=families_of(model)
         )
+        if until_told is not None:
+            misled = ToldLanes(make, n)
+            misled.told = until_told
+            return misled
         return PrivilegedLanes(make, n) if expert else RealLanes(make, n)
     if world != "imagined":
         raise ImagineError(f"--world is {world!r}, expected real or imagined.")

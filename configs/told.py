@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from agents.rollout import RealLanes
 from imagine.types import ImagineError, Policy, pack_instruction, unpack_instruction
 from policy.robots.g1_table.scene import COLOURS
 from policy.robots.g1_table.starts import draw_start
-from policy.robots.g1_table.tasks import Task
+from policy.robots.g1_table.tasks import Task, succeeded
 
 CHOICES = ("right", "colour", "task")
 
@@ -31,7 +33,7 @@ class Told:
             if seeds is None:
                 raise ImagineError("to mislead a policy, its seeds must say which starts it faces; got none.")
             rows = [
-                pack_instruction(self._other(unpack_instruction(row), int(seed) // 1_009))
+                pack_instruction(self.other(unpack_instruction(row), int(seed) // 1_009))
                 for row, seed in zip(observation["instruction"], seeds, strict=True)
             ]
             observation = {**observation, "instruction": np.stack(rows)}
@@ -41,7 +43,8 @@ class Told:
         """See :class:`imagine.types.Policy`."""
         self.policy.reset(lanes)
 
-    def _other(self, instruction: str, start: int) -> str:
+    def other(self, instruction: str, start: int) -> str:
+        """What is told instead of ``instruction`` where an episode starts from seed ``start``."""
         task = Task.parse(instruction)
         if self.what == "colour":
             rng, known = np.random.default_rng(start), {"families": self.families, "colours": tuple(COLOURS)}
@@ -49,3 +52,26 @@ class Told:
             return Task(task.family, next(c for c in present if c != task.colour)).instruction
         at = self.families.index(task.family)
         return Task(self.families[(at + 1) % len(self.families)], task.colour).instruction
+
+
+class ToldLanes(RealLanes):
+    """Real lanes whose episodes also end, without success, once the robot has done what it was told instead.
+
+    A policy that obeys has nothing left to do then; what it knocks over later says nothing about whether it listened.
+    """
+
+    told: Told
+
+    def reset(self, seeds: Sequence[int], instruction: str | None) -> dict[str, np.ndarray]:
+        """See :class:`agents.rollout.Lanes`."""
+        seen = super().reset(seeds, instruction)
+        heard = [unpack_instruction(row) for row in seen["instruction"]]
+        self.tasks = [Task.parse(self.told.other(h, int(s))) for h, s in zip(heard, seeds, strict=True)]
+        return seen
+
+    def step(self, lanes: Sequence[int], actions: np.ndarray) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+        """See :class:`agents.rollout.Lanes`."""
+        seen, outcome = super().step(lanes, actions)
+        for lane, result in zip(lanes, outcome, strict=True):
+            result["done"] = result["done"] or succeeded(self.envs[lane].robot.world, self.tasks[lane])
+        return seen, outcome

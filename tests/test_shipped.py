@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import imagine
-from configs import cli
+from configs import build, cli
+from configs.told import Told, ToldLanes
 from imagine.model import SHIPPED
+from policy.robots.g1_table.privileged import expert_chunk
+from policy.robots.g1_table.tasks import succeeded
 
 pytestmark = pytest.mark.slow
 
@@ -126,3 +130,37 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     assert cli.main([*words, "--out", str(tmp_path / "run")]) == 2
     assert told in " ".join(capsys.readouterr().err.split())
+
+
+class Obedient:
+    """A policy that does what it is told, by the twin's own expert."""
+
+    def __init__(self, lanes: ToldLanes):
+        self.lanes = lanes
+
+    def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
+        chunks = []
+        for env, task in zip(self.lanes.envs, self.lanes.tasks, strict=False):
+            given, env.robot.world.task = env.robot.world.task, task
+            chunks.append(expert_chunk(env))
+            env.robot.world.task = given
+        return np.stack(chunks)
+
+    def reset(self, lanes: np.ndarray | None = None) -> None: ...
+
+
+def test_episode_of_a_misled_policy_ends_once_it_has_obeyed() -> None:
+    model = imagine.WorldActionModel.from_pretrained(build.DEFAULT)
+    told = Told(build.policy("random", model, build.DEFAULT), "colour", build.families_of(model))
+    lanes = build.lanes("real", model, build.DEFAULT, 1, until_told=told)
+    assert isinstance(lanes, ToldLanes)
+    policy = Obedient(lanes)
+    for seed in (900_321, 900_322):
+        seen, done, chunks = lanes.reset([seed], None), False, 0
+        given = lanes.envs[0].robot.world.task
+        assert lanes.tasks[0].family == given.family and lanes.tasks[0].colour != given.colour
+        while not done:
+            seen, (outcome,) = lanes.step([0], policy.act(seen))
+            done, chunks = outcome["done"], chunks + 1
+        assert chunks < build.HORIZON and not outcome["success"]
+        assert succeeded(lanes.envs[0].robot.world, lanes.tasks[0])

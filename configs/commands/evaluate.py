@@ -18,12 +18,14 @@ class Args(Episodes):
         policy: base, improved, expert (real world only), random, or the folder of an adapter or model.
         world: real (the twin) or imagined (the dream); the same seeds are the same starts in both.
         told: what the policy is told: right, or another colour, or another task than its success is measured by.
+        go_on: with --told, act on to the horizon instead of ending an episode once what was told is done.
         steps: denoising steps of the policy.
     """
 
     policy: str = "base"
     world: str = "real"
     told: str = "right"
+    go_on: bool = False
     steps: int = 4
 
 
@@ -42,7 +44,10 @@ def run(args: Args) -> dict[str, Any]:
 
     model = WorldActionModel.from_pretrained(args.model)
     policy = Told(build.policy(args.policy, model, args.model, steps=args.steps), args.told, build.families_of(model))
-    lanes = build.lanes(args.world, model, args.model, min(args.lanes, len(seeds)), expert=args.policy == "expert")
+    ends = policy if args.told != "right" and args.world == "real" and not args.go_on else None
+    expert = args.policy == "expert"
+    n = min(args.lanes, len(seeds))
+    lanes = build.lanes(args.world, model, args.model, n, expert=expert, until_told=ends)
     folder = RunFolder.of("evaluate", args)
     with bar(f"{args.policy} in the {args.world} world") as tell:
         result, records = evaluate(lanes, policy, seeds, task_of=build.task_of, tell=tell)
