@@ -45,7 +45,7 @@ def measure(name: str) -> dict:
 def rate(result: dict) -> str:
     """A success rate with its interval, in percent."""
     low, high = 100 * result["ci_low"], 100 * result["ci_high"]
-    return f"{100 * result['success_rate']:.0f} % [{low:.0f}, {high:.0f}]"
+    return f"{100 * result['success_rate']:.3g} % [{low:.0f}, {high:.0f}]"
 
 
 def decibels(gain: dict) -> str:
