@@ -314,7 +314,7 @@ class JointDiT(nn.Module):
     def sketch(self, noisy: Chunk, sigma: NoiseLevels, context: Context, origin: Tensor | None) -> Tensor:
         """What the painter says of the video (B, F, C, h, w) under the actions, before the transformer has looked.
 
-        It costs a fifth of :meth:`forward`, so it is how a painter learns most of its craft.
+        It costs a fraction of :meth:`forward`, so it is how a painter learns most of its craft.
         """
         assert noisy.video is not None and noisy.action is not None
         blocks, newest = noisy.video.shape[1] // self.cfg.patch[0], context.video[:, -1]

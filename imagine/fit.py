@@ -193,26 +193,23 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary.rename(path)
 
 
+def columns() -> tuple[Any, ...]:
+    """Columns of every progress bar: what, how far, since when, until when."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    what = TextColumn("{task.description}")
+    return what, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+
+
 class progress:
     """A progress bar with ETA on stderr; plain lines where stderr is a file."""
 
     def __init__(self, name: str, total: int, done: int = 0):
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import Progress
 
         self.console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 220)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self.bar = Progress(
-            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console,
-            disable=not self.console.is_terminal,
-        )  # fmt: skip
+        self.bar = Progress(*columns(), console=self.console, disable=not self.console.is_terminal)
         self.name, self.task = name, self.bar.add_task(name, total=total, completed=done)
 
     def __enter__(self) -> Callable[[int, dict[str, float], float | None], None]:

@@ -42,16 +42,10 @@ class Episodes(Common):
 @contextmanager
 def bar(name: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar with ETA on stderr, told (done, total)."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import Progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+    from imagine.fit import columns
+
+    with Progress(*columns(), console=console) as progress:
         task = progress.add_task(name, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
