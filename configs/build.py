@@ -115,9 +115,7 @@ def lanes(
             model.body, max_chunks=HORIZON, families=families_of(model)
         )
         if until_told is not None:
-            misled = ToldLanes(make, n)
-            misled.told = until_told
-            return misled
+            return ToldLanes(make, n, until_told)
         return PrivilegedLanes(make, n) if expert else RealLanes(make, n)
     if world != "imagined":
         raise ImagineError(f"--world is {world!r}, expected real or imagined.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,9 @@ class ToldLanes(RealLanes):
     A policy that obeys has nothing left to do then; what it knocks over later says nothing about whether it listened.
     """
 
-    told: Told
+    def __init__(self, make: Callable[[], Any], num_lanes: int, told: Told):
+        super().__init__(make, num_lanes)
+        self.told = told
 
     def reset(self, seeds: Sequence[int], instruction: str | None) -> dict[str, np.ndarray]:
         """See :class:`agents.rollout.Lanes`."""

@@ -44,7 +44,7 @@ class DiTConfig(BaseModel):
     pooled_text: bool = True
     place_frequencies: int = 0  # per axis, of a video token's time, row and column; 0: place only through attention
     action_frequencies: int = 0  # per dimension, of where an action leads; 0: actions enter as they are
-    steer_tokens: int = 0  # action tokens per temporal patch, which modulate its video tokens; 0: attention alone tells
+    steer_tokens: int = 0  # action tokens per temporal patch, modulating its video; 0: none; set from the embodiment
     painter: PainterConfig = PainterConfig()
     prediction: Literal["clean", "velocity"] = "clean"  # clean: the change against the newest observation
     max_context_blocks: int = 8
@@ -336,7 +336,8 @@ class JointDiT(nn.Module):
             n = grid[0] * grid[1] * grid[2]
             b, f, c, h, w = noisy.video.shape
             if self.cfg.painter.blocks:
-                video = self.painter(noisy.video, sigma.video, _newest(noisy.video, cache), x[:, :n], told)
+                newest = noisy.video[:, -1] if cache.last_video is None else cache.last_video
+                video = self.painter(noisy.video, sigma.video, newest, x[:, :n], told)
             else:
                 video = self.proj_out(x[:, :n]).view(b, *grid, *self.cfg.patch, c)
                 video = video.permute(0, 1, 4, 7, 2, 5, 3, 6).reshape(b, f, c, h, w)
@@ -350,7 +351,3 @@ class JointDiT(nn.Module):
             m = noisy.action.shape[1] // self.cfg.action_patch
             action = self.action_out(x[:, -m:]).view_as(noisy.action)
         return Chunk(video=video, proprio=proprio, action=action)
-
-
-def _newest(video: Tensor, cache: ContextCache) -> Tensor:
-    return video[:, -1] if cache.last_video is None else cache.last_video

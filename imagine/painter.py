@@ -1,8 +1,7 @@
 """Painter: a few convolutions at latent resolution that turn what the transformer decided into sharp frames.
 
 A small transformer whose tokens are wide patches knows where the arm goes long before it can draw it there;
-convolutions modulated by the commanded motion learn to draw it in minutes. An option of
-:class:`imagine.dit.JointDiT`, off for Wan.
+convolutions modulated by the commanded motion learn that soon. An option of :class:`imagine.dit.JointDiT`, off for Wan.
 
 Source: residual blocks with feature-wise modulation as in DIAMOND's world model (arXiv:2405.12399).
 """
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from .layers import waves
 from .noise import expand
+from .types import ShapeError
 
 GROUPS, OCTAVES = 8, 4
 
@@ -27,7 +27,7 @@ class PainterConfig(BaseModel):
 
     blocks: int = 0
     width: int = 144  # channels, a multiple of 8 and of frames
-    frames: int = 4  # frames per chunk; it sees and paints them all at once
+    frames: int = 4  # frames per chunk, painted all at once; set from the dataset's embodiment
 
 
 class _Block(nn.Module):
@@ -49,6 +49,11 @@ class Painter(nn.Module):
     def __init__(self, cfg: PainterConfig, channels: int, dim: int, patch: tuple[int, int, int]):
         super().__init__()
         pt, ph, pw = self.patch = patch
+        if cfg.width % GROUPS or cfg.width % cfg.frames or cfg.frames % pt:
+            raise ShapeError(
+                f"painter has width {cfg.width} for chunks of {cfg.frames} frames in patches of {pt}, expected a width "
+                f"that {GROUPS} and {cfg.frames} divide, and frames that {pt} divides; change dit.painter.width."
+            )
         blocks = cfg.frames // pt
         self.per_frame = cfg.width // cfg.frames
         self.told = nn.Sequential(nn.SiLU(), nn.Linear(blocks * dim, dim), nn.SiLU())

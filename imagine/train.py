@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from .codec import CodecConfig, FrameCodec
 from .data.windows import WindowBatch, Windows, WindowSampler, statistics
 from .dit import DiTConfig
+from .fidelity import decibel
 from .fit import FitConfig, fit, write_json
 from .losses import JointConfig, joint_loss, on_own_frames, sketch_loss, to_tensors
 from .model import ModelConfig, Statistics, WorldActionModel
 from .questions import DYNAMICS, INVERSE, POLICY
 from .sampler import sample
 from .text import TextConfig, vocabulary
-from .types import Context, DatasetError
+from .types import Context, DatasetError, ImagineError
 
 
 def trained_answers(cfg: JointConfig, has_actions: bool) -> tuple[str, ...]:
@@ -38,12 +39,15 @@ def build_model(
 ) -> WorldActionModel:
     """A fresh model for a dataset: sizes from its embodiment, vocabulary and statistics from its training windows."""
     body, stats = windows.embodiment, statistics(windows)
+    steer = body.chunk_actions * dit.patch[0] // (dit.action_patch * body.chunk_frames)
     dit = dit.model_copy(
         update={
             "channels": codec.cfg.channels,
             "text_dim": text_dim,
             "action_dim": body.action_dim,
             "proprio_dim": body.proprio_dim,
+            "steer_tokens": steer if dit.steer_tokens else 0,
+            "painter": dit.painter.model_copy(update={"frames": body.chunk_frames}),
         }
     )
     cfg = ModelConfig(
@@ -95,8 +99,8 @@ def held_out(model: WorldActionModel, windows: Windows, rows: np.ndarray, steps:
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio of uint8 frames in dB, from the error pooled over all of them."""
-    return float(10 * torch.log10(255.0**2 / (a.float() - b.float()).square().mean().clamp(min=1e-3)))
+    """:func:`imagine.fidelity.decibel` of uint8 frames."""
+    return decibel(float((a.float() - b.float()).square().mean()))
 
 
 def rms(a: Tensor | None, b: Tensor | None, mask: Tensor) -> float:
@@ -114,6 +118,12 @@ def train_joint(
         torch._dynamo.config.recompile_limit = 64
         for block in model.dit.blocks:
             block.compile(dynamic=False)
+    dit = model.cfg.dit
+    if cfg.sketches and not (dit.painter.blocks and dit.steer_tokens):
+        raise ImagineError(
+            f"joint.sketches is {cfg.sketches:g}, but dit.painter.blocks is {dit.painter.blocks} and dit.steer_tokens "
+            f"is {dit.steer_tokens}, expected both above 0; set joint.sketches=0 or give the model a painter to teach."
+        )
     rows = windows.rows("train")
     if not len(rows):
         raise DatasetError("the dataset has no training window; record more or longer episodes.")

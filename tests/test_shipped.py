@@ -117,6 +117,7 @@ def test_rollout_films(tmp_path: Path) -> None:
         (["evaluate", "--episodes", "0"], "expected at least 1"),
         (["evaluate", "--lanes", "0"], "expected at least 1"),
         (["evaluate", "--policy", "expert", "--world", "imagined"], "reads the true state"),
+        (["evaluate", "--policy", "expert", "--told", "task"], "the scripted expert hears nothing"),
         (["evaluate", "--world", "mars"], "expected real or imagined"),
         (["rollout", "--instruction", "nimm den roten block"], "never heard"),
         (["plan", "--candidates", "0"], "expected at least 1"),

@@ -309,6 +309,23 @@ def test_sketches_learn_what_actions_do(windows: Windows) -> None:
     assert np.mean(seen[-10:]) < 0.6 * np.mean(seen[:10])
 
 
+def test_sizes_that_follow_from_the_robot_are_set_from_it(windows: Windows) -> None:
+    """A preset made for one robot serves another: only whether they are used is its own choice."""
+    other = PAINTED.model_copy(update={"steer_tokens": 7, "painter": PainterConfig(blocks=1, width=8, frames=4)})
+    assert model_of(windows, dit=other).cfg.dit == model_of(windows, dit=PAINTED).cfg.dit
+    assert model_of(windows).cfg.dit.steer_tokens == 0
+
+
+def test_sketches_without_a_painter_are_refused(windows: Windows, tmp_path: Path) -> None:
+    with pytest.raises(ImagineError, match=r"joint\.sketches is 0\.5, but dit\.painter\.blocks is 0"):
+        train_joint(windows, model_of(windows), JointConfig(sketches=0.5), STEPS, tmp_path, out=tmp_path / "out")
+
+
+def test_painter_of_an_impossible_width_is_refused(windows: Windows) -> None:
+    with pytest.raises(ImagineError, match=r"painter has width 12 .* change dit\.painter\.width"):
+        model_of(windows, dit=PAINTED.model_copy(update={"painter": PainterConfig(blocks=1, width=12)}))
+
+
 def test_film_without_actions_teaches_no_sketch(windows: Windows) -> None:
     model = model_of(windows, dit=PAINTED)
     film = windows.batch(rows_of(windows, with_action=False)[:8])

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from imagine.types import ImagineError
+
 from ..runfolder import RunFolder
 from .worlds import Episodes, bar
 
@@ -36,6 +38,8 @@ def run(args: Args) -> dict[str, Any]:
         ImagineError: an option is out of range, or the policy or model cannot be had.
     """
     seeds = args.seeds()
+    if args.policy == "expert" and args.told != "right":
+        raise ImagineError(f"the scripted expert hears nothing, so --told {args.told} says nothing of it; drop one.")
     from agents.evaluate import evaluate
     from imagine.model import WorldActionModel
 

@@ -44,7 +44,8 @@ def train_judge(
         )
     rows, held = windows.rows("train"), windows.rows("held_out")
     sampler = WindowSampler(rows, run.batch // 2, seed=run.seed)
-    held = (held if len(held) else rows)[np.random.default_rng(0).permutation(len(held))[:2000]]
+    held = held if len(held) else rows  # a dataset of one episode holds nothing out
+    held = held[np.random.default_rng(0).permutation(len(held))[:2000]]
     pick = np.random.default_rng(run.seed).permutation(len(rows))[:DREAMS]
     bank, held_bank = imagined(model, windows, rows[pick]), imagined(model, windows, held[:600])
     dreamt = WindowSampler(np.arange(len(bank.rows)), run.batch // 2, seed=run.seed)
@@ -97,8 +98,9 @@ def train_judge(
 def calibrate(said: np.ndarray, label: np.ndarray, dream: np.ndarray) -> tuple[float, dict[str, float]]:
     """The threshold at which whole dreams succeed as often as what they replay really did.
 
-    One success anywhere makes an episode a success, so false alarms add up over its chunks; a threshold that is right
-    frame by frame is too low for it. Even dreams choose the threshold, odd ones tell how well it does.
+    One success anywhere makes an episode a success: false alarms add up over its chunks, and a missed success has more
+    chances, so a threshold that is right frame by frame is not right here. Even dreams choose it, odd ones tell how
+    well it does.
 
     Args:
         said: (M,) success probability of each imagined frame.
