@@ -30,7 +30,10 @@ RESERVED_SEED = 900_000
 
 
 class Episode(Protocol):
-    """What an episode function returns: T ticks of one robot."""
+    """What an episode function returns: T ticks of one robot.
+
+    A simulator's episode may also have ``truth``, (T, S) float, what no real robot knows.
+    """
 
     state: np.ndarray
     action: np.ndarray
@@ -179,6 +182,8 @@ def episode_data(episode: Episode) -> EpisodeData:
         "next.success": np.asarray(episode.success, bool),
         "is_expert": np.asarray(episode.is_expert, bool),
     }
+    if (truth := getattr(episode, "truth", None)) is not None:
+        features["observation.environment_state"] = np.asarray(truth, np.float32)
     views = {f"observation.images.{name}": frames for name, frames in episode.views.items()}
     index = np.asarray(episode.view_index, np.int64)
     return EpisodeData(features, list(episode.task), views, index, int(episode.seed), str(episode.failure_mode))

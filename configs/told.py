@@ -11,7 +11,7 @@ from agents.rollout import RealLanes
 from imagine.types import ImagineError, Policy, pack_instruction, unpack_instruction
 from policy.robots.g1_table.scene import COLOURS
 from policy.robots.g1_table.starts import draw_start
-from policy.robots.g1_table.tasks import Task, succeeded
+from policy.robots.g1_table.tasks import Task
 
 CHOICES = ("right", "colour", "task")
 
@@ -75,5 +75,5 @@ class ToldLanes(RealLanes):
         """See :class:`agents.rollout.Lanes`."""
         seen, outcome = super().step(lanes, actions)
         for lane, result in zip(lanes, outcome, strict=True):
-            result["done"] = result["done"] or succeeded(self.envs[lane].robot.world, self.tasks[lane])
+            result["done"] = result["done"] or self.envs[lane].robot.world.success(self.tasks[lane])
         return seen, outcome

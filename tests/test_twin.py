@@ -17,6 +17,7 @@ from policy.robots.g1_table.episodes import episode
 from policy.robots.g1_table.expert import expert_target
 from policy.robots.g1_table.scene import COLOURS
 from policy.robots.g1_table.tasks import FAMILIES, Task
+from policy.robots.g1_table.truth import NAMES, accomplished, held, is_there, left_alone, progress, touched, truth
 from policy.robots.g1_table.world import G1Table
 
 
@@ -175,3 +176,54 @@ def test_robot_and_environment_cross_process_borders() -> None:
     observation, _ = env.reset(seed=[1, 2])
     assert observation["top_head"].shape == (2, 64, 64, 3)
     pickle.loads(pickle.dumps(episode(1, seconds=1.0)))
+
+
+# ------------------------------------------------------------------ truth
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_truth_tells_afterwards_what_the_world_told_then(world: G1Table, family: str) -> None:
+    """Success read from two recorded rows is the world's own answer, and progress ends at 1."""
+    world.reset(3, families=(family,))
+    start, seen = truth(world).astype(np.float32), []
+    for _ in range(160):
+        world.tick(expert_target(world, world.task))
+        seen.append((truth(world).astype(np.float32), world.success()))
+    rows, said = np.stack([r for r, _ in seen]), np.array([s for _, s in seen])
+    done = accomplished(start, rows, world.task)
+    assert (done == said).mean() > 0.99 and said.any(), "float32 may differ on the very edge"
+    far = progress(start, rows, world.task)
+    assert ((far >= 0) & (far <= 1)).all() and (far[done] == 1).all() and (far[~done] < 1).all()
+    assert far[0] < 0.5 < far[said.argmax()]
+
+
+def test_truth_answers_for_instructions_that_were_not_given(world: G1Table) -> None:
+    world.reset(3, families=("pick_up",))
+    start, mine = truth(world), world.task
+    for _ in range(120):
+        world.tick(expert_target(world, mine))
+    now = truth(world)
+    other = next(c for c in world.colours if c != mine.colour)
+    absent = next(c for c in COLOURS if c not in world.colours)
+    assert accomplished(start, now, mine) and held(now, mine.colour) and touched(now, mine.colour)
+    assert not accomplished(start, now, Task("pick_up", other)) and not held(now, other)
+    assert not is_there(now, absent) and not accomplished(start, now, Task("pick_up", absent))
+    assert progress(start, now, Task("pick_up", absent)) == 0
+    assert left_alone(start, now, mine) and not left_alone(start, now, Task("pick_up", other))
+
+
+def test_a_film_played_backwards_is_judged_by_where_it_ends(world: G1Table) -> None:
+    world.reset(5, families=("push_left",))
+    start = truth(world)
+    for _ in range(150):
+        world.tick(expert_target(world, world.task))
+    now, back = truth(world), Task("push_right", world.task.colour)
+    assert accomplished(start, now, world.task) and not accomplished(now, start, world.task)
+    assert accomplished(now, start, back)
+
+
+def test_a_recording_keeps_the_truth() -> None:
+    one = episode(11, seconds=1.0)
+    assert one.truth.shape == (len(one.state), len(NAMES)) and one.truth.dtype == np.float32
+    hands = one.truth[:, -6:]
+    np.testing.assert_allclose(hands, one.state[:, 20:26], atol=1e-6)

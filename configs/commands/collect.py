@@ -49,13 +49,17 @@ def run(args: Args) -> dict[str, Any]:
         if getattr(args, name) < 1:
             raise ImagineError(f"--{name} is {getattr(args, name)}, expected at least 1")
     from agents.collect import collect
+    from policy.robots.g1_table.truth import NAMES
 
     out = args.out or Path("datasets/g1")
     given = {"families": args.families, "colours": args.colours}
     options: dict[str, Any] = {"blocks": args.blocks} | {name: words for name, words in given.items() if words}
     folder = RunFolder(out / "run", {"seed": args.seed, **options})
     console.print(f"recording {args.episodes} episodes into {out}")
-    info = collect(out, EPISODE, episodes=args.episodes, first_seed=args.seed, workers=args.workers, options=options)
+    names = {"observation.environment_state": NAMES}
+    info = collect(
+        out, EPISODE, episodes=args.episodes, first_seed=args.seed, workers=args.workers, options=options, names=names
+    )
     counts = {"episodes": info["total_episodes"], "frames": info["total_frames"]}
     counts |= {"collected": info["collected"], "seconds": round(info["seconds"], 1)}
     folder.save_metrics(counts)

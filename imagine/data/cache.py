@@ -28,8 +28,11 @@ Encode = Callable[[Tensor], Tensor]
 HELD_OUT_EVERY = 20
 """Episodes whose seed is a multiple of this are held out; without seeds, the last one in so many."""
 
+TRUTH = "observation.environment_state"
+"""LeRobot's name for what only a simulator or a motion-capture rig knows."""
+
 _GROUP_EPISODES = 25
-_FORMAT = 1
+_FORMAT = 2
 
 
 def build_cache(
@@ -134,6 +137,7 @@ def _read_arrays(
             "tick_task": np.array([ids.setdefault(texts[r], len(ids)) for r in rows], np.int32),
             "frame_proprio": embodiment.proprio_of(seen) if has_state else no_state,
             "frame_anchor": embodiment.anchor_of(seen) if has_action else no_action,
+            "frame_truth": seen.get(TRUTH, np.zeros((f, 0), np.float32)).astype(np.float32),
             "episode_ticks": np.array([n]),
             "episode_frames": np.array([f]),
             "episode_index": np.array([dataset[i].index]),

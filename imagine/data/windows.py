@@ -109,6 +109,9 @@ class Windows:
                 arrays[flag] = np.full(len(arrays["episode_ticks"]), about[flag])
         self.kind: str = loaded[0][0]["kind"]
         self.instructions = tuple(ids)
+        if len({arrays["frame_truth"].shape[1] for _, arrays, _ in loaded}) > 1:  # one dataset without it is enough
+            for _, arrays, _ in loaded:
+                arrays["frame_truth"] = arrays["frame_truth"][:, :0]
         self._a = {name: np.concatenate([arrays[name] for _, arrays, _ in loaded]) for name in loaded[0][1]}
         videos = [video for _, _, video in loaded]
         if len({video.shape[1:] for video in videos}) != 1:
@@ -167,6 +170,33 @@ class Windows:
         """(n,) numbers of the windows ``chunks`` chunks before ``rows`` in the same episode, -1 where there is none."""
         back = chunks * self.embodiment.chunk_frames
         return np.where(self._row_frame[rows] >= back, np.asarray(rows) - back, -1)
+
+    def episode_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First and last window number (n,), (n,) of the episode that each row belongs to."""
+        first = np.asarray(rows) - self._row_frame[rows]
+        return first, first + self._a["episode_frames"][self._row_episode[rows]] - 2
+
+    def newest(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The frame at "now" of each row, as the cache holds it, and what was true then.
+
+        Args:
+            rows: window numbers of any shape.
+
+        Returns:
+            (*rows, C, h, w) float16 or (*rows, H, W, 3) uint8; (*rows, S) float32, the dataset's
+            ``observation.environment_state``; S is 0 where a dataset does not record it.
+        """
+        frame = self._frame_start[self._row_episode[rows]] + self._row_frame[rows]
+        return self.video[frame], self._a["frame_truth"][frame]
+
+    def seeds(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) int64, the seed of each row's episode; -1 where the dataset does not tell."""
+        return np.asarray(self._a["episode_seed"][self._row_episode[rows]], np.int64)
+
+    def instruction_ids(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) int64, index into ``instructions`` of what each row was told."""
+        now = self._tick_start[self._row_episode[rows]] + self._row_frame[rows] * self.embodiment.frame_stride
+        return np.asarray(self._a["tick_task"][now], np.int64)
 
     def __getitem__(self, row: int) -> WindowBatch:
         return self.batch(np.array([row]))

@@ -73,8 +73,10 @@ class TableRobot:
         proprio = self.body.proprio_of({self.body.state[0].key: self.world.state()})
         return {**views, "proprio": proprio, "instruction": pack_instruction(self.instruction)}
 
-    def execute(self, chunk: np.ndarray) -> list[dict[str, np.ndarray]]:
+    def execute(self, chunk: np.ndarray, *, look: bool = True) -> list[dict[str, np.ndarray]]:
         """Carry out (K, A) actions in robot units; returns the F observations seen on the way, newest last.
+
+        With ``look`` False nothing is rendered and the list is empty; the motion is the same.
 
         Raises:
             ShapeError: wrong shape, NaN, or far out of bounds.
@@ -90,7 +92,8 @@ class TableRobot:
             self._tick(move)
             done = done or self.world.success()
             if k % body.frame_stride == 0:
-                seen.append(self.observe())
+                if look:
+                    seen.append(self.observe())
                 self.succeeded.append(done)
         return seen
 

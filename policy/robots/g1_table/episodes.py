@@ -17,6 +17,7 @@ from .expert import PUSH_GOAL, expert_target
 from .failures import MODES, Failure
 from .scene import COLOURS, CONTROL_HZ
 from .tasks import FAMILIES, Task
+from .truth import truth
 from .world import VIEWS, G1Table
 
 FAILURE_SHARE = 0.3
@@ -38,6 +39,7 @@ class Episode:
         task: T instructions; it may change midway.
         failure_mode: ``none``, or one of ``miss drop wrong wander``.
         seed: all there is to know.
+        truth: (T, 40) float32, before each tick, laid out as ``truth.NAMES``.
         views: {name: (frames, h, w, 3) uint8}.
         view_index: (T,) int64, newest frame at each tick.
     """
@@ -49,6 +51,7 @@ class Episode:
     task: list[str]
     failure_mode: str
     seed: int
+    truth: np.ndarray
     views: dict[str, np.ndarray]
     view_index: np.ndarray
 
@@ -117,7 +120,7 @@ def _record(world: G1Table, rng: np.random.Generator, plan: _Plan, families: Seq
         target = failure.target(world, task) if failure else expert_target(world, task)
         target, disturbed = _disturb(plan, t, world, target)
         own = failure is None and not disturbed and not _is_past_push(world, task)
-        rows.note(world.state(), own, success, task)
+        rows.note(world, own, success, task)
         world.tick(target)
         rows.action.append(world.command())
     return rows
@@ -179,6 +182,7 @@ class _Rows:
     def __init__(self) -> None:
         self.state: list[np.ndarray] = []
         self.action: list[np.ndarray] = []
+        self.truth: list[np.ndarray] = []
         self.own: list[bool] = []
         self.success: list[bool] = []
         self.task: list[str] = []
@@ -189,8 +193,9 @@ class _Rows:
         for name, image in world.views().items():
             self.frames[name].append(image)
 
-    def note(self, state: np.ndarray, own: bool, success: bool, task: Task) -> None:
-        self.state.append(state)
+    def note(self, world: G1Table, own: bool, success: bool, task: Task) -> None:
+        self.state.append(world.state())
+        self.truth.append(truth(world))
         self.own.append(own)
         self.success.append(success)
         self.task.append(task.instruction)
@@ -205,6 +210,7 @@ class _Rows:
             self.task,
             mode,
             seed,
+            np.stack(self.truth).astype(np.float32),
             {n: np.stack(f[: self.index[-1] + 1]) for n, f in self.frames.items()},
             np.array(self.index),
         )

@@ -1,19 +1,13 @@
-"""What can be asked of the robot at the table, in words, and how to tell that it has been done."""
+"""What can be asked of the robot at the table, in words; ``truth`` tells whether it has been done."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from imagine.types import ImagineError
 
-from .scene import COLOURS, REST_Z
-
-if TYPE_CHECKING:
-    from .world import G1Table
+from .scene import COLOURS
 
 FAMILIES = ("put_in_bowl", "pick_up", "push_left", "push_right")
 LIFT_HEIGHT = 0.07  # m above rest
@@ -55,20 +49,3 @@ class Task:
         raise ImagineError(
             f"instruction {text!r} is not one of the table's tasks; say {forms}, with a colour of {', '.join(COLOURS)}."
         )
-
-
-def succeeded(world: G1Table, task: Task) -> bool:
-    """True when the world's present state satisfies the task.
-
-    Raises:
-        ImagineError: no block of the task's colour is on the table.
-    """
-    i = world.block_of(task.colour)
-    block, start = world.blocks[i], world.block_start[i]
-    if task.family == "put_in_bowl":
-        near = float(np.hypot(*(block[:2] - world.bowl))) < BOWL_INSIDE
-        return bool(near and block[2] < REST_Z + 0.04 and not world.touched(i).any())
-    if task.family == "pick_up":
-        return bool(block[2] > REST_Z + LIFT_HEIGHT)
-    moved = float(block[1] - start[1]) * (1 if task.family == "push_left" else -1)
-    return moved >= PUSH_DISTANCE and abs(float(block[2]) - REST_Z) < 0.015

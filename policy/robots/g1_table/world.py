@@ -14,7 +14,8 @@ from .arms import MAX_STEP, POSTURE, Arms
 from .render import Light, Renderer, make_renderer
 from .scene import COLOURS, HEAD, OPENING, REST_Z, SIDES, SUBSTEPS, TABLE_Z, WAIST, build
 from .starts import FAMILIES, Start, draw_start
-from .tasks import Task, succeeded
+from .tasks import Task
+from .truth import NAMES, accomplished, place, truth
 
 HAND_LOW = np.array([0.28, -0.40, TABLE_Z + 0.015])
 HAND_HIGH = np.array([0.64, 0.40, TABLE_Z + 0.30])
@@ -29,7 +30,7 @@ class Snapshot:
     physics: np.ndarray
     joints: np.ndarray
     targets: np.ndarray
-    block_start: np.ndarray
+    start: np.ndarray
     light: Light
     task: Task
 
@@ -40,7 +41,7 @@ class G1Table:
     Attributes:
         task: what the last reset asked for.
         colours: colours of the blocks on the table, in block order.
-        block_start: (N, 3) float64, where blocks were when the present task was set, m.
+        start: (40,) float64, the row of ``truth`` when the present task was set; pushes are measured from it.
         targets: (8,) float64, last commanded [left xyz, left grip, right xyz, right grip].
     """
 
@@ -60,7 +61,7 @@ class G1Table:
         m = self.model
         self.colours: tuple[str, ...] = tuple(COLOURS)[:blocks]
         self.light = Light()
-        self.block_start = np.zeros((blocks, 3))
+        self.start = np.zeros(len(NAMES))
         self._block_geoms = np.array([m.geom(f"block{i}").id for i in range(blocks)])
         self._block_bodies = [m.body(f"block{i}").id for i in range(blocks)]
         self._block_qpos = [int(m.joint(f"block{i}").qposadr[0]) for i in range(blocks)]
@@ -122,7 +123,7 @@ class G1Table:
 
     def rebase(self) -> None:
         """Measure pushes from here on."""
-        self.block_start = self.blocks.copy()
+        self.start = truth(self)
 
     def _paint(self) -> None:
         for geom, colour in zip(self._block_geoms, self.colours, strict=True):
@@ -187,6 +188,11 @@ class G1Table:
         return self.data.xpos[self._block_bodies]
 
     @property
+    def block_start(self) -> np.ndarray:
+        """Where block centres were when the present task was set, (N, 3) float64, m."""
+        return np.stack([place(self.start, colour) for colour in self.colours])
+
+    @property
     def bowl(self) -> np.ndarray:
         """Bowl centre (2,) float64, m."""
         return self.data.mocap_pos[0, :2]
@@ -235,7 +241,9 @@ class G1Table:
 
     def success(self, task: Task | None = None) -> bool:
         """Whether the present state satisfies ``task``, or the task of the last reset."""
-        return succeeded(self, task or self.task)
+        task = task or self.task
+        self.block_of(task.colour)  # refuses a colour that is not there
+        return bool(accomplished(self.start, truth(self), task))
 
     # ---------------------------------------------------------------- memory
 
@@ -248,7 +256,7 @@ class G1Table:
             physics,
             self.arms.q.copy(),
             self.targets.copy(),
-            self.block_start.copy(),
+            self.start.copy(),
             self.light,
             self.task,
         )
@@ -257,7 +265,7 @@ class G1Table:
         """Go back to a snapshot; what follows is byte for byte what followed it before."""
         self._load(len(saved.colours))
         self.colours, self.light, self.task = saved.colours, saved.light, saved.task
-        self.block_start, self.targets = saved.block_start.copy(), saved.targets.copy()
+        self.start, self.targets = saved.start.copy(), saved.targets.copy()
         self.arms.q[:] = saved.joints
         self._paint()
         mujoco.mj_setState(self.model, self.data, saved.physics, int(mujoco.mjtState.mjSTATE_INTEGRATION))
