@@ -31,6 +31,7 @@ class HeadConfig(BaseModel):
     threshold: float = 0.5  # on the lowest head's success probability
     discount: float = 0.8  # progress is this to the power of chunks until success
     dropout: float = 0.1
+    trace: float = 1.0  # lambda of progress's TD(lambda) targets; 1 is the recorded outcome alone
 
 
 class JudgeConfig(BaseModel):

@@ -1,0 +1,188 @@
+"""Can a judge be believed? Calibration of its probabilities, and how often it is wrong, with intervals.
+
+Calibrators are fitted per task family on one split and judged on another. Intervals are bootstraps over clusters (an
+episode, or all that came of one start), because clips of one episode are not independent.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from imagine.types import ImagineError
+
+RESAMPLES = 1000
+BINS = 15
+
+
+class Calibrator(BaseModel):
+    """What makes a family's log odds honest: ``p = sigmoid((margin - bias) / temperature)``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float = 1.0
+    bias: float = 0.0
+    threshold: float = 0.5  # on p; at or above it the judge says yes
+
+
+class Calibration(BaseModel):
+    """Calibrators by family; a family is a pattern of instructions such as ``pick up the * block``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    families: dict[str, Calibrator] = {}
+    other: Calibrator = Calibrator()  # for instructions that no pattern fits
+
+    def of(self, instruction: str) -> Calibrator:
+        """The calibrator of an instruction."""
+        said = instruction.strip().rstrip(".").lower()
+        for pattern, calibrator in self.families.items():
+            if fnmatch.fnmatchcase(said, pattern):
+                return calibrator
+        return self.other
+
+    def apply(self, margin: np.ndarray, instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Log odds (n,) to calibrated probabilities (n,) and operating thresholds (n,)."""
+        each = [self.of(i) for i in instructions]
+        temperature, bias, threshold = np.array([[c.temperature, c.bias, c.threshold] for c in each]).reshape(-1, 3).T
+        return _sigmoid((np.asarray(margin, np.float64) - bias) / temperature), threshold
+
+
+def fit_calibrator(margin: np.ndarray, label: np.ndarray, *, most_false: float | None = 0.02) -> Calibrator:
+    """Temperature and bias by maximum likelihood, then an operating threshold.
+
+    Args:
+        margin: (n,) log odds.
+        label: (n,) bool.
+        most_false: the lowest threshold that at most this share of the negatives reaches; None: the one that as many
+            reach as there are positives, so that a success rate is neither raised nor lowered.
+
+    Returns:
+        The calibrator. With only one class there is nothing to fit; temperature and bias stay.
+
+    Source: Platt (1999), with his smoothed targets, which keep a separable split from diverging.
+    """
+    from scipy.optimize import minimize
+
+    margin, label = np.asarray(margin, np.float64), np.asarray(label, bool)
+    yes, no = int(label.sum()), int((~label).sum())
+    slope, offset = 1.0, 0.0
+    if yes and no:
+        target = np.where(label, (yes + 1) / (yes + 2), 1 / (no + 2))
+
+        def cost(x: np.ndarray) -> float:
+            z = np.exp(x[0]) * margin + x[1]
+            return float((np.logaddexp(0, z) - target * z).mean())
+
+        found = minimize(cost, np.zeros(2), method="Nelder-Mead", options={"maxiter": 2000, "xatol": 1e-5}).x
+        slope, offset = float(np.exp(found[0])), float(found[1])
+    p = _sigmoid(slope * margin + offset)
+    if most_false is None:
+        order = np.sort(np.concatenate([p, [0.0, 1.0]]))[::-1]
+        threshold = float(order[yes : yes + 2].mean())  # the 1 that was added comes first
+    else:
+        threshold = float(np.quantile(p[~label], 1 - most_false, method="higher")) if no else 0.5
+    return Calibrator(
+        temperature=1 / slope, bias=-offset / slope, threshold=float(np.clip(np.nextafter(threshold, 1), 0.05, 0.999))
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+
+
+def auroc(p: np.ndarray, label: np.ndarray) -> float:
+    """Area under the ROC curve, ties counting half; NaN with one class only.
+
+    Source: Mann & Whitney (1947), through ranks.
+    """
+    from scipy.stats import rankdata
+
+    label = np.asarray(label, bool)
+    yes, no = label.sum(), (~label).sum()
+    if not yes or not no:
+        return float("nan")
+    return float((rankdata(p)[label].sum() - yes * (yes + 1) / 2) / (yes * no))
+
+
+def brier(p: np.ndarray, label: np.ndarray) -> float:
+    """Mean squared error of probabilities. Source: Brier (1950)."""
+    return float(np.mean((np.asarray(p, np.float64) - np.asarray(label, np.float64)) ** 2))
+
+
+def ece(p: np.ndarray, label: np.ndarray, bins: int = BINS) -> float:
+    """Expected calibration error over bins of equal mass. Source: Naeini et al. (2015)."""
+    sizes, said, true = reliability(p, label, bins)
+    return float((sizes * np.abs(said - true)).sum() / sizes.sum())
+
+
+def reliability(p: np.ndarray, label: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Size, mean probability and share of yes of each bin of equal mass, each (bins,)."""
+    order = np.argsort(p, kind="stable")
+    parts = [part for part in np.array_split(order, min(bins, len(order))) if len(part)]
+    p, label = np.asarray(p, np.float64), np.asarray(label, np.float64)
+    rows = [(len(part), p[part].mean(), label[part].mean()) for part in parts]
+    sizes, said, true = np.array(rows).T
+    return sizes, said, true
+
+
+def rates(said: np.ndarray, label: np.ndarray) -> tuple[float, float]:
+    """False positive and false negative rate of verdicts (n,) bool; NaN where a class is missing."""
+    said, label = np.asarray(said, bool), np.asarray(label, bool)
+    with np.errstate(invalid="ignore"):
+        return float(np.divide((said & ~label).sum(), (~label).sum())), float(
+            np.divide((~said & label).sum(), label.sum())
+        )
+
+
+def report(p: np.ndarray, threshold: np.ndarray, label: np.ndarray, clusters: Sequence[object]) -> dict[str, object]:
+    """Everything that tells how far a judge can be believed.
+
+    Args:
+        p: (n,) calibrated probabilities.
+        threshold: (n,) operating thresholds.
+        label: (n,) bool, the truth.
+        clusters: n labels; clips with the same one are resampled together.
+
+    Returns:
+        ``auroc``, ``brier``, ``ece``, ``fpr``, ``fnr``, each ``{value, ci_low, ci_high}``; ``n``, ``positives`` and
+        ``clusters``.
+
+    Raises:
+        ImagineError: there is nothing to judge.
+    """
+    if not len(p):
+        raise ImagineError("got 0 judged clips, expected at least 1; give more episodes.")
+    p, threshold, label = np.asarray(p), np.asarray(threshold), np.asarray(label, bool)
+    measures: Mapping[str, Callable[[np.ndarray], float]] = {
+        "auroc": lambda i: auroc(p[i], label[i]),
+        "brier": lambda i: brier(p[i], label[i]),
+        "ece": lambda i: ece(p[i], label[i]),
+        "fpr": lambda i: rates(p[i] >= threshold[i], label[i])[0],
+        "fnr": lambda i: rates(p[i] >= threshold[i], label[i])[1],
+    }
+    groups = np.unique(np.asarray(clusters, object).astype(str), return_inverse=True)[1]
+    members = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]
+    rng = np.random.default_rng(0)
+    drawn = [
+        np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))]) for _ in range(RESAMPLES)
+    ]
+    out: dict[str, object] = {}
+    for name, measure in measures.items():
+        values = [v for v in (measure(i) for i in drawn) if np.isfinite(v)]
+        low, high = np.quantile(values, [0.025, 0.975]) if values else (np.nan, np.nan)
+        out[name] = {"value": measure(np.arange(len(p))), "ci_low": float(low), "ci_high": float(high)}
+    return {**out, "n": len(p), "positives": int(label.sum()), "clusters": len(members)}
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))

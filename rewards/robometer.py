@@ -1,0 +1,347 @@
+"""RobometerJudge: progress and success after every frame of a clip, from one forward pass of a Qwen3-VL.
+
+What this is: a loader for Robometer's layout (arXiv:2603.02115). The instruction comes first, then the frames, and
+after each frame a token of its own, at whose last hidden state two small heads read progress and success. The text
+half is causal, so each frame is judged by what was seen up to it. What this is not: its training, its comparison of
+two clips (the ``preference_head`` is left where it is), nor its video mode.
+
+A folder holds a ``transformers`` Qwen3-VL checkpoint whose tokenizer knows the token, and ``robometer.json``
+(:class:`RobometerConfig`). The heads lie in ``heads.safetensors``, or inside the checkpoint's own files under the
+same names, as in the published Robometer-4B: ``{progress_head,success_head}.{0,1,4}.{weight,bias}``, with 0 the first
+linear map, 1 the layer norm and 4 the second linear map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from imagine.types import CheckpointMismatch, Clip, Score, ShapeError
+
+from .local import LocalVLM
+from .pictures import QwenPictures
+
+PROMPT = (
+    "The robot was told: {instruction}. Frames of what it did follow in order of time. After each frame, say how far "
+    "it has come, from 0 at the start to 1 when it is done."
+)
+"""Our own wording. Weights trained with another one want that one: put it into ``robometer.json``."""
+
+
+class RobometerConfig(BaseModel):
+    """How the heads are read; ``robometer.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bins: Annotated[int, Field(ge=2)] = 10  # of progress, with evenly spaced centres from 0 to 1
+    max_frames: Annotated[int, Field(ge=1)] = 8  # most frames of one clip
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5  # on success; reward is 1 above it
+    token: str = "<|prog_token|>"  # stands after each frame
+    prompt: str = PROMPT  # stands before the frames
+    progress_prefix: str = "progress_head."  # of the tensors' names in the file
+    success_prefix: str = "success_head."
+
+    @field_validator("prompt")
+    @classmethod
+    def _asks(cls, prompt: str) -> str:
+        if "{instruction}" not in prompt:
+            raise ValueError(f"the prompt {prompt[:40]!r} has no {{instruction}}, expected a place for it")
+        return prompt
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What was judged after each of F frames.
+
+    Attributes:
+        progress: (B, F) float32 in [0, 1].
+        success: (B, F) float32 in [0, 1], a probability.
+        understood: (B,) bool, False where the tokenizer did not know a word of the instruction.
+    """
+
+    progress: Tensor
+    success: Tensor
+    understood: Tensor
+
+
+class RobometerHeads(nn.Module):
+    """Both heads on hidden states. Each is linear, layer norm, GELU, dropout, linear."""
+
+    def __init__(self, width: int, bins: int, dropout: float = 0.1) -> None:
+        """Make random heads.
+
+        Args:
+            width: size of a hidden state.
+            bins: of progress.
+            dropout: while training.
+        """
+        super().__init__()
+        self.progress_head, self.success_head = _head(width, bins, dropout), _head(width, 1, dropout)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the progress bins (..., bins) and of success (...), float, for hidden states (..., width)."""
+        return self.progress_head(hidden), self.success_head(hidden)[..., 0]
+
+
+def expectation(logits: Tensor) -> Tensor:
+    """Mean of a distribution over bins whose centres are spaced evenly from 0 to 1, both included.
+
+    Args:
+        logits: (..., bins) float.
+
+    Returns:
+        (...) float, in [0, 1].
+
+    Source: Bellemare, Dabney & Munos, "A distributional perspective on reinforcement learning" (C51; ICML 2017).
+    """
+    centres = torch.linspace(0, 1, logits.shape[-1], dtype=logits.dtype, device=logits.device)
+    return (logits.softmax(-1) * centres).sum(-1)
+
+
+class RobometerJudge:
+    """A ``RewardModel``: success and progress of a clip, from its frames and the instruction."""
+
+    def __init__(self, vlm: LocalVLM, heads: RobometerHeads, cfg: RobometerConfig) -> None:
+        """Join a model and its heads.
+
+        Args:
+            vlm: a Qwen-VL; its tokenizer knows ``cfg.token``.
+            heads: for its hidden states.
+            cfg: how they are read.
+
+        Raises:
+            CheckpointMismatch: the model shows pictures in another way than Qwen's, or has no such token.
+        """
+        if not isinstance(vlm.pictures, QwenPictures):
+            raise CheckpointMismatch(
+                f"got a {vlm.kind} model, expected qwen3_vl, on which Robometer's heads are built."
+            )
+        token = vlm.tokenizer.encode(cfg.token, add_special_tokens=False)
+        if len(token) != 1 or token[0] == vlm.tokenizer.unk_token_id:
+            raise CheckpointMismatch(
+                f"the tokenizer reads {cfg.token} as {len(token)} token(s) that it does not know as one, expected one "
+                "of its own; add it as the training did, in the same order, and save the tokenizer."
+            )
+        self.vlm, self.cfg, self.pictures, self._token = vlm, cfg, vlm.pictures, int(token[0])
+        self.heads = heads.to(vlm.model.device).eval()
+        self._prompt = lru_cache(1024)(self._rendered)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> RobometerJudge:
+        """Read a judge from a folder; see the head of this file.
+
+        Args:
+            path: the folder.
+            device: where it runs; the backbone keeps its own dtype there (float32 on a CPU), the heads float32.
+
+        Raises:
+            CheckpointMismatch: something is missing or does not fit; names the tensors.
+        """
+        folder = Path(path)
+        try:
+            cfg = RobometerConfig.model_validate_json((folder / "robometer.json").read_bytes())
+        except (OSError, ValidationError) as error:
+            raise CheckpointMismatch(
+                f"no usable robometer.json in {folder}: {' '.join(str(error).split())[:200]}; write one, {{}} stands "
+                "for the published layout with our prompt."
+            ) from None
+        vlm = LocalVLM.load(folder, device=device)
+        heads = RobometerHeads(int(vlm.model.config.get_text_config().hidden_size), cfg.bins)
+        heads.load_state_dict(_fitting(_head_tensors(folder, cfg), heads.state_dict(), folder))
+        return cls(vlm, heads, cfg)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``heads.safetensors`` and ``robometer.json`` beside a backbone that ``transformers`` has saved.
+
+        Args:
+            folder: an existing folder.
+        """
+        folder = Path(folder)
+        state = {self._named(k): v.detach().cpu().contiguous() for k, v in self.heads.state_dict().items()}
+        save_file(state, folder / "heads.safetensors.tmp")
+        (folder / "heads.safetensors.tmp").rename(folder / "heads.safetensors")
+        (folder / "robometer.json").write_text(self.cfg.model_dump_json(indent=1))
+
+    # ---------------------------------------------------------------- judging
+
+    def __call__(self, clip: Clip, instruction: Sequence[str]) -> Score:
+        """Judge B clips by their newest frame; see :class:`imagine.types.RewardModel`.
+
+        Returns:
+            Reward 1 where success exceeds the threshold, else 0; terms ``success`` and ``progress``, each in [0, 1];
+            not valid where the instruction holds a word that the tokenizer does not know, or an answer is not finite.
+
+        Raises:
+            ShapeError: there is not one instruction per clip, or the clip's frames are no pictures.
+        """
+        curve = self._watch(clip, instruction)
+        success, progress = curve.success[:, -1], curve.progress[:, -1]
+        valid = curve.understood & torch.isfinite(success) & torch.isfinite(progress)
+        return Score((success > self.cfg.threshold).float(), success, valid, {"success": success, "progress": progress})
+
+    def progress(self, clip: Clip, instruction: Sequence[str]) -> Tensor:
+        """Progress after each frame shown, (B, n) float32 in [0, 1], from one forward pass.
+
+        The frames are those of :meth:`shown`, so n is the clip's length, or ``max_frames`` where it is longer.
+
+        Raises:
+            ShapeError: as for a call.
+        """
+        return self._watch(clip, instruction).progress
+
+    def shown(self, length: int) -> list[int]:
+        """Which frames of a clip of some length are shown: all, or ``max_frames`` of them spread evenly.
+
+        The first and the newest are always among them; where only one may be shown, it is the newest.
+        """
+        n = min(length, self.cfg.max_frames)
+        return [round(i * (length - 1) / (n - 1)) for i in range(n)] if n > 1 else [length - 1]
+
+    @torch.inference_mode()
+    def curve(self, frames: Tensor, instruction: Sequence[str]) -> Curve:
+        """Judge clips after every frame, in one forward pass.
+
+        Args:
+            frames: (B, F, H, W, 3) uint8 RGB, oldest first, F at most ``max_frames``.
+            instruction: B texts.
+
+        Raises:
+            ShapeError: wrong shape or dtype, too many frames, not one instruction per clip, or an instruction that
+                holds one of the model's own placeholders.
+        """
+        cfg = self.cfg
+        if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or 0 in frames.shape:
+            raise ShapeError(f"frames are {tuple(frames.shape)} {frames.dtype}, expected (B, F, H, W, 3) uint8.")
+        if frames.shape[1] > cfg.max_frames:
+            raise ShapeError(
+                f"got {frames.shape[1]} frames, expected at most {cfg.max_frames}; choose some, as shown() does."
+            )
+        if len(instruction) != len(frames):
+            raise ShapeError(f"got {len(instruction)} instructions for {len(frames)} clips, expected one per clip.")
+        hidden = self._hidden(frames, instruction)
+        progress, success = self.heads(hidden.float())
+        return Curve(expectation(progress).cpu(), torch.sigmoid(success).cpu(), self._understands(instruction))
+
+    # ---------------------------------------------------------------- parts
+
+    def _watch(self, clip: Clip, instruction: Sequence[str]) -> Curve:
+        return self.curve(clip.decode(self.shown(clip.latents.shape[1])), instruction)
+
+    def _hidden(self, frames: Tensor, instruction: Sequence[str]) -> Tensor:
+        """Last hidden states at the tokens after each frame, (B, F, width)."""
+        clips = frames[:, :, None, None]  # one view, no pictures merged
+        grid, count = self.pictures.grid(clips), frames.shape[1]
+        prompts = [self._prompt(text, count, grid) for text in instruction]
+        length = max(len(ids) for ids, _ in prompts)
+        # Padding lies behind every token that is read; what is causal never sees it.
+        ids = np.full((len(prompts), length), int(self.vlm.tokenizer.pad_token_id or 0))
+        positions = np.zeros((3, len(prompts), length), np.int64)
+        mask = np.zeros((len(prompts), length), np.int64)
+        for r, (row, where) in enumerate(prompts):
+            ids[r, : len(row)], positions[:, r, : len(row)], mask[r, : len(row)] = row, where, 1
+        inputs = {
+            "input_ids": torch.from_numpy(ids),
+            "position_ids": torch.from_numpy(positions),
+            "attention_mask": torch.from_numpy(mask),
+            **self.pictures.pixels(clips),
+        }
+        device = self.vlm.model.device
+        moved = {k: v.to(device) for k, v in inputs.items()}
+        hidden = self.vlm.model.model(**moved, use_cache=False).last_hidden_state
+        return hidden[moved["input_ids"] == self._token].unflatten(0, (len(prompts), count))
+
+    def _rendered(self, instruction: str, frames: int, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (L,) and positions (3, L) of one prompt."""
+        content: list[dict[str, str]] = [{"type": "text", "text": self._asked(instruction)}]
+        content += [{"type": "image"}, {"type": "text", "text": self.cfg.token}] * frames
+        said = self.vlm.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=False, add_vision_id=True
+        )
+        ids = self.pictures.ids(str(said), frames, grid)
+        each = grid[0] * grid[1] // self.pictures.merge**2
+        if ids.count(self._token) != frames or ids.count(self.pictures.token) != frames * each:
+            raise ShapeError(
+                f"instruction {instruction[:40]!r} holds a placeholder of the model, expected plain words; leave out "
+                f"{self.cfg.token} and the like."
+            )
+        return np.array(ids), self.pictures.positions(ids, grid, frames)
+
+    def _asked(self, instruction: str) -> str:
+        return self.cfg.prompt.replace("{instruction}", instruction.strip().rstrip("."))
+
+    def _understands(self, instruction: Sequence[str]) -> Tensor:
+        tokenizer = self.vlm.tokenizer
+        unknown = tokenizer.unk_token_id
+        known = [
+            unknown is None or unknown not in tokenizer.encode(self._asked(text), add_special_tokens=False)
+            for text in instruction
+        ]
+        return torch.tensor(known)
+
+    def _named(self, key: str) -> str:
+        """The name of a tensor in the file."""
+        return next(theirs + key[len(ours) :] for ours, theirs in _prefixes(self.cfg) if key.startswith(ours))
+
+
+def _head(width: int, out: int, dropout: float) -> nn.Sequential:
+    half = width // 2
+    return nn.Sequential(
+        nn.Linear(width, half), nn.LayerNorm(half), nn.GELU(), nn.Dropout(dropout), nn.Linear(half, out)
+    )
+
+
+def _prefixes(cfg: RobometerConfig) -> list[tuple[str, str]]:
+    """(in the module, in the file) of both heads."""
+    return [("progress_head.", cfg.progress_prefix), ("success_head.", cfg.success_prefix)]
+
+
+def _head_tensors(folder: Path, cfg: RobometerConfig) -> dict[str, Tensor]:
+    """The heads' tensors by their names in the module, from their own file or from among the checkpoint's."""
+    own = folder / "heads.safetensors"
+    files: Iterable[Path] = [own] if own.is_file() else sorted(folder.glob("*.safetensors"))
+    found: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118  (it is no mapping)
+                    ours = [our + key[len(their) :] for our, their in _prefixes(cfg) if key.startswith(their)]
+                    if ours or file == own:  # in a file of heads only, a stranger is an error
+                        found[ours[0] if ours else key] = tensors.get_tensor(key).float()
+        except (OSError, SafetensorError) as error:
+            raise CheckpointMismatch(f"{file} cannot be read: {error}; copy the whole folder again.") from None
+    return found
+
+
+def _fitting(found: dict[str, Tensor], wanted: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The tensors, if they are just those that are wanted.
+
+    Raises:
+        CheckpointMismatch: names all that are not.
+    """
+    shapes = [
+        f"{k} is {tuple(found[k].shape)}, expected {tuple(wanted[k].shape)}"
+        for k in sorted(wanted.keys() & found.keys())
+        if found[k].shape != wanted[k].shape
+    ]
+    wrong = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - wanted.keys()),
+        "mis-shaped": shapes,
+    }
+    if any(wrong.values()):
+        said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in wrong.items() if names)
+        raise CheckpointMismatch(
+            f"heads in {folder} do not fit ({said}); expected a progress head with as many bins as robometer.json says "
+            "and a success head, named as it says."
+        )
+    return found

@@ -1,0 +1,289 @@
+"""Rules that need no judge: is a commanded chunk within the robot's limits, and does the dream still look like a film?
+
+What this is: closed-form terms, each 0 where all is well and growing with the breach, so that a reward can subtract
+them and ``info`` can name them. What this is not: a safety function. It sees commands and pixels, never forces; a real
+robot needs its own guard. A dream that freezes or blurs hides mistakes from every judge, so both are measured here.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from imagine.types import ShapeError
+
+SLACK = 1e-3
+"""A breach smaller than this share of its allowance is rounding (a float32 command on its limit), not a breach."""
+
+STILL = 0.25
+"""Mean absolute change between two frames, in grey levels of 255, below which the picture stands still."""
+
+MOVED = 0.01
+"""Largest commanded displacement (rad or m), above which something must be seen to move."""
+
+_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as every sharpness measure by the Laplacian uses
+
+Bounds = tuple[float | None, ...]
+
+
+class Limits(BaseModel):
+    """What a robot may be commanded. An empty tuple checks nothing, None leaves out one entry.
+
+    Attributes:
+        control_hz: actions per second.
+        low: (A,) least command, robot units.
+        high: (A,) largest command; set in the same entries as ``low``.
+        velocity: (A,) largest speed, robot units per second.
+        jerk: (A,) largest jerk, robot units per second cubed.
+        hands: for each of up to two hands, the action slice (start, stop) that is its position x, y, z in m.
+        workspace_low: (3,) corner of the box that hands stay in, m.
+        workspace_high: (3,) opposite corner, m.
+        apart: least distance between the two hands, m; 0 checks nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    control_hz: Annotated[float, Field(gt=0)]
+    low: Bounds = ()
+    high: Bounds = ()
+    velocity: Bounds = ()
+    jerk: Bounds = ()
+    hands: tuple[tuple[int, int], ...] = ()
+    workspace_low: Bounds = ()
+    workspace_high: Bounds = ()
+    apart: Annotated[float, Field(ge=0)] = 0.0
+
+    @property
+    def action_dim(self) -> int | None:
+        """A, or None where no limit is given per action."""
+        given = [len(x) for x in (self.low, self.high, self.velocity, self.jerk) if x]
+        return given[0] if given else None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Limits:
+        lengths = {n: len(getattr(self, n)) for n in ("low", "high", "velocity", "jerk") if getattr(self, n)}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"limits are for different numbers of actions: {lengths}; give A entries, or none.")
+        _box("low and high", self.low, self.high)
+        _box("workspace_low and workspace_high", self.workspace_low, self.workspace_high)
+        for name in ("velocity", "jerk"):
+            if wrong := [x for x in getattr(self, name) if x is not None and x <= 0]:
+                raise ValueError(f"{name} holds {wrong[0]}, expected more than 0, or None for no limit.")
+        if len(self.workspace_low) not in (0, 3):
+            raise ValueError(f"the workspace has {len(self.workspace_low)} axes, expected 3: x, y, z in m.")
+        if len(self.hands) > 2:
+            raise ValueError(f"got {len(self.hands)} hands, expected at most 2.")
+        for start, stop in self.hands:
+            if start < 0 or stop - start != 3 or (self.action_dim is not None and stop > self.action_dim):
+                raise ValueError(
+                    f"hand ({start}, {stop}) is no slice of x, y, z among {self.action_dim or 'the'} actions; expected "
+                    "stop = start + 3 within them."
+                )
+        if self.workspace_low and not self.hands:
+            raise ValueError("a workspace is given, but no hands; say which action slices are positions of hands.")
+        if self.apart and len(self.hands) != 2:
+            raise ValueError(f"apart is {self.apart} m with {len(self.hands)} hand(s); expected 2 hands, or apart 0.")
+        return self
+
+
+def check_actions(action: Tensor, pose: Tensor, limits: Limits) -> dict[str, Tensor]:
+    """How far each commanded chunk breaks the robot's limits, at its worst moment, as a share of the allowance.
+
+    With p_0 = ``pose``, p_1 ... p_K = ``action`` and ``worst`` over all ticks and checked entries:
+
+    - ``joint_limit``: worst of max(low - p, p - high) / (high - low). 0.1 is a tenth of the range beyond its end.
+    - ``velocity``: worst of abs(p_k - p_(k-1)) hz / velocity - 1. 1 is twice the allowed speed.
+    - ``jerk``: worst of abs(third difference of p) hz^3 / jerk - 1. With K < 3 there is none, and the term is 0. What
+      came before ``pose`` is not known, so the first difference that counts is that of p_0 ... p_3.
+    - ``workspace``: as ``joint_limit``, for each hand's position in the box.
+    - ``two_arms``: 1 - d / apart, with d the least distance of the hands at any tick; 1 is one inside the other.
+      Between ticks nothing is checked.
+
+    Everything below 0, and below ``SLACK``, is 0: clean. ``pose`` itself was not commanded and breaks no rule.
+
+    Args:
+        action: (B, K, A) float, absolute, robot units (rad, m); hands' positions in m in one common frame.
+        pose: (B, A) float, likewise, where the robot is before the chunk.
+        limits: what is allowed.
+
+    Returns:
+        The five terms by name, each (B,) float32, at least 0; ``two_arms`` at most 1.
+
+    Raises:
+        ShapeError: wrong shape or dtype, an empty chunk, NaN or infinity, or limits for another number of actions.
+    """
+    _check_chunk(action, pose, limits)
+    # Third differences cancel leading digits and are multiplied by hz^3, hence double precision.
+    path = torch.cat([pose[:, None].to(action), action], 1).double()
+    command, hz = path[:, 1:], limits.control_hz
+    hands = [command[..., start:stop] for start, stop in limits.hands]
+    boxed = [_outside(hand, limits.workspace_low, limits.workspace_high) for hand in hands]
+    near = [1 - (hands[0] - hands[1]).norm(dim=-1) / limits.apart] if limits.apart else []
+    return {
+        "joint_limit": _worst(_outside(command, limits.low, limits.high)),
+        "velocity": _worst(_beyond(path.diff(dim=1) * hz, limits.velocity)),
+        "jerk": _worst(_beyond(path.diff(n=3, dim=1) * hz**3, limits.jerk)),
+        "workspace": _worst(torch.cat([x.flatten(1) for x in [*boxed, command[:, :0]]], 1)),
+        "two_arms": _worst(near[0] if near else command[:, :0]),
+    }
+
+
+def frozen(frames: Tensor, moved: Tensor, *, still: float = STILL, least: float = MOVED) -> Tensor:
+    """Where the picture stands still although the robot was told to move.
+
+    Args:
+        frames: (B, T, H, W, 3) uint8, T at least 2, oldest first.
+        moved: (B,) float, largest commanded displacement while they were seen, in units of the embodiment, at least 0.
+        still: mean absolute change (over pixels and colours) in grey levels of 255. The picture stands still where
+            every pair of successive frames changes less.
+        least: the robot was told to move where ``moved`` is more.
+
+    Returns:
+        (B,) float32, 1 where frozen, else 0.
+
+    Raises:
+        ShapeError: wrong shape or dtype, fewer than two frames, or a displacement that is negative, NaN or infinite.
+    """
+    _check_frames("frames", frames, 5)
+    if frames.shape[1] < 2:
+        raise ShapeError(f"got {frames.shape[1]} frame, expected 2 or more; change needs something to compare with.")
+    if moved.shape != frames.shape[:1] or not moved.is_floating_point():
+        raise ShapeError(
+            f"moved is {tuple(moved.shape)} {moved.dtype}, expected ({len(frames)},) float; give one displacement per "
+            "clip."
+        )
+    if not bool((torch.isfinite(moved) & (moved >= 0)).all()):
+        raise ShapeError("moved holds a negative or non-finite displacement, expected 0 or more; pass its magnitude.")
+    change = torch.stack(
+        [(b.int() - a.int()).abs().flatten(1).float().mean(1) for a, b in pairwise(frames.unbind(1))], 1
+    )  # pair by pair: a whole film as float would be four times its size at once
+    return ((change.amax(1) < still) & (moved.to(change.device) > least)).float()
+
+
+def blurred(frames: Tensor, reference: Tensor) -> Tensor:
+    """How much of the reference picture's sharpness the newest frame has lost.
+
+    Sharpness is the variance, over inner pixels, of the four-neighbour Laplacian of luminance. Source: Pech-Pacheco
+    et al., "Diatom autofocusing in brightfield microscopy" (ICPR 2000).
+
+    Args:
+        frames: (B, T, H, W, 3) uint8; the newest, last one is looked at.
+        reference: (B, H, W, 3) uint8, the episode's first, observed frame.
+
+    Returns:
+        (B,) float32 in [0, 1]: max(0, 1 - variance now / variance of the reference); 0 where the reference itself is
+        flat and has nothing to lose.
+
+    Raises:
+        ShapeError: wrong shape or dtype, different sizes, or pictures below 3 x 3 pixels.
+    """
+    now, before = _both_sharpnesses(frames, reference)
+    lost = (1 - now / before.clamp(min=1e-12)).clamp(min=0)
+    return torch.where(before > 0, lost, torch.zeros_like(lost)).float()
+
+
+def noisy(frames: Tensor, reference: Tensor) -> Tensor:
+    """How much sharper than the reference picture the newest frame is: noise is the sharpest picture of all.
+
+    Args:
+        frames: (B, T, H, W, 3) uint8; the newest, last one is looked at.
+        reference: (B, H, W, 3) uint8, the episode's first, observed frame.
+
+    Returns:
+        (B,) float32, at least 0: max(0, variance now / variance of the reference - 1), sharpness as in
+        :func:`blurred`; 0 where the reference is flat.
+
+    Raises:
+        ShapeError: as :func:`blurred`.
+    """
+    now, before = _both_sharpnesses(frames, reference)
+    gained = (now / before.clamp(min=1e-12) - 1).clamp(min=0)
+    return torch.where(before > 0, gained, torch.zeros_like(gained)).float()
+
+
+def _both_sharpnesses(frames: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    _check_frames("frames", frames, 5)
+    _check_frames("reference", reference, 4)
+    if reference.shape != frames[:, -1].shape:
+        raise ShapeError(
+            f"reference is {tuple(reference.shape)}, expected {tuple(frames[:, -1].shape)}, one picture per clip of "
+            "the frames' size; pass the episode's first frame."
+        )
+    if min(frames.shape[2:4]) < 3:
+        raise ShapeError(f"pictures have {frames.shape[2]} x {frames.shape[3]} pixels, expected 3 x 3 or more.")
+    return _sharpness(frames[:, -1]), _sharpness(reference)
+
+
+# -------------------------------------------------------------------- parts
+
+
+def _outside(x: Tensor, low: Bounds, high: Bounds) -> Tensor:
+    """(B, K, checked entries): distance beyond the nearer end as a share of the range; negative inside."""
+    at = [i for i, bound in enumerate(low) if bound is not None]
+    down, up = (torch.tensor([b[i] for i in at], dtype=x.dtype, device=x.device) for b in (low, high))
+    return torch.maximum(down - x[..., at], x[..., at] - up) / (up - down)
+
+
+def _beyond(rate: Tensor, most: Bounds) -> Tensor:
+    """(B, ticks, checked entries): how far a rate exceeds its limit, as a share of the limit; negative within."""
+    at = [i for i, bound in enumerate(most) if bound is not None]
+    return rate[..., at].abs() / torch.tensor([most[i] for i in at], dtype=rate.dtype, device=rate.device) - 1
+
+
+def _worst(excess: Tensor) -> Tensor:
+    """(B, ...) excess to its largest, (B,) float32, 0 where there is none."""
+    flat = F.pad(excess.flatten(1), (0, 1))  # a rule that is not checked has no entries, and no largest one
+    worst = flat.amax(1)
+    return torch.where(worst > SLACK, worst, torch.zeros_like(worst)).float()
+
+
+def _sharpness(picture: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 to (B,) float64 variance of the Laplacian."""
+    grey = (picture.double() * torch.tensor(_LUMINANCE, dtype=torch.float64, device=picture.device)).sum(-1)
+    inner = grey[:, 1:-1, 1:-1]
+    around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+    return (around - 4 * inner).flatten(1).var(1, correction=0)
+
+
+def _box(names: str, low: Bounds, high: Bounds) -> None:
+    if len(low) != len(high):
+        raise ValueError(f"{names} have {len(low)} and {len(high)} entries, expected equally many.")
+    for i, (a, b) in enumerate(zip(low, high, strict=True)):
+        if (a is None) != (b is None):
+            raise ValueError(f"{names} hold {a} and {b} in entry {i}; expected both or neither, a range has two ends.")
+        if a is not None and b is not None and a >= b:
+            raise ValueError(f"{names} hold {a} and {b} in entry {i}, expected the first to be less.")
+
+
+def _check_chunk(action: Tensor, pose: Tensor, limits: Limits) -> None:
+    known, least = limits.action_dim, max((stop for _, stop in limits.hands), default=1)
+    if action.ndim != 3 or action.shape[1] < 1 or not action.is_floating_point():
+        raise ShapeError(
+            f"action is {tuple(action.shape)} {action.dtype}, expected (B, K, A) float with K at least 1; pass "
+            "absolute commands in robot units."
+        )
+    batch, _, width = action.shape
+    if (known is not None and width != known) or width < least:
+        raise ShapeError(
+            f"action has {width} entries, expected {known if known is not None else f'at least {least}'} as in the "
+            "limits; use the limits of this robot."
+        )
+    if tuple(pose.shape) != (batch, width) or not pose.is_floating_point():
+        raise ShapeError(
+            f"pose is {tuple(pose.shape)} {pose.dtype}, expected ({batch}, {width}) float; pass where the robot is "
+            "before the chunk, in the same units."
+        )
+    for name, x in (("action", action), ("pose", pose)):
+        if not bool(torch.isfinite(x).all()):
+            raise ShapeError(f"{name} holds NaN or infinity, expected finite robot units; do not send it to a robot.")
+
+
+def _check_frames(name: str, frames: Tensor, axes: int) -> None:
+    want = "(B, T, H, W, 3)" if axes == 5 else "(B, H, W, 3)"
+    if frames.ndim != axes or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or 0 in frames.shape[1:]:
+        raise ShapeError(f"{name} is {tuple(frames.shape)} {frames.dtype}, expected {want} uint8; pass RGB pictures.")
