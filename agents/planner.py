@@ -96,7 +96,7 @@ class DreamScorer:
         first = start.repeat(n)
         latents = torch.cat([first.video[:, -1:], dream.video], 1)
         proprio = torch.cat([first.proprio[:, -1:], dream.proprio], 1)
-        clip = Clip(latents, proprio, lambda: self.model.decode(latents))
+        clip = Clip(latents, proprio, self.model.film(latents))
         score = self.judge(clip, [i for i in instruction for _ in range(n)])
         doubt = (read - action).square().mean((1, 2)).sqrt()
         zero = torch.zeros_like(score.success)

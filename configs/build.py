@@ -10,21 +10,31 @@ import numpy as np
 
 from agents.rollout import DreamLanes, Lanes, RealLanes
 from imagine.dream import Dream, DreamConfig
+from imagine.embodiment import Embodiment
 from imagine.env import EnvConfig, WorldModelEnv, WorldModelVectorEnv
 from imagine.model import WorldActionModel, resolve
 from imagine.starts import RobotStarts
 from imagine.text import split_words
-from imagine.types import ImagineError, Policy
+from imagine.types import ImagineError, Policy, RewardModel
 from policy.adapter import merged
 from policy.policy import JointPolicy, RandomPolicy
 from policy.robots.g1_table.env import G1TableEnv, TableRobot
 from policy.robots.g1_table.privileged import expert_chunk
 from policy.robots.g1_table.tasks import FAMILIES, Task
+from rewards.endpoint import EndpointConfig, EndpointVLM
+from rewards.guards import Conjunction, GuardConfig
 from rewards.latent import LatentJudge
+from rewards.progress import Potential
+from rewards.robometer import RobometerJudge
+from rewards.vlm import VLMJudge
 
+from .limits import limits_of
 from .told import Told, ToldLanes
 
 DEFAULT = "g1-table-tiny"
+JUDGE = "judge-tiny"
+MOST_NOISE = 2.0  # share of the first frame's sharpness by which another may be sharper; noise is by far more
+MOST_BLUR = 0.6  # share of the first frame's sharpness; dreams of the base policy lose less
 ADAPTER = "improved"
 HORIZON = 8  # chunks
 
@@ -40,10 +50,63 @@ def families_of(model: WorldActionModel) -> tuple[str, ...]:
     return tuple(f for f in FAMILIES if set(split_words(Task(f, "red").instruction)) <= known)
 
 
-def dream(model: WorldActionModel, folder: str | Path, cfg: DreamConfig | None = None) -> Dream:
-    """A dream of the table: real starts from the twin, the judge beside the model's weights."""
+def judge(name: str | Path, folder: str | Path, device: str = "cpu") -> RewardModel:
+    """A judge of imagined clips by name.
+
+    Args:
+        name: ``latent`` for the success head beside the model's weights; ``judge-tiny``; the folder or hub id of any
+            image-text-to-text model, Robometer's layout included; or ``http://HOST/v1#MODEL``, a model behind an
+            OpenAI-compatible server.
+        folder: of the model that dreams.
+        device: where a local judge runs.
+
+    Raises:
+        ImagineError: there is no such judge.
+    """
+    if str(name) == "latent":
+        return LatentJudge.load(resolve(folder))
+    if str(name).startswith(("http://", "https://")):
+        url, _, model = str(name).partition("#")
+        if not model:
+            raise ImagineError(f"judge {name!r} names no model, expected http://HOST/v1#MODEL.")
+        return VLMJudge(EndpointVLM(EndpointConfig(url=url, model=model)))
+    if (Path(name) / "robometer.json").is_file():
+        return RobometerJudge.load(name, device=device)
+    return VLMJudge.load(name, domain="imagined", device=device)
+
+
+def dream(
+    model: WorldActionModel,
+    folder: str | Path,
+    cfg: DreamConfig | None = None,
+    *,
+    judged_by: str | Path = JUDGE,
+    guarded: bool = True,
+    shaping: float | None = None,
+) -> Dream:
+    """A dream of the table.
+
+    Args:
+        model: dreams.
+        folder: its name or folder.
+        cfg: how it dreams; by default as measured for this checkpoint.
+        judged_by: see :func:`judge`.
+        guarded: a judged success counts only if the dream follows the actions, is neither frozen nor blurred, and the
+            commanded chunk keeps the robot's limits.
+        shaping: discount of potential-based shaping by judged progress; None pays for success alone.
+    """
     starts = RobotStarts(TableRobot(model.body), model.body, families=families_of(model))
-    return Dream(model, LatentJudge.load(resolve(folder)), starts, cfg or dream_config(folder))
+    cfg = cfg or dream_config(folder)
+    seer = judge(judged_by, folder, str(model.device))
+    if guarded:
+        seer = Conjunction(seer, guards(model.body, cfg))
+    return Dream(model, seer, starts, cfg, None if shaping is None else lambda lanes: Potential(lanes, shaping))
+
+
+def guards(body: Embodiment, cfg: DreamConfig) -> GuardConfig:
+    """Guards of a dream of the table: its own limit of doubt, and what no recorded demonstration ever commands."""
+    doubt = cfg.hallucination_limit if cfg.inverse_steps else None
+    return GuardConfig(doubt=doubt, blur=MOST_BLUR, noise=MOST_NOISE, limits=limits_of(body))
 
 
 def dream_config(folder: str | Path) -> DreamConfig:
@@ -56,15 +119,22 @@ def make_dream_vector_env(
     num_envs: int = 1,
     *,
     model: str | Path = DEFAULT,
+    judge: str | Path = JUDGE,
+    guarded: bool = True,
+    shaping: float | None = None,
     device: str = "cpu",
     horizon: int = HORIZON,
     truncate_unbelievable: bool = True,
     **kwargs: Any,
 ) -> WorldModelVectorEnv:
-    """``gymnasium.make_vec("imagine/G1Table-v0", num_envs=N)``; see :class:`imagine.env.WorldModelVectorEnv`."""
+    """``gymnasium.make_vec("imagine/G1Table-v0", num_envs=N)``; see :class:`imagine.env.WorldModelVectorEnv`.
+
+    ``judge``, ``guarded`` and ``shaping`` are those of :func:`dream`.
+    """
     if num_envs < 1:
         raise ImagineError(f"num_envs is {num_envs}, expected at least 1 lane.")
-    world = dream(WorldActionModel.from_pretrained(model, device=device), model)
+    mind = WorldActionModel.from_pretrained(model, device=device)
+    world = dream(mind, model, judged_by=judge, guarded=guarded, shaping=shaping)
     cfg = EnvConfig(horizon=horizon, truncate_unbelievable=truncate_unbelievable)
     return WorldModelVectorEnv(world, num_envs, cfg=cfg, **kwargs)
 
@@ -72,13 +142,17 @@ def make_dream_vector_env(
 def make_dream_env(
     *,
     model: str | Path = DEFAULT,
+    judge: str | Path = JUDGE,
+    guarded: bool = True,
+    shaping: float | None = None,
     device: str = "cpu",
     horizon: int = HORIZON,
     truncate_unbelievable: bool = True,
     **kwargs: Any,
 ) -> WorldModelEnv:
     """``gymnasium.make("imagine/G1Table-v0")``: one lane of the same dream."""
-    world = dream(WorldActionModel.from_pretrained(model, device=device), model)
+    mind = WorldActionModel.from_pretrained(model, device=device)
+    world = dream(mind, model, judged_by=judge, guarded=guarded, shaping=shaping)
     cfg = EnvConfig(horizon=horizon, truncate_unbelievable=truncate_unbelievable)
     return WorldModelEnv(world, cfg=cfg, **kwargs)
 
@@ -99,11 +173,13 @@ def lanes(
     *,
     expert: bool = False,
     film: bool = False,
+    judged_by: str | Path = JUDGE,
     until_told: Told | None = None,
 ) -> Lanes:
     """Lanes of the ``real`` twin or of the ``imagined`` one, with the same starts for the same seeds.
 
-    Real episodes of a misled policy end when it has done what it was told, if ``until_told`` is given.
+    A dream is scored by ``judged_by``. Real episodes of a misled policy end when it has done what it was told, if
+    ``until_told`` is given.
 
     Raises:
         ImagineError: another world is asked for, zero lanes, or the expert in a dream.
@@ -121,7 +197,7 @@ def lanes(
         raise ImagineError(f"--world is {world!r}, expected real or imagined.")
     if expert:
         raise ImagineError("the scripted expert reads the true state, which a dream has not; use --world real.")
-    return DreamLanes(dream(model, folder), n, horizon=HORIZON, film=film)
+    return DreamLanes(dream(model, folder, judged_by=judged_by), n, horizon=HORIZON, film=film)
 
 
 def policy(name: str, model: WorldActionModel, folder: str | Path, *, steps: int = 4) -> Policy:

@@ -26,6 +26,7 @@ COMMANDS = {
     "improve": "improve a policy inside the dream",
     "evaluate": "estimate a policy's success rate, with its confidence interval",
     "plan": "choose actions by imagining candidates and judging them",
+    "calibrate": "measure how far the judge can be believed, and make its probabilities honest",
     "fidelity": "measure how far a dream can be believed",
     "bench": "time the model, the environment and the judge",
 }

@@ -1,12 +1,12 @@
 """Dream: the world behind an imagined environment. It asks the model DYNAMICS, and INVERSE whether to believe it.
 
-Everything stays in latents; a frame is decoded only when somebody looks: an observation, a film, a judge of pixels.
+Everything stays in latents; of a chunk only the newest frame is decoded, and others when a judge or a film asks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,26 @@ class DreamConfig(BaseModel):
     hallucination_limit: float | None = None  # above it (normalised action units) a lane is no longer believable
 
 
+class Shaping(Protocol):
+    """Pays for progress without changing which policy is best; ``rewards.progress.Potential``."""
+
+    def reset(self, lanes: Tensor | None = None) -> None:
+        """Begin an episode in the (N,) bool lanes."""
+        ...
+
+    def step(self, phi: Tensor, terminal: Tensor, valid: Tensor | None = None) -> Tensor:
+        """What is added to the reward (N,) of a step that led to progress ``phi``."""
+        ...
+
+    def snapshot(self) -> Tensor:
+        """What :meth:`restore` needs."""
+        ...
+
+    def restore(self, snapshot: Tensor) -> None:
+        """Go back."""
+        ...
+
+
 class Dream:
     """N imagined lanes of one model, one judge and one source of starts.
 
@@ -41,8 +61,25 @@ class Dream:
     """
 
     def __init__(
-        self, model: WorldActionModel, judge: RewardModel, starts: Starts, cfg: DreamConfig | None = None
+        self,
+        model: WorldActionModel,
+        judge: RewardModel,
+        starts: Starts,
+        cfg: DreamConfig | None = None,
+        shaping: Callable[[int], Shaping] | None = None,
     ) -> None:
+        """Dream with a model.
+
+        Args:
+            model: imagines.
+            judge: scores what was imagined; a reward above 0 is a success and ends the episode.
+            starts: where episodes begin.
+            cfg: how it is dreamt and doubted.
+            shaping: makes, for a number of lanes, what pays for the judge's term ``progress``; None pays for success
+                alone.
+        """
+        self._make_shaping = shaping
+        self.shaping: Shaping | None = None
         self.model, self.judge, self.starts, self.cfg = model, judge, starts, cfg or DreamConfig()
         self.single_observation_space = observation_space(model.body)
         self.single_action_space = action_space(model.body)
@@ -60,6 +97,10 @@ class Dream:
         self.start_proprio = torch.zeros(n, p, device=device)
         self.text = torch.zeros(n, self.model.text.cfg.length, self.model.text.cfg.dim, device=device)
         self.newest = torch.zeros(n, *self.model.chunk_shapes["video"], device=device)
+        seen = (n, self.model.body.canvas_height, self.model.body.canvas_width, 3)
+        self.canvas = torch.zeros(seen, dtype=torch.uint8, device=device)  # the newest frame, as anybody sees it
+        self.start_canvas = self.canvas.clone()
+        self.shaping = self._make_shaping(n) if self._make_shaping else None
         self.instruction = [""] * n
         self.packed = np.zeros((n, *self.single_observation_space["instruction"].shape), np.uint8)  # type: ignore[misc]
         self.seeds, self.steps = np.zeros(n, np.int64), np.zeros(n, np.int64)
@@ -83,17 +124,20 @@ class Dream:
 
         def encode(rows: Tensor) -> tuple[Tensor, ...]:
             context = self.model.encode(seen.index(rows), [heard[i] for i in rows.tolist()])
-            return context.video, context.proprio, context.text
+            return context.video, context.proprio, context.text, self.model.decode(context.video[:, -1:])[:, 0]
 
-        video, proprio, text = in_tiles(encode, len(begun), self.cfg.tile)
+        video, proprio, text, canvas = in_tiles(encode, len(begun), self.cfg.tile)
         at = torch.as_tensor(lanes, device=self.model.device)
         self.video[at], self.proprio[at], self.text[at] = video, proprio, text
         self.start_video[at], self.start_proprio[at] = video[:, -1], proprio[:, -1]
+        self.start_canvas[at] = self.canvas[at] = canvas
         self.newest[at] = video[:, -1:].expand(-1, self.newest.shape[1], -1, -1, -1)
         for lane, seed, start in zip(lanes, seeds, begun, strict=True):
             self.instruction[lane] = start.instruction
             self.packed[lane] = pack_instruction(start.instruction)
             self.seeds[lane], self.steps[lane] = seed, 0
+        if self.shaping is not None:
+            self.shaping.reset(torch.zeros(len(self.seeds), dtype=torch.bool).index_fill(0, at.cpu(), True))
         return {
             "instruction": np.array([b.instruction for b in begun], object),
             "start_id": np.array([b.start_id for b in begun], object),
@@ -114,18 +158,22 @@ class Dream:
             ShapeError: the actions are misshapen, not finite or in wrong units.
         """
         chunk = self.model.body.check_action(actions)
-        action = self.model.normalise_action(torch.from_numpy(chunk).to(self.model.device))
+        robot_units = torch.from_numpy(chunk).to(self.model.device)
+        action = self.model.normalise_action(robot_units)
         seeds = [int(s) * 1_000_003 + int(k) for s, k in zip(self.seeds, self.steps, strict=True)]
         names: list[str] = []
 
         def imagine(rows: Tensor) -> tuple[Tensor, ...]:
             picked = rows.tolist()
             video, proprio, doubt = self._imagine(rows, action[rows], [seeds[i] for i in picked])
-            score = self._judge(rows, video, proprio)
+            canvas = self.model.decode(video[:, -1:])[:, 0]
+            score = self._judge(rows, video, proprio, canvas, robot_units[rows], doubt)
             names[:] = score.terms
-            return video, proprio, doubt, score.reward, score.success, score.valid, *score.terms.values()
+            return video, proprio, canvas, doubt, score.reward, score.success, score.valid, *score.terms.values()
 
-        video, proprio, doubt, reward, success, valid, *terms = in_tiles(imagine, len(chunk), self.cfg.tile)
+        video, proprio, self.canvas, doubt, reward, success, valid, *terms = in_tiles(
+            imagine, len(chunk), self.cfg.tile
+        )
         keep = self.video.shape[1]
         self.video = torch.cat([self.video, video], 1)[:, -keep:]
         self.proprio = torch.cat([self.proprio, proprio], 1)[:, -keep:]
@@ -134,10 +182,17 @@ class Dream:
         limit = self.cfg.hallucination_limit
         told = {"hallucination": doubt, "success_probability": success, "valid": valid}
         info: dict[str, Any] = {k: v.cpu().numpy() for k, v in told.items()}
-        info["reward_terms"] = {k: v.cpu().numpy() for k, v in zip(names, terms, strict=True)}
+        parts = {k: v.cpu() for k, v in zip(names, terms, strict=True)}
+        valid = valid.cpu()
+        reward = torch.where(valid, reward.cpu(), torch.zeros(len(chunk)))
+        done = reward > 0
+        if self.shaping is not None:
+            parts["shaping"] = self.shaping.step(parts["progress"], done, valid & ~parts["progress"].isnan())
+            reward = reward + parts["shaping"]
+        info["reward_terms"] = {k: v.numpy() for k, v in parts.items()}
         return Outcome(
-            torch.where(valid, reward, torch.zeros_like(reward)).cpu().numpy(),
-            ((reward > 0) & valid).cpu().numpy(),
+            reward.numpy(),
+            done.numpy(),
             np.ones(len(chunk), bool) if limit is None else info["hallucination"] <= limit,
             info,
         )
@@ -159,21 +214,27 @@ class Dream:
         assert read.action is not None
         return video, proprio, (read.action - action).square().mean((1, 2)).sqrt()
 
-    def _judge(self, rows: Tensor, video: Tensor, proprio: Tensor) -> Score:
+    def _judge(
+        self, rows: Tensor, video: Tensor, proprio: Tensor, canvas: Tensor, action: Tensor, doubt: Tensor
+    ) -> Score:
         latents = torch.cat([self.start_video[rows, None], video], 1)
+        anchor, anchored = self.model.anchor, self.model.anchored
+        before = self.model.restore_proprio(self.proprio[rows, -1])[:, anchor] * anchored
+        moved = action + before[:, None]
         clip = Clip(
             latents=latents,
             proprio=torch.cat([self.start_proprio[rows, None], proprio], 1),
-            decode=lambda: self.model.decode(latents),
+            decode=self.model.film(latents, {0: self.start_canvas[rows], video.shape[1]: canvas}),
+            action=moved,
+            pose=torch.where(anchored > 0, before, moved[:, 0]),  # an absolute command tells no pose; none is assumed
+            doubt=doubt if self.cfg.inverse_steps else None,
         )
         return self.judge(clip, [self.instruction[i] for i in rows.tolist()])
 
     @torch.inference_mode()
     def observe(self) -> dict[str, np.ndarray]:
         """The newest observation of every lane, in the spaces of the real robot."""
-        newest = self.video[:, -1:]
-        (seen,) = in_tiles(lambda rows: (self.model.decode(newest[rows])[:, 0],), len(newest), self.cfg.tile)
-        canvas = seen.cpu().numpy()
+        canvas = self.canvas.cpu().numpy().copy()  # a later reset writes into ours
         proprio = self.model.restore_proprio(self.proprio[:, -1]).cpu().numpy()
         return {**self.model.body.untile(canvas), "proprio": proprio, "instruction": self.packed.copy()}
 
@@ -182,12 +243,16 @@ class Dream:
         """(F, H, W, 3) uint8, the newest chunk of one lane."""
         return self.model.decode(self.newest[lane : lane + 1])[0].cpu().numpy()
 
-    _STATE = ("video", "proprio", "start_video", "start_proprio", "text", "newest", "packed", "seeds", "steps")
+    _STATE = (
+        *("video", "proprio", "canvas", "text", "newest", "packed", "seeds", "steps"),
+        *("start_video", "start_proprio", "start_canvas"),
+    )
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that the future of all lanes depends on."""
         copy = {k: v.clone() if isinstance(v, Tensor) else v.copy() for k in self._STATE for v in [getattr(self, k)]}
-        return {**copy, "instruction": list(self.instruction)}
+        paid = None if self.shaping is None else self.shaping.snapshot()
+        return {**copy, "instruction": list(self.instruction), "shaping": paid}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a snapshot; it can be restored any number of times."""
@@ -195,3 +260,5 @@ class Dream:
             value = state[name]
             setattr(self, name, value.clone() if isinstance(value, Tensor) else value.copy())
         self.instruction = list(state["instruction"])
+        if self.shaping is not None:
+            self.shaping.restore(state["shaping"])

@@ -6,7 +6,7 @@ It is robot-blind: what it knows of a body is the embodiment file and the statis
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +207,26 @@ class WorldActionModel(nn.Module):
         """Latents (B, F, C, h, w) to canvases (B, F, H, W, 3) uint8."""
         b, f = video.shape[:2]
         return self.codec.decode(video.flatten(0, 1)).unflatten(0, (b, f))
+
+    def film(self, latents: Tensor, known: Mapping[int, Tensor] | None = None) -> Callable[..., Tensor]:
+        """A ``Clip.decode`` of latents (B, F, C, h, w): frames by index or all of them, each decoded once at most.
+
+        Args:
+            latents: normalised.
+            known: frames that are decoded already, (B, H, W, 3) uint8 by index from 0.
+        """
+        frames = dict(known or {})
+
+        @torch.inference_mode()
+        def decode(wanted: Sequence[int] | None = None) -> Tensor:
+            n = latents.shape[1]
+            at = range(n) if wanted is None else [int(i) % n for i in wanted]
+            for i in at:
+                if i not in frames:
+                    frames[i] = self.decode(latents[:, i : i + 1])[:, 0]
+            return torch.stack([frames[i] for i in at], 1)
+
+        return decode
 
     # ------------------------------------------------------------------ folders
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> None:

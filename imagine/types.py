@@ -134,17 +134,25 @@ class NoiseLevels(_Batched):
 
 @dataclass(frozen=True)
 class Clip:
-    """What a judge is shown: the start of an episode and the newest frames of it.
+    """What a judge is shown: the start of an episode, the newest frames of it, and what is known of the newest chunk.
 
     Attributes:
         latents: (B, 1 + F, C, h, w) float; the episode's first frame, then the newest chunk.
         proprio: (B, 1 + F, P) float, normalised, same frames.
-        decode: gives the same frames as (B, 1 + F, H, W, 3) uint8; called only by judges that look at pixels.
+        decode: gives the frames asked for by index, or all of them, as (B, frames, H, W, 3) uint8; called only by
+            judges that look at pixels.
+        action: (B, K, A) float32 the chunk commanded, absolute robot units; None where there was none.
+        pose: (B, A) float32 where the robot was before it, absolute robot units; None likewise.
+        doubt: (B,) float32 how far the action read from the chunk's video is from the one commanded, normalised action
+            units; None where nobody asked.
     """
 
     latents: Tensor
     proprio: Tensor
-    decode: Callable[[], Tensor]
+    decode: Callable[..., Tensor]
+    action: Tensor | None = None
+    pose: Tensor | None = None
+    doubt: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from imagine.dream import Dream, DreamConfig
 from imagine.env import EnvConfig, WorldModelEnv, WorldModelVectorEnv
 from imagine.model import WorldActionModel
 from imagine.starts import Start
-from imagine.types import Clip, Score, ShapeError, UnknownWord
+from imagine.types import Clip, RewardUnavailable, Score, ShapeError, UnknownWord
+from rewards.progress import Potential
 
 
 class SeededStarts:
@@ -154,3 +155,83 @@ def test_gymnasium_finds_the_dream_by_name() -> None:
     import imagine  # noqa: F401  (its import registers)
 
     assert gym.spec("imagine/G1Table-v0").vector_entry_point is not None
+
+
+class Unreliable(Brightness):
+    """A judge that cannot be reached at times, and keeps what it was shown."""
+
+    def __init__(self, failures: int):
+        super().__init__()
+        self.failures, self.seen = failures, list[Clip]()
+
+    def __call__(self, clip: Clip, instruction: list[str]) -> Score:
+        self.seen.append(clip)
+        if self.failures:
+            self.failures -= 1
+            raise RewardUnavailable("the judge is down, tried 4 times; start it.")
+        return super().__call__(clip, instruction)
+
+
+def test_a_judge_that_is_down_loses_no_rollout(tiny_model: WorldActionModel) -> None:
+    """The step can be taken again: nothing had happened."""
+    actions = chunks(2, 3)
+    want = play(WorldModelVectorEnv(dream(tiny_model), 2), actions)
+    judge = Unreliable(0)
+    env = WorldModelVectorEnv(Dream(tiny_model, judge, SeededStarts(), DreamConfig()), 2)
+    env.reset(seed=5)
+    env.step(actions[0])
+    judge.failures = 2
+    for _ in range(2):
+        with pytest.raises(RewardUnavailable):
+            env.step(actions[1])
+    for step, got in ((2, env.step(actions[1])), (3, env.step(actions[2]))):
+        assert same(got[0], want[step][0]) and same(got[4], want[step][4])
+
+
+def test_a_judge_is_told_what_was_commanded_and_from_where(tiny_model: WorldActionModel) -> None:
+    judge = Unreliable(0)
+    env = WorldModelVectorEnv(Dream(tiny_model, judge, SeededStarts(), DreamConfig(inverse_steps=1, tile=0)), 2)
+    first, _ = env.reset(seed=5)
+    actions = chunks(2, 1)[0]
+    now, *_, info = env.step(actions)
+    clip = judge.seen[0]
+    assert clip.action is not None and clip.pose is not None and clip.doubt is not None
+    np.testing.assert_allclose(clip.pose, first["proprio"][:, :2], atol=1e-4)
+    np.testing.assert_allclose(clip.action, actions + first["proprio"][:, None, :2], atol=1e-4)
+    assert clip.doubt.tolist() == info["hallucination"].tolist()
+    shown = clip.decode()
+    assert torch.equal(clip.decode([0, -1]), shown[:, [0, -1]])
+    assert same(shown[:, -1].numpy(), now["head"]) and same(shown[:, 0].numpy(), first["head"])
+
+
+class Halfway(Brightness):
+    """Progress is brightness; the second step of lane 0 is a success."""
+
+    def __call__(self, clip: Clip, instruction: list[str]) -> Score:
+        score = super().__call__(clip, instruction)
+        return Score(score.reward, score.success, torch.ones(len(instruction), dtype=torch.bool),
+                     {"progress": score.success})  # fmt: skip
+
+
+def test_shaping_pays_differences_of_progress_and_ends_nothing(tiny_model: WorldActionModel) -> None:
+    actions, gamma = chunks(2, 4), 0.9
+    world = Dream(tiny_model, Halfway(), SeededStarts(), DreamConfig(), lambda lanes: Potential(lanes, gamma))
+    env = WorldModelVectorEnv(world, 2, cfg=EnvConfig(horizon=3), autoreset_mode=AutoresetMode.SAME_STEP)
+    env.reset(seed=4)
+    fork, phi = env.snapshot(), np.zeros(2, np.float32)
+    steps = [env.step(a) for a in actions[:2]]
+    for _, reward, terminated, _, info in steps:
+        terms = info["reward_terms"]
+        np.testing.assert_allclose(terms["shaping"], gamma * terms["progress"] - phi, atol=1e-6)
+        np.testing.assert_allclose(reward, terms["shaping"])
+        assert not terminated.any()
+        phi = terms["progress"]
+    env.restore(fork)
+    assert same(env.step(actions[0])[1], steps[0][1]), "a snapshot remembers the potential"
+    env.step(actions[1])
+    last = env.step(actions[2])
+    assert last[3].all(), "the horizon: truncated, and the next episode starts from no potential"
+    again = env.step(actions[3])
+    np.testing.assert_allclose(
+        again[4]["reward_terms"]["shaping"], gamma * again[4]["reward_terms"]["progress"], atol=1e-6
+    )

@@ -17,9 +17,14 @@ from gymnasium.utils.env_checker import check_env
 import imagine
 from configs import build, cli
 from configs.told import Told, ToldLanes
+from imagine.embodiment import Embodiment
 from imagine.model import SHIPPED
+from policy.robots.g1_table.env import FOLDER
+from policy.robots.g1_table.expert import expert_target
 from policy.robots.g1_table.privileged import expert_chunk
-from policy.robots.g1_table.tasks import succeeded
+from policy.robots.g1_table.tasks import Task
+from policy.robots.g1_table.world import G1Table
+from rewards.vlm import JudgeSettings, VLMJudge
 
 pytestmark = pytest.mark.slow
 
@@ -164,4 +169,84 @@ def test_episode_of_a_misled_policy_ends_once_it_has_obeyed() -> None:
             seen, (outcome,) = lanes.step([0], policy.act(seen))
             done, chunks = outcome["done"], chunks + 1
         assert chunks < build.HORIZON and not outcome["success"]
-        assert succeeded(lanes.envs[0].robot.world, lanes.tasks[0])
+        assert lanes.envs[0].robot.world.success(lanes.tasks[0])
+
+
+# ------------------------------------------------------------------ the judge
+
+
+def test_judge_tiny_is_a_small_transformers_model_with_its_figures_beside_it() -> None:
+    from transformers import AutoConfig
+
+    folder = SHIPPED / "judge-tiny"
+    assert AutoConfig.from_pretrained(folder).model_type == "qwen3_vl"
+    judge = VLMJudge.load("judge-tiny", domain="imagined")
+    assert sum(p.numel() for p in judge.backend.model.parameters()) <= 12_000_000
+    assert set(JudgeSettings.read(folder).calibration) == {"real", "imagined"}
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert figures["real"]["n"] >= 400 and figures["canaries"]["n"] >= 200
+    assert {"auroc", "ece", "brier", "fpr", "fnr"} <= set(figures["imagined"])
+
+
+def test_judge_tiny_tells_what_was_done_from_what_was_not() -> None:
+    """Expert episodes on the twin: at their end the task is done, before it is not, and another one is not either."""
+    world, judge = G1Table(), VLMJudge.load("judge-tiny", domain="real")
+    body = Embodiment.load(FOLDER / "g1_eef.yaml")
+    films, told, label = [], [], []
+    for seed in range(900_400, 900_420):
+        task = world.reset(seed)
+        film = [body.tile(world.views())]
+        for t in range(192):
+            world.tick(expert_target(world, world.task))
+            if t % 24 == 23:
+                film.append(body.tile(world.views()))
+            if world.success():
+                break
+        film.append(body.tile(world.views()))
+        other = next(c for c in world.colours if c != task.colour)
+        for now, asked, done in (
+            (film[-1], task, True),
+            (film[1], task, False),
+            (film[-1], Task(task.family, other), False),
+        ):
+            films.append(np.stack([film[0], now]))
+            told.append(asked.instruction)
+            label.append(done)
+    score = judge.score(np.stack(films), told)
+    said, truth = score.reward.numpy() > 0, np.array(label)
+    assert score.valid.all()
+    assert (said & ~truth).sum() <= 3, "false alarms are the dear ones"
+    assert (said & truth).sum() >= 12
+    holding = VLMJudge(judge.backend, "imagine-rubric").score(np.stack(films), told).terms
+    assert set(holding) == {"success", "progress", "holding", "contact", "safety"}
+    assert holding["progress"][truth].mean() > holding["progress"][~truth].mean() + 0.2
+
+
+def test_the_gym_reports_every_part_of_the_verdict() -> None:
+    env = gym.make_vec("imagine/G1Table-v0", num_envs=2, shaping=0.99)
+    env.reset(seed=900_000)
+    _, reward, terminated, _, info = env.step(np.zeros(env.action_space.shape, np.float32))
+    terms = info["reward_terms"]
+    parts = {
+        "success",
+        "progress",
+        "doubt",
+        "frozen",
+        "blurred",
+        "noisy",
+        "velocity",
+        "jerk",
+        "workspace",
+        "two_arms",
+        "vetoed",
+    }
+    assert parts <= set(terms) and "shaping" in terms
+    assert not terminated.any() and np.allclose(reward, terms["shaping"])
+    plain = gym.make_vec("imagine/G1Table-v0", num_envs=2, judge="latent", guarded=False)
+    plain.reset(seed=900_000)
+    assert "doubt" not in plain.step(np.zeros(env.action_space.shape, np.float32))[4]["reward_terms"]
+
+
+def test_an_imagined_rate_is_not_told_without_the_judges_error() -> None:
+    result = run("evaluate", "--world", "imagined", "--episodes", "2", "--lanes", "2", "--seed", "900000")
+    assert result["judge"]["name"] == "judge-tiny" and 0 <= result["judge"]["fpr"] <= 1

@@ -14,7 +14,7 @@ from conftest import TINY_BODY, TINY_CODEC, TINY_DIT, randomise
 from torch import nn
 
 import imagine.fit
-from configs.commands.train_judge import calibrate
+from configs.commands.train_judge import calibrate, lambda_return
 from imagine.codec import FrameCodec
 from imagine.data.lerobot import LeRobotDataset
 from imagine.data.windows import WindowBatch, Windows, build_cache
@@ -28,6 +28,8 @@ from imagine.noise import Shares
 from imagine.painter import PainterConfig
 from imagine.train import build_model, train_codec, train_joint
 from imagine.types import ImagineError
+from rewards.latent import HeadConfig
+from rewards.vlm import VLMJudge
 
 TICKS = 13  # an odd number, so that the last chunk of every episode is cut short
 STEPS = FitConfig(
@@ -497,3 +499,70 @@ def test_threshold_of_a_blind_judge_still_gives_the_right_rate() -> None:
     dream, label = np.arange(4000), rng.random(4000) < 0.25
     _, found = calibrate(rng.random(4000), label, dream)
     assert abs(found["replay_judged"] - 0.25) < 0.03 and found["replay_disagreement"] > 0.3
+
+
+def test_lambda_returns_have_their_closed_forms() -> None:
+    expected, recorded = torch.tensor([[0.1, 0.6, 0.4]]), torch.tensor([[0.64, 0.8, 1.0]])
+    inside = torch.ones(1, 3, dtype=torch.bool)
+
+    def target(trace: float, within: torch.Tensor = inside, seen: torch.Tensor = recorded) -> float:
+        return lambda_return(expected, seen, within, HeadConfig(discount=0.8, trace=trace)).item()
+
+    assert target(1.0) == pytest.approx(0.64), "lambda 1 is the recorded outcome"
+    assert target(0.0) == pytest.approx(0.8 * 0.6), "lambda 0 is the discounted expectation a chunk later"
+    second = 0.8 * (0.5 * 0.4 + 0.5 * 1.0)
+    assert target(0.5) == pytest.approx(0.8 * (0.5 * 0.6 + 0.5 * second))
+    assert target(0.5, torch.tensor([[True, False, False]])) == pytest.approx(0.64), "nothing follows the end"
+    assert target(0.0, seen=torch.tensor([[1.0, 0.8, 1.0]])) == 1.0, "a success is not bootstrapped"
+
+
+@pytest.mark.slow
+def test_judge_tiny_is_trained_resumed_and_loads_like_any_other(tmp_path: Path) -> None:
+    """Two steps and a resume give the weights of three steps at once; what is saved is a transformers folder."""
+    from safetensors.torch import load_file
+
+    from agents.collect import collect
+    from configs import cli
+
+    data = tmp_path / "data"
+    options = {"families": ["pick_up", "push_left"], "seconds": 2.0}
+    collect(data, "policy.robots.g1_table.episodes:episode", 6, 100, 1, options=options, progress=lambda *_: None)
+    small = "vlm.dreams=8,vlm.chunks=1,vlm_fit.batch=4,vlm_fit.eval_every=9,vlm_fit.save_every=2,vlm_fit.warmup=1"
+    small += ",vlm.tiny.width=32,vlm.tiny.eye_layers=1,vlm.tiny.layers=1,vlm_fit.log_every=9"
+
+    def train(out: str, steps: int) -> Path:
+        line = f"train --stages vlm --init g1-table-tiny --dataset {data} --out {tmp_path / out} --json --set "
+        assert cli.main([*line.split(), f"{small},vlm_fit.steps={steps},vlm_fit.decay=0"]) == 0
+        return tmp_path / out / "judge-tiny"
+
+    whole = load_file(train("whole", 3) / "model.safetensors")
+    interrupted = tmp_path / "parts"
+    recipe = train("parts", 2)
+    (interrupted / "config.yaml").unlink()  # the options differ by the number of steps; a kill would not change them
+    again = load_file(train("parts", 3) / "model.safetensors")
+    assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
+    judge = VLMJudge.load(recipe)
+    frames = torch.zeros(1, 2, 64, 96, 3, dtype=torch.uint8)
+    assert judge.score(frames, ["push the red block to the left"]).success.shape == (1,)
+    assert not judge.score(frames, ["fetch the purple sock"]).valid.any()
+
+
+def test_hindsight_questions_are_answered_by_the_truth() -> None:
+    from configs.commands.train_vlm import TASKS, Clips, questions
+    from policy.robots.g1_table.expert import expert_target
+    from policy.robots.g1_table.truth import truth
+    from policy.robots.g1_table.world import G1Table
+
+    world = G1Table()
+    world.reset(3, families=("pick_up",))
+    before, mine = truth(world), world.task
+    for _ in range(120):
+        world.tick(expert_target(world, mine))
+    picture = np.zeros((1, 1, 4, 4, 3), np.uint8)
+    clips = Clips(picture[:, 0], picture, before[None], truth(world)[None, None])
+    asks, target = questions(clips, np.random.default_rng(0), 400)
+    said = [(a.text, t) for a, t in zip(asks[0], target[0], strict=True) if a.text.startswith("Has the robot done")]
+    assert 0.3 < np.mean([t for _, t in said]) < 0.7, "as many to be answered yes as no"
+    done = {text for text, t in said if t == 1}
+    assert len(done) == 1 and mine.instruction in done.pop()
+    assert len({text for text, t in said if t == 0}) > len(TASKS) / 2

@@ -42,8 +42,9 @@ def run(args: Args) -> dict[str, Any]:
         console.print(f"{n} lanes")
         env = WorldModelVectorEnv(build.dream(model, args.model), n, cfg=EnvConfig(horizon=10**6))
         env.reset(seed=0)
+        judge = getattr(getattr(getattr(env.world, "judge", None), "judge", None), "backend", None)
         actions = np.zeros((n, *(env.single_action_space.shape or ())), np.float32)
-        with _Clock(model) as clock:
+        with _Clock(model, judge) as clock:
             seconds = _median(partial(env.step, actions), args.repeats, clock)
         answer["env_steps_per_s"][str(n)] = round(n / seconds, 2)
         answer["network_share"][str(n)] = round(clock.share, 3)
@@ -61,11 +62,13 @@ def run(args: Args) -> dict[str, Any]:
 
 
 class _Clock:
-    """Time spent inside codec and transformer while it is on."""
+    """Time spent inside codec, transformer and the judge's model while it is on."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, judge: Any):
         self.model, self.inside, self.total = model, 0.0, 0.0
-        self.parts = [(model.dit, "forward"), (model.dit, "prefill"), (model.codec, "decode"), (model, "judge")]
+        self.parts = [(model.dit, "forward"), (model.dit, "prefill"), (model.codec, "decode")]
+        if hasattr(judge, "model"):
+            self.parts.append((judge.model, "forward"))
 
     def __enter__(self) -> _Clock:
         self.saved = [(o, n, getattr(o, n)) for o, n in self.parts if hasattr(o, n)]

@@ -51,30 +51,37 @@ def run(args: Args) -> dict[str, Any]:
     ends = policy if args.told != "right" and args.world == "real" and not args.go_on else None
     expert = args.policy == "expert"
     n = min(args.lanes, len(seeds))
-    lanes = build.lanes(args.world, model, args.model, n, expert=expert, until_told=ends)
+    lanes = build.lanes(args.world, model, args.model, n, expert=expert, judged_by=args.judge, until_told=ends)
     folder = RunFolder.of("evaluate", args)
     with bar(f"{args.policy} in the {args.world} world") as tell:
         result, records = evaluate(lanes, policy, seeds, task_of=build.task_of, tell=tell)
     answer = {"policy": args.policy, "world": args.world, "told": args.told, **result, "seed": args.seed}
     if args.world == "imagined":
-        answer |= caveat(args.model)
+        answer |= caveat(args.model, args.judge)
     folder.save_metrics(answer)
     rows = [{"seed": r.seed, "instruction": r.instruction, "success": r.success} for r in records]
     folder.write_text("episodes.json", json.dumps(rows))
     return answer
 
 
-def caveat(model: str) -> dict[str, Any]:
+def caveat(model: str, judge: str) -> dict[str, Any]:
     """What an imagined success rate must not be read without: the judge's error and the dream's fidelity."""
     from imagine.model import resolve
+    from rewards.vlm import judge_folder
 
-    def read(name: str) -> dict[str, Any]:
-        path = resolve(model) / name
-        return json.loads(path.read_text()) if path.is_file() else {}
+    def read(folder: Any, name: str) -> dict[str, Any]:
+        return json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
 
-    judge, dream = read("judge_metrics.json"), read("metrics.json").get("fidelity", {})
+    if judge == "latent":
+        error = read(resolve(model), "judge_metrics.json")
+        names: tuple[str, ...] = ("false_positive", "false_negative", "n")
+    else:
+        error = read(judge_folder(judge), "metrics.json").get("imagined", {})
+        names = ("auroc", "fpr", "fpr_ci", "fnr", "fnr_ci", "n")
+    known = {k: error[k] for k in names if k in error}
+    dream = read(resolve(model), "metrics.json").get("fidelity", {})
     return {
-        "judge": {k: judge[k] for k in ("false_positive", "false_negative", "n") if k in judge} or "not measured",
+        "judge": {"name": judge, **known} if known else "not measured; see imagine calibrate",
         "fidelity": {k: dream[k] for k in ("psnr_true", "psnr_copy", "inverse_r2_imagined") if k in dream}
         or "not measured",
     }

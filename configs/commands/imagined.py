@@ -16,6 +16,7 @@ from imagine.data.windows import Windows
 from imagine.model import WorldActionModel
 from imagine.questions import DYNAMICS
 from imagine.sampler import sample
+from imagine.types import DatasetError
 
 from .worlds import bar
 
@@ -43,17 +44,23 @@ def imagined(model: WorldActionModel, windows: Windows, rows: np.ndarray, chunks
 
     Args:
         model: the model.
-        windows: latent windows.
+        windows: latent or canvas windows.
         rows: where dreams begin.
         chunks: how far they go; a dream ends with its episode, or when the instruction changes.
         steps: denoising steps.
+
+    Raises:
+        DatasetError: no dream reaches the end of its first chunk.
     """
     kept: list[tuple[np.ndarray, Tensor, Tensor, np.ndarray]] = []
     with bar("dreaming for the judge") as tell:
         for begin in range(0, len(rows), 128):
             part = rows[begin : begin + 128]
             batch, t = windows.batch(part), model.cfg.context_frames
-            video = batch.video[:, :t].to(model.device, torch.float32)
+            video = batch.video[:, :t].to(model.device)
+            if windows.kind == "canvas":
+                video = model.codec.encode(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+            video = video.float()
             proprio = model.normalise_proprio(batch.proprio[:, :t].to(model.device))
             first, alive = batch, np.ones(len(part), bool)
             for k in range(1, chunks + 1):
@@ -74,5 +81,10 @@ def imagined(model: WorldActionModel, windows: Windows, rows: np.ndarray, chunks
                 video = torch.cat([video, dream.video], 1)[:, -t:]
                 proprio = torch.cat([proprio, dream.proprio], 1)[:, -t:]
             tell(begin + len(part), len(rows))
+    if not kept:
+        raise DatasetError(
+            f"none of {len(rows)} moments has a whole chunk of the same instruction after it, expected at least one; "
+            "record longer episodes, or more of them."
+        )
     rows, latents, proprio, dream_of = zip(*kept, strict=True)
     return Imagined(np.concatenate(rows), torch.cat(latents), torch.cat(proprio), np.concatenate(dream_of))

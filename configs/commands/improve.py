@@ -22,6 +22,7 @@ class Args(Common):
         episodes: imagined episodes to learn from; episode i starts from seed SEED + i.
         seed: first start seed; those of the evaluation are never used here.
         candidates: chunks imagined per decision while collecting; the best judged one is done.
+        judge: who says which dreams succeeded; as for ``imagine evaluate``.
         lanes: imagined episodes side by side.
         steps: fine-tuning steps.
         lr: learning rate of the adapter.
@@ -33,6 +34,7 @@ class Args(Common):
     episodes: int = 256
     seed: int = 800_000
     candidates: int = 8
+    judge: str = "judge-tiny"
     lanes: int = 32
     steps: int = 300
     lr: float = 3e-4
@@ -86,7 +88,8 @@ def learn(args: Args, model: Any, folder: Any) -> dict[str, Any]:
         policy = BestOfN(policy, DreamScorer(model, LatentJudge.load(resolve(args.model))), args.candidates)
     seeds = range(args.seed, args.seed + args.episodes)
     with bar("dreaming") as tell:
-        records = rollout(build.lanes("imagined", model, args.model, args.lanes), policy, seeds, keep=True, tell=tell)
+        dreams = build.lanes("imagined", model, args.model, args.lanes, judged_by=args.judge)
+        records = rollout(dreams, policy, seeds, keep=True, tell=tell)
     good = keep(records)
     console.print(f"{len(good)} of {len(records)} imagined episodes were judged successes")
     cfg = BCConfig()

@@ -56,7 +56,7 @@ def run(args: Args) -> dict[str, Any]:
         )
     scorer = DreamScorer(model, LatentJudge.load(resolve(args.model)), steps=args.steps)
     planner = _Timed(BestOfN(proposer, scorer, args.candidates))
-    lanes = build.lanes(args.world, model, args.model, min(args.lanes, len(seeds)))
+    lanes = build.lanes(args.world, model, args.model, min(args.lanes, len(seeds)), judged_by=args.judge)
     folder = RunFolder.of("plan", args)
     with bar(f"best of {args.candidates}") as tell:
         result, _ = evaluate(lanes, planner, seeds, task_of=build.task_of, tell=tell)

@@ -45,7 +45,8 @@ def run(args: Args) -> dict[str, Any]:
         model.text.tokenize([told])  # refuses unknown words before anything is written
     policy = build.policy(args.policy, model, args.model)
     n = min(args.lanes, len(seeds))
-    lanes = build.lanes(args.world, model, args.model, n, expert=args.policy == "expert", film=True)
+    expert = args.policy == "expert"
+    lanes = build.lanes(args.world, model, args.model, n, expert=expert, film=True, judged_by=args.judge)
     folder = RunFolder.of("rollout", args)
     with bar("rollout") as tell:
         records = rollout(

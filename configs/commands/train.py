@@ -1,4 +1,4 @@
-"""``imagine train``: codec, joint model and success head from any LeRobot dataset, in one resumable run folder."""
+"""``imagine train``: codec, joint model and judges from any LeRobot dataset, in one resumable run folder."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ..load import load
 from ..runfolder import RunFolder
 from .common import Common, Words, console
 
-STAGES = ("codec", "model", "judge")
+STAGES = ("codec", "model", "judge", "vlm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Common):
-    """Train codec, joint model and success head on a LeRobot dataset.
+    """Train codec, joint model, success head and vision-language judge on a LeRobot dataset.
 
     Attributes:
         dataset: folder of a LeRobot dataset (v2.1 or v3.0); several, joined by commas, are used together.
         embodiment: YAML file that names the dataset's state, action and camera slices (docs/embodiment.md).
         preset: recipe, a YAML file or the name of one in configs/.
         set: changes to the recipe, as model.steps=2000; several joined by commas.
-        stages: which of codec, model, judge to run; finished ones are skipped anyway.
+        stages: which of codec, model, judge, vlm to run; finished ones are skipped anyway.
         init: start from this model (name or folder): its codec and weights instead of fresh ones.
         name: name of the new model; it is written to OUT/NAME.
     """
@@ -35,7 +35,7 @@ class Args(Common):
     embodiment: Path = Path("policy/robots/g1_table/g1_eef.yaml")
     preset: str = "tiny"
     set: Words = ()
-    stages: Words = STAGES
+    stages: Words = STAGES[:3]
     init: str = ""
     name: str = "model"
 
@@ -48,6 +48,8 @@ def recipe_class() -> type[BaseModel]:
     from imagine.losses import JointConfig
     from rewards.latent import HeadConfig
 
+    from .train_vlm import VLMConfig
+
     class Recipe(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,6 +60,8 @@ def recipe_class() -> type[BaseModel]:
         model_fit: FitConfig = FitConfig()
         head: HeadConfig = HeadConfig()
         judge_fit: FitConfig = FitConfig()
+        vlm: VLMConfig = VLMConfig()
+        vlm_fit: FitConfig = FitConfig()
 
     return Recipe
 

@@ -20,6 +20,7 @@ from .imagined import Imagined, imagined
 
 DREAMS = 9000  # real frames to dream on from; each gives up to three imagined frames with real labels
 REPLAY_CHUNKS = 8  # as long as an evaluated episode
+LOOKAHEAD = 3  # chunks over which progress is a TD(lambda) return; the recorded outcome stands for what comes after
 LATENT_NOISE = 0.3  # imagined latents are off by about this much; a judge that only knew clean ones would be fooled
 
 
@@ -50,6 +51,20 @@ def train_judge(
     bank, held_bank = imagined(model, windows, rows[pick]), imagined(model, windows, held[:600])
     dreamt = WindowSampler(np.arange(len(bank.rows)), run.batch // 2, seed=run.seed)
 
+    def returns(rows: np.ndarray) -> Tensor:
+        """(n,) TD(lambda) targets of progress: partly the recorded outcome, partly what the judge itself expects."""
+        _, last = windows.episode_rows(rows)
+        later = rows[:, None] + np.arange(LOOKAHEAD + 1) * model.body.chunk_frames
+        within = later <= last[:, None]
+        later = np.where(within, later, rows[:, None])
+        latents, proprio, counts, _, recorded = inputs(later.ravel())
+        within &= (windows.instruction_ids(later.ravel()) == np.repeat(windows.instruction_ids(rows), LOOKAHEAD + 1)
+                   ).reshape(within.shape)  # fmt: skip
+        with torch.no_grad():
+            expected = torch.sigmoid(judge.logits(latents, proprio, counts).float()).mean(0)[:, 1]
+        shape = within.shape
+        return lambda_return(expected.view(shape), recorded.view(shape), torch.from_numpy(within), head)
+
     def inputs(rows: np.ndarray, seen: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, ...]:
         """First and newest frame (real ones, or those ``seen`` in a dream), words, success and progress of windows."""
         batch = windows.batch(rows)
@@ -67,8 +82,11 @@ def train_judge(
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         judge.train()
-        both = zip(inputs(sampler.at(step)), of(bank, dreamt.at(step)), strict=True)
+        real, dreams = sampler.at(step), dreamt.at(step)
+        both = zip(inputs(real), of(bank, dreams), strict=True)
         latents, proprio, counts, label, progress = (torch.cat(pair) for pair in both)
+        if head.trace < 1:
+            progress = returns(np.concatenate([real, bank.rows[dreams]]))
         level = torch.rand(len(label), 1, 1, 1, generator=generator) * LATENT_NOISE
         latents[:, 1] += level * torch.randn(latents[:, 1].shape, generator=generator)
         return judge.loss(latents, proprio, counts, label, progress), {"base_rate": label.float().mean().item()}
@@ -93,6 +111,31 @@ def train_judge(
         metrics = json.loads((folder / "metrics.json").read_text())
         write_json(folder / "metrics.json", {**metrics, **evaluate(ema), **found})
     return ema
+
+
+def lambda_return(expected: Tensor, recorded: Tensor, within: Tensor, head: HeadConfig) -> Tensor:
+    """What progress is trained towards: TD(lambda) over a few chunks, then the recorded outcome.
+
+    Where an outcome is binary, the minimiser of the sequential Brier score is the value function; bootstrapping makes
+    successive judgements of an episode agree.
+
+    Args:
+        expected: (n, L) float in [0, 1], what the judge expects now and 1 to L - 1 chunks later.
+        recorded: (n, L) float in [0, 1], the discount to the power of chunks until the recorded success; 1 on success.
+        within: (n, L) bool, False past the end of the episode or of its instruction; the first column is True.
+        head: its ``discount`` and ``trace`` (lambda: 1 is the recorded outcome, 0 is what is expected a chunk later).
+
+    Returns:
+        (n,) float in [0, 1].
+
+    Source: Sutton (1988), TD(lambda); arXiv:2604.20472 for success predictors.
+    """
+    target = recorded[:, -1]
+    for k in range(recorded.shape[1] - 2, -1, -1):
+        ahead = head.discount * ((1 - head.trace) * expected[:, k + 1] + head.trace * target)
+        follows = within[:, k + 1] & (recorded[:, k] < 1)
+        target = torch.where(follows, ahead, recorded[:, k])
+    return target
 
 
 def calibrate(said: np.ndarray, label: np.ndarray, dream: np.ndarray) -> tuple[float, dict[str, float]]:

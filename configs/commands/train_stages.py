@@ -18,6 +18,7 @@ from imagine.fidelity import doubts
 from imagine.fit import write_json
 from imagine.model import WorldActionModel, load_weights
 from imagine.train import build_model, train_codec, train_joint
+from imagine.types import ImagineError
 
 from ..runfolder import RunFolder
 from .common import console
@@ -105,6 +106,25 @@ class Training:
         write_json(self.out / "dream.json", DreamConfig(hallucination_limit=limit).model_dump())
         self.metrics["judge"] = _read(where / "metrics.json")
         write_json(self.out / "judge_metrics.json", self.metrics["judge"])
+
+    def vlm(self) -> None:
+        """Train a vision-language judge on the canvases and on what the model imagines; ``OUT/judge-tiny``."""
+        from rewards.tiny import save_tiny
+
+        from .train_vlm import train_vlm
+
+        dreamer = self.out if (self.out / "config.json").is_file() else self.args.init
+        if not dreamer:
+            raise ImagineError("stage vlm needs a joint model to dream with; add the stage model, or --init one.")
+        model, where, out = (
+            WorldActionModel.from_pretrained(dreamer),
+            self.folder / "vlm_fit",
+            self.folder / "judge-tiny",
+        )
+        windows = Windows(self._caches(None, ""), self.body, context_frames=2)
+        save_tiny(train_vlm(model, dreamer, windows, self.recipe.vlm, self.recipe.vlm_fit, where), out)
+        self.metrics["vlm"] = _read(where / "metrics.json")
+        write_json(out / "training.json", self.metrics["vlm"])
 
 
 def _read(path: Path) -> Any:

@@ -18,11 +18,14 @@ class Episodes(Common):
     Attributes:
         model: a shipped model's name, a folder, or a hub id.
         episodes: how many; episode i starts from seed SEED + i, the same start in every world.
+        judge: who scores a dream: a shipped judge's name, latent, a folder or hub id of an image-text-to-text model, or
+            http://HOST/v1#MODEL.
         lanes: episodes run side by side.
         seed: first start seed; nothing shipped was trained on seeds from 900000 on.
     """
 
     model: str = "g1-table-tiny"
+    judge: str = "judge-tiny"
     episodes: int = 100
     lanes: int = 16
     seed: int = 900_000
