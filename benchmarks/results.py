@@ -29,7 +29,11 @@ COMMANDS = {
     "plan_8": "plan --candidates 8 --episodes 100 --seed 900000",
     "improve": "improve --test-episodes 100 --test-seed 900000",
     "bench": "bench",
+    "calibrate": "calibrate",
 }
+
+
+NAMES = ("auroc", "ece", "fpr", "fnr")
 
 
 def measure(name: str) -> dict:
@@ -84,6 +88,15 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
             ("chunks per second of the dream, by lanes", f"{speed} ({m['threads']} threads)"),
             ("gym face over the bare world, µs, by lanes", ", ".join(f"{v:g} at {k}" for k, v in face.items())),
         ]
+    if name == "calibrate":
+        lines = []
+        for kind, what in (("real", "judge, real clips"), ("imagined", "judge, imagined rollouts")):
+            k = m[kind]
+            parts = [f"{n.upper()} {k[n]:.3f} [{k[n + '_ci'][0]:.3f}, {k[n + '_ci'][1]:.3f}]" for n in NAMES]
+            lines.append((f"{what}, n = {k['n']}", ", ".join(parts)))
+        low, high = m["exploitability_ci"]
+        floor = f"{m['exploitability_floor']:.3f} [{low:.3f}, {high:.3f}]"
+        return [*lines, (f"exploitability floor, n = {m['canaries']['n']} canaries", floor)]
     titles = {
         "expert": "scripted expert, real",
         "real": "base policy, real",

@@ -1,4 +1,4 @@
-"""The README's Python runs and its commands exist."""
+"""The Python of README and docs runs, and the commands exist."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ COMMANDS = [
 ]
 
 
+JUDGE = re.findall(r"```(python)\n(.*?)```", (ROOT / "docs" / "judge.md").read_text(), re.S)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("code", [text for kind, text in BLOCKS if kind == "python"], ids=lambda c: c.split("\n")[0])
+@pytest.mark.parametrize(
+    "code", [text for kind, text in BLOCKS + JUDGE if kind == "python"], ids=lambda c: c.split("\n")[0]
+)
 def test_python_blocks_run(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
 

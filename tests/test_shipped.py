@@ -250,3 +250,20 @@ def test_the_gym_reports_every_part_of_the_verdict() -> None:
 def test_an_imagined_rate_is_not_told_without_the_judges_error() -> None:
     result = run("evaluate", "--world", "imagined", "--episodes", "2", "--lanes", "2", "--seed", "900000")
     assert result["judge"]["name"] == "judge-tiny" and 0 <= result["judge"]["fpr"] <= 1
+
+
+def test_calibrate_reports_both_worlds_and_the_floor(tmp_path: Path) -> None:
+    sizes = ["--episodes", "4", "--rollouts", "16", "--canaries", "4", "--fit-seed", "861000", "--seed", "971000"]
+    result = run("calibrate", *sizes, "--out", str(tmp_path / "run"))
+    for kind, n in (("real", 16), ("imagined", 16)):
+        assert {"auroc", "ece", "brier", "fpr", "fnr", "fpr_ci"} <= set(result[kind]) and result[kind]["n"] == n
+    assert set(result["imagined"]["by_policy"]) == {"base", "clumsy", "misled", "random"}
+    assert 0 <= result["exploitability_floor"] <= 1 and result["canaries"]["n"] >= 12
+    assert (tmp_path / "run" / "reliability.png").stat().st_size > 5000
+    found = JudgeSettings.read(tmp_path / "run").calibration
+    assert "pick up the * block" in found["real"].families, "what was fitted can be used as a judge's settings"
+
+
+def test_calibrate_refuses_to_measure_what_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["calibrate", "--fit-seed", "970100"]) == 2
+    assert "overlap" in capsys.readouterr().err
