@@ -109,7 +109,11 @@ class LocalVLM:
             CheckpointMismatch: it is missing, incomplete, or no image-text-to-text model.
         """
         from transformers import AutoModelForImageTextToText, AutoTokenizer
+        from transformers.utils import logging
 
+        bars = logging.is_progress_bar_enabled()
+        if torch.device(device).type == "cpu":
+            logging.disable_progress_bar()  # small enough to load at once; a bar would only stand among our own
         if dtype == "auto" and torch.device(device).type == "cpu":
             dtype = torch.float32
         try:
@@ -124,6 +128,9 @@ class LocalVLM:
                 f"no usable image-text-to-text model at {path}: {' '.join(str(error).split())[:300]}; expected a "
                 "transformers folder or hub id with config, weights, tokenizer and chat template."
             ) from None
+        finally:
+            if bars:
+                logging.enable_progress_bar()
         if lacking := sorted(report["missing_keys"]):
             raise CheckpointMismatch(
                 f"{path} lacks {len(lacking)} weights, first {lacking[0]}; fetch the whole checkpoint."
