@@ -105,7 +105,7 @@ class Server:
         self._random = random.Random()  # pauses must not move the caller's seeded generator
 
     def replies(self, contents: Sequence[Content], options: Sequence[dict[str, Any]]) -> list[Reply | Unanswered]:
-        """Ask everything, ``concurrency`` requests at a time.
+        """Ask everything, ``concurrency`` requests at a time, and equal requests once.
 
         Args:
             contents: messages.
@@ -117,12 +117,16 @@ class Server:
         """
         turns = [[{"role": "user", "content": content}] for content in contents]
         bodies = [{"model": self.cfg.model, "messages": turn, **some} for turn in turns for some in options]
+        # Equal requests are one: a dream fills its last tile of lanes by repeating a lane.
+        keys = [json.dumps(body, sort_keys=True) for body in bodies]
+        once = dict(zip(keys, bodies, strict=True))
         over, self._gave_up = threading.Event(), 0
         with ThreadPoolExecutor(self.cfg.concurrency) as pool:
             try:
-                return list(pool.map(lambda body: self._reply(body, over), bodies))
+                answers = dict(zip(once, pool.map(lambda body: self._reply(body, over), once.values()), strict=True))
             finally:
                 over.set()  # after an interrupt, no thread goes on retrying
+        return [answers[key] for key in keys]
 
     def _reply(self, body: dict[str, Any], over: threading.Event) -> Reply | Unanswered:
         name = hashlib.sha256(json.dumps(["v1", body], sort_keys=True).encode()).hexdigest() + ".json"

@@ -469,6 +469,15 @@ def test_there_are_never_more_requests_at_a_time_than_allowed(serve: Callable[..
 # -------------------------------------------------------------------- the cache
 
 
+def test_equal_questions_about_equal_clips_are_asked_once(serve: Callable[..., FakeServer]) -> None:
+    """As when a dream fills its last tile of lanes by repeating one."""
+    vlm = judge(serve(lambda body, n: words({"yes": 0.9, "no": 0.1})).url)
+    clips, asks = some_clips().expand(8, *[-1] * 6), some_asks() * 8
+    answers = vlm.ask(clips, asks)
+    assert vlm.usage.requests == 1 and answers.margin.shape == (8, 1)
+    assert len(set(answers.margin[:, 0].tolist())) == 1 and (answers.coverage > 0.99).all()
+
+
 def test_what_was_answered_is_not_asked_again(serve: Callable[..., FakeServer], tmp_path: Path) -> None:
     server, clips, asks = serve(lambda body, n: words(TOP)), some_clips(2), some_asks(2, 2)
     first = judge(server.url, cache=tmp_path / "new").ask(clips, asks)
