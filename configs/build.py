@@ -34,7 +34,7 @@ from .told import Told, ToldLanes
 DEFAULT = "g1-table-tiny"
 JUDGE = "judge-tiny"
 MOST_NOISE = 2.0  # share of the first frame's sharpness by which another may be sharper; noise is by far more
-MOST_BLUR = 0.6  # share of the first frame's sharpness; dreams of the base policy lose less
+MOST_BLUR = 0.6  # share of the first frame's sharpness that may be lost
 ADAPTER = "improved"
 HORIZON = 8  # chunks
 
@@ -104,7 +104,7 @@ def dream(
 
 
 def guards(body: Embodiment, cfg: DreamConfig) -> GuardConfig:
-    """Guards of a dream of the table: its own limit of doubt, and what no recorded demonstration ever commands."""
+    """Guards of a dream of the table: its own limit of doubt, and limits that a robot should keep."""
     doubt = cfg.hallucination_limit if cfg.inverse_steps else None
     return GuardConfig(doubt=doubt, blur=MOST_BLUR, noise=MOST_NOISE, limits=limits_of(body))
 

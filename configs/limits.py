@@ -9,10 +9,11 @@ from policy.robots.g1_table.scene import JOINT_LIMITS
 from policy.robots.g1_table.world import HAND_HIGH, HAND_LOW
 from rewards.rules import Limits
 
-HAND_SPEED = 4.0  # m/s along an axis; demonstrations, with their random bursts, reach 2.0, the policy 3.3
-HAND_JERK = 8000.0  # m/s^3; they reach 5100
+# Meant to lie beyond what demonstrations and policy command, so that they catch what no robot should be asked to do.
+HAND_SPEED = 4.0  # m/s along an axis
+HAND_JERK = 8000.0  # m/s^3
 JOINT_SPEED = 12.0  # rad/s
-APART = 0.05  # m between the hands; they come as near as 0.07
+APART = 0.05  # m between the hands
 REACH = 0.02  # m beyond the workspace, whose edge the robot itself clips commands to
 
 

@@ -40,7 +40,6 @@ class Judged:
         instruction: what is asked about.
         label: (N,) bool.
         cluster: (N,) which episode; clips of one are not independent.
-        kind: (N,) how the question came about.
     """
 
     first: np.ndarray
@@ -48,10 +47,6 @@ class Judged:
     instruction: list[str]
     label: np.ndarray
     cluster: np.ndarray
-    kind: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.instruction)
 
 
 def real_clips(windows: Windows, seed: int) -> Judged:
@@ -63,23 +58,23 @@ def real_clips(windows: Windows, seed: int) -> Judged:
     rng = np.random.default_rng(seed)
     rows = windows.rows("all")
     first, last = windows.episode_rows(rows)
-    picked: list[tuple[int, int, Task, int, str]] = []
+    picked: list[tuple[int, int, Task, int]] = []
     for begin, end in np.unique(np.stack([first, last], 1), axis=0).tolist():
         ids = windows.instruction_ids(np.arange(begin, end + 1))
         given = begin + int(np.flatnonzero(ids != ids[-1]).max(initial=-1)) + 1
         task = Task.parse(windows.instructions[ids[-1]])
         _, row = windows.newest(np.array(given))
         here = [c for c in COLOURS if is_there(row, c)]
-        for kind in ("end", "moment"):
-            at = end if kind == "end" else int(rng.integers(given, end + 1))
+        for anywhere in (False, True):
+            at = int(rng.integers(given, end + 1)) if anywhere else end
             others = [Task(f, c) for f in FAMILIES for c in here if Task(f, c) != task]
-            for asked, name in ((task, kind), (others[int(rng.integers(len(others)))], f"{kind}, other")):
-                picked.append((given, at, asked, begin, name))
-    begins, nows, tasks, clusters, kinds = zip(*picked, strict=True)
+            other = others[int(rng.integers(len(others)))]
+            picked += [(given, at, task, begin), (given, at, other, begin)]
+    begins, nows, tasks, clusters = zip(*picked, strict=True)
     (seen, before), (pictures, after) = windows.newest(np.array(begins)), windows.newest(np.array(nows))
     label = np.array([accomplished(b, a, t) for b, a, t in zip(before, after, tasks, strict=True)])
     said = [t.instruction for t in tasks]
-    return Judged(seen, pictures, said, label, np.array(clusters), np.array(kinds))
+    return Judged(seen, pictures, said, label, np.array(clusters))
 
 
 @dataclass

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -89,15 +88,6 @@ def fit_calibrator(margin: np.ndarray, label: np.ndarray, *, most_false: float |
     return Calibrator(
         temperature=1 / slope, bias=-offset / slope, threshold=float(np.clip(np.nextafter(threshold, 1), 0.05, 0.999))
     )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval."""
-
-    value: float
-    ci_low: float
-    ci_high: float
 
 
 def auroc(p: np.ndarray, label: np.ndarray) -> float:

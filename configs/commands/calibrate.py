@@ -76,9 +76,11 @@ def run(args: Args) -> dict[str, Any]:
     from ..build import dream_config
 
     path = judge_folder(args.judge)
+    if args.write and not path.is_dir():
+        raise ImagineError(f"--write needs a judge in a folder, got {args.judge!r}; fetch it, or leave --write out.")
     judge, model = VLMJudge.load(path), WorldActionModel.from_pretrained(args.model)
     folder = RunFolder.of("calibrate", args)
-    patterns = {f: Task(f, "*").instruction for f in FAMILIES}
+    patterns = [Task(f, "*").instruction for f in FAMILIES]
 
     data = [folder.path / "fit", folder.path / "measure"]
     for out, first in zip(data, (args.fit_seed, args.seed), strict=True):
@@ -157,11 +159,11 @@ class _Half:
     cluster: np.ndarray
     fits: np.ndarray
 
-    def fitted(self, patterns: dict[str, str], most_false: float | None) -> Any:
+    def fitted(self, patterns: Sequence[str], most_false: float | None) -> Any:
         from rewards.calibrate import Calibration, fit_calibrator
 
         use = self.fits & self.valid
-        named = {p: use & self._of(p) for p in patterns.values()}
+        named = {p: use & self._of(p) for p in patterns}
         families = {
             p: fit_calibrator(self.margin[i], self.label[i], most_false=most_false) for p, i in named.items() if i.any()
         }

@@ -1,15 +1,11 @@
 """Trains judge-tiny: a small vision-language model that answers questions about any two moments of the table.
 
-A dataset that records the true state can be asked about in hindsight: whatever was told, any instruction may be asked
-about between any two frames of an episode. So every demonstration is also a wrong-object and a wrong-instruction clip,
-every failure a near-miss or a drop, and clips are shown backwards and frozen, too. Half of the clips are imagined ones,
-labelled with what really happened under the same actions.
+Half of its clips are real, some of them run backwards or stand still; the others are imagined, labelled with what
+really happened under the same actions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
 
@@ -22,27 +18,22 @@ from torch import Tensor, nn
 from imagine.data.windows import Windows, WindowSampler
 from imagine.fit import FitConfig, fit
 from imagine.model import WorldActionModel
-from imagine.text import split_words
 from imagine.types import DatasetError, ImagineError
 from policy.robots.g1_table.scene import COLOURS
-from policy.robots.g1_table.tasks import FAMILIES, PUSH_DISTANCE, Task
-from policy.robots.g1_table.truth import accomplished, held, is_there, left_alone, place, progress, touched
+from policy.robots.g1_table.tasks import FAMILIES, PUSH_DISTANCE
+from policy.robots.g1_table.truth import accomplished, held, is_there, place, progress, touched
 from rewards.calibrate import auroc
 from rewards.local import Ask, LocalVLM
 from rewards.pictures import QwenPictures
-from rewards.prompts import CONTACT, HOLDING, NO, PROGRESS, SAFETY, SUCCESS, YES, Prompt
+from rewards.prompts import NO, PROGRESS, SUCCESS, YES
 from rewards.tiny import TinyConfig, build_tiny
 from rewards.vlm import judge_folder
 
-from ..material import Rollouts, rollouts
-from .imagined import imagined
+from ..material import rollouts
+from .judge_clips import QUESTIONS, TASKS, Clips, Dreamt, Recorded, Rolled, questions
 from .worlds import bar
 
-TASKS = tuple(Task(f, c) for f in FAMILIES for c in COLOURS)
 CENTRE, SPREAD = np.array([0.42, 0.0, 0.65]), np.array([0.1, 0.2, 0.05])  # of blocks on the table, m
-QUESTIONS: tuple[tuple[Prompt, float], ...] = (
-    (SUCCESS, 0.6), (PROGRESS, 0.16), (HOLDING, 0.08), (CONTACT, 0.08), (SAFETY, 0.08)
-)  # fmt: skip
 
 
 class VLMConfig(BaseModel):
@@ -62,129 +53,6 @@ class VLMConfig(BaseModel):
     backwards: float = 0.1
     frozen: float = 0.05
     sight: float = 0.5  # weight of the auxiliary loss
-
-
-@dataclass(frozen=True)
-class Clips:
-    """N clips to ask about: the first picture, M later ones, and what was true at each."""
-
-    first: np.ndarray  # (N, H, W, 3) uint8
-    now: np.ndarray  # (N, M, H, W, 3) uint8
-    before: np.ndarray  # (N, S)
-    truth: np.ndarray  # (N, M, S)
-
-    def pictures(self) -> Tensor:
-        """(N, M, 1, 2, H, W, 3) uint8: every moment beside the first picture."""
-        first = np.broadcast_to(self.first[:, None], self.now.shape)
-        return torch.from_numpy(np.stack([first, self.now], 2)[:, :, None])
-
-
-class Recorded:
-    """Real clips from canvas windows."""
-
-    def __init__(self, windows: Windows, rows: np.ndarray, cfg: VLMConfig) -> None:
-        self.windows, self.rows, self.cfg = windows, rows, cfg
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def draw(self, at: np.ndarray, rng: np.random.Generator, moments: int) -> Clips:
-        """Clips that end in or around the windows numbered ``at`` of ``rows``."""
-        rows = self.rows[at]
-        first, last = self.windows.episode_rows(rows)
-        begin = np.where(
-            rng.uniform(size=len(rows)) < 0.6, first, _between(rng, first[:, None], last[:, None], 1)[:, 0]
-        )
-        others = _between(rng, first[:, None], last[:, None], moments - 1)
-        now = np.sort(np.concatenate([rows[:, None], others], 1), 1)
-        kind = rng.uniform(size=len(rows))
-        now = np.where((kind < self.cfg.backwards)[:, None], now[:, ::-1], now)
-        frozen = (kind > 1 - self.cfg.frozen)[:, None]
-        now = np.where(frozen, begin[:, None], now)
-        (seen, before), (pictures, truth) = self.windows.newest(begin), self.windows.newest(now)
-        return Clips(seen, pictures, before, truth)
-
-
-class Dreamt:
-    """Imagined clips, labelled by what the recording says about the same moments."""
-
-    def __init__(self, model: WorldActionModel, windows: Windows, rows: np.ndarray, chunks: int) -> None:
-        self.windows = windows
-        known = [set(split_words(i)) <= set(model.text.cfg.words) for i in windows.instructions]
-        rows = rows[np.array(known)[windows.instruction_ids(rows)]]
-        bank = imagined(model, windows, rows, chunks=chunks)
-        order = np.argsort(bank.dream, kind="stable")
-        self.rows, self.dream = bank.rows[order], bank.dream[order]
-        self.now = self._decoded(model, (bank.latents[i] for i in order), len(order))
-        self.begun = rows
-        seen, _ = windows.newest(rows)
-        self.start = self._through(model, seen)
-        first, _ = windows.episode_rows(rows)
-        self.origin_row = first
-        self.origin = self._through(model, windows.newest(first)[0])
-        names, self.offset, self.length = np.unique(self.dream, return_index=True, return_counts=True)
-        self.of = np.searchsorted(names, self.dream)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def draw(self, at: np.ndarray, rng: np.random.Generator, moments: int) -> Clips:
-        """Clips around the imagined frames numbered ``at``."""
-        own = self.of[at]
-        low = self.offset[own]
-        high = low + self.length[own] - 1
-        others = _between(rng, low[:, None], high[:, None], moments - 1)
-        now = np.sort(np.concatenate([at[:, None], others], 1), 1)
-        dream = self.dream[at]
-        whole = rng.uniform(size=len(at)) < 0.5
-        first = np.where(whole[:, None, None, None], self.origin[dream], self.start[dream])
-        _, before = self.windows.newest(np.where(whole, self.origin_row[dream], self.begun[dream]))
-        return Clips(first, self.now[now], before, self.windows.newest(self.rows[now])[1])
-
-    @staticmethod
-    def _decoded(model: WorldActionModel, latents: Iterable[Tensor], n: int) -> np.ndarray:
-        out, part = [], []
-        for i, one in enumerate(latents):
-            part.append(one)
-            if len(part) == 256 or i == n - 1:
-                out.append(model.codec.decode(torch.stack(part).float().to(model.device)).cpu().numpy())
-                part = []
-        return np.concatenate(out)
-
-    @staticmethod
-    @torch.inference_mode()
-    def _through(model: WorldActionModel, frames: np.ndarray) -> np.ndarray:
-        """What a dream shows of its real first frame: it has gone through the codec."""
-        parts = []
-        for part in np.array_split(frames, max(1, len(frames) // 256)):
-            latents = model.codec.encode(torch.from_numpy(part).to(model.device))
-            parts.append(model.codec.decode(latents).cpu().numpy())
-        return np.concatenate(parts)
-
-
-class Rolled:
-    """Clips of imagined rollouts of policies, labelled by what the same actions did on the twin.
-
-    Where a dream is kinder than the world (a clumsy grasp that holds), this is what tells the judge.
-    """
-
-    def __init__(self, rollouts: Rollouts, cfg: VLMConfig) -> None:
-        self.rollouts, self.cfg = rollouts, cfg
-
-    def __len__(self) -> int:
-        return self.rollouts.films.shape[0] * (self.rollouts.films.shape[1] - 1)
-
-    def draw(self, at: np.ndarray, rng: np.random.Generator, moments: int) -> Clips:
-        """Clips around the imagined frames numbered ``at``."""
-        films, truths = self.rollouts.films, self.rollouts.truths
-        n, last = len(at), films.shape[1] - 1
-        which, when = at // last, at % last + 1
-        others = _between(rng, np.full((n, 1), 1), np.full((n, 1), last), moments - 1)
-        now = np.sort(np.concatenate([when[:, None], others], 1), 1)
-        begin = np.zeros(n, int)
-        back = rng.uniform(size=n) < self.cfg.backwards
-        begin[back], now[back] = last, last - now[back]
-        return Clips(films[which, begin], films[which[:, None], now], truths[which, begin], truths[which[:, None], now])
 
 
 class Sight(nn.Module):
@@ -254,7 +122,8 @@ def train_vlm(
     sight = Sight(vlm, vlm.pictures.grid(torch.zeros(1, 1, 1, 2, height, width, 3)))
     learner = nn.ModuleDict({"judge": vlm.model, "sight": sight})
     imagined_share = round(run.batch * cfg.dreamt) // len(both)
-    sources: list[Recorded | Dreamt | Rolled] = [Recorded(windows, train, cfg), *(seen for seen, _ in both)]
+    real = [Recorded(windows, rows, cfg.backwards, cfg.frozen) for rows in (train, held_out)]
+    sources: list[Recorded | Dreamt | Rolled] = [real[0], *(seen for seen, _ in both)]
     shares = [run.batch - imagined_share * len(both)] + [imagined_share] * len(both)
     orders = [WindowSampler(np.arange(len(s)), n, seed=run.seed) for s, n in zip(sources, shares, strict=True)]
 
@@ -269,9 +138,7 @@ def train_vlm(
         places = sight.loss(clips)
         return answers + cfg.sight * places, {"answers": answers.item(), "sight": places.item()}
 
-    held = {"real": Recorded(windows, held_out, cfg)} | {
-        "rollout" if isinstance(kept, Rolled) else "imagined": kept for _, kept in both
-    }
+    held = {"real": real[1]} | {"rollout" if isinstance(kept, Rolled) else "imagined": kept for _, kept in both}
 
     def evaluate(ema: nn.Module) -> dict[str, float]:
         judge = _judge_of(ema, vlm)
@@ -306,7 +173,7 @@ def _imagined(
         for at, n in ((first, cfg.rollouts), (first + cfg.rollouts, max(16, cfg.rollouts // 8))):
             seeds = list(range(at, at + n))
             with bar("rolling out for the judge") as tell:
-                rolled.append(Rolled(rollouts(model, dreamer, seeds, tell, kinds=kinds), cfg))
+                rolled.append(Rolled(rollouts(model, dreamer, seeds, tell, kinds=kinds), cfg.backwards))
         out.append((rolled[0], rolled[1]))
     if not out:
         raise ImagineError("vlm.dreams and vlm.rollouts are both 0, expected one of them; a judge must know dreams.")
@@ -325,37 +192,6 @@ def answer_loss(vlm: LocalVLM, pictures: Tensor, asks: list[list[Ask]], target: 
     yes, no = (vlm.tokenizer.convert_tokens_to_ids(w) for w in ("yes", "no"))
     wanted = torch.from_numpy(target).to(said)
     return -(wanted * said[..., yes] + (1 - wanted) * said[..., no]).mean()
-
-
-def questions(clips: Clips, rng: np.random.Generator, asked: int) -> tuple[list[list[Ask]], np.ndarray]:
-    """Draw ``asked`` questions at each moment of each clip, and their true answers (N, M * asked) in [0, 1]."""
-    n, moments = clips.truth.shape[:2]
-    before = np.broadcast_to(clips.before[:, None], clips.truth.shape)
-    done = np.stack([accomplished(before, clips.truth, t) for t in TASKS], -1)
-    far = np.stack([progress(before, clips.truth, t) for t in TASKS], -1)
-    there = np.stack([is_there(clips.before, t.colour) for t in TASKS], -1)
-    touch = np.stack([touched(clips.truth, t.colour) for t in TASKS], -1)
-    hold = np.stack([held(clips.truth, t.colour) for t in TASKS], -1)
-    alone = np.stack([left_alone(before, clips.truth, t) for t in TASKS], -1)
-    prompts, share = [p for p, _ in QUESTIONS], np.array([s for _, s in QUESTIONS])
-    truths = {"success": done, "progress": far, "holding": hold, "contact": touch, "safety": alone}
-    asks, target = [], np.zeros((n, moments * asked), np.float32)
-    for i in range(n):
-        row = []
-        for j in range(moments * asked):
-            m = j // asked
-            prompt = prompts[int(rng.choice(len(prompts), p=share))]
-            answer = truths[prompt.name][i, m]
-            weight = np.where(there[i], 1.0, 0.1) * np.where((far[i, m] > 0.4) & ~done[i, m], 3.0, 1.0)
-            if prompt is not PROGRESS:
-                wanted = rng.uniform() < 0.5
-                side = weight * (answer.astype(bool) == wanted)
-                weight = side if side.sum() > 0 else weight
-            t = int(rng.choice(len(TASKS), p=weight / weight.sum()))
-            row.append(Ask(prompt.fill(TASKS[t].instruction), m + 1, YES, NO))
-            target[i, j] = answer[t]
-        asks.append(row)
-    return asks, target
 
 
 def quality(judge: LocalVLM, clips: Clips, rng: np.random.Generator) -> dict[str, float]:
@@ -378,8 +214,3 @@ def quality(judge: LocalVLM, clips: Clips, rng: np.random.Generator) -> dict[str
     numbers |= {f"auroc_{f}": auroc(margin[family == f, 0], label[family == f]) for f in both}
     said = 1 / (1 + np.exp(-margin[:, 1]))
     return {**numbers, "progress_error": float(np.abs(said - far).mean()), "base_rate": float(label.mean())}
-
-
-def _between(rng: np.random.Generator, low: np.ndarray, high: np.ndarray, n: int) -> np.ndarray:
-    """(len(low), n) integers from low to high, both (N, 1), ends included."""
-    return low + (rng.uniform(size=(len(low), n)) * (high - low + 1)).astype(np.int64)
