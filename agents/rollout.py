@@ -24,6 +24,8 @@ class EpisodeRecord:
         success: judged by the world's own judge: the truth on the robot, the reward model in a dream.
         unbelievable: a dream that broke off because it could no longer be believed.
         hallucination: per chunk, normalised action units; empty on the robot.
+        rewards: per chunk; on the robot 1 where the task was done.
+        terms: per chunk, what the judge's reward is made of; empty on the robot.
         observations: per chunk, the observation the policy acted on, without batch axis.
         actions: per chunk, (K, A) float32, robot units.
         frames: (T, H, W, 3) uint8, first frame included; empty unless filming was asked for.
@@ -34,6 +36,8 @@ class EpisodeRecord:
     success: bool = False
     unbelievable: bool = False
     hallucination: list[float] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    terms: list[dict[str, float]] = field(default_factory=list)
     observations: list[dict[str, np.ndarray]] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     frames: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.uint8))
@@ -49,7 +53,10 @@ class Lanes(Protocol):
         ...
 
     def step(self, lanes: Sequence[int], actions: np.ndarray) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-        """One chunk in some lanes; observations and per-lane {success, done, unbelievable, hallucination, frames}."""
+        """One chunk in some lanes; observations and per-lane {success, done, reward, frames}.
+
+        A dream adds {unbelievable, hallucination, terms}.
+        """
         ...
 
 
@@ -69,9 +76,10 @@ class RealLanes:
         """See :class:`Lanes`."""
         seen, told = [], []
         for lane, action in zip(lanes, actions, strict=True):
-            obs, _, terminated, truncated, info = self.envs[lane].step(action)
+            obs, reward, terminated, truncated, info = self.envs[lane].step(action)
             seen.append(obs)
-            told.append({"success": terminated, "done": terminated or truncated, "frames": info["frames"]})
+            done = terminated or truncated
+            told.append({"success": terminated, "done": done, "reward": reward, "frames": info["frames"]})
         return _stack(seen), told
 
 
@@ -101,7 +109,9 @@ class DreamLanes:
                 "success": bool(outcome.terminated[i]),
                 "unbelievable": not outcome.believable[i],
                 "done": bool(outcome.terminated[i] or not outcome.believable[i] or self.chunks >= self.horizon),
+                "reward": float(outcome.reward[i]),
                 "hallucination": float(outcome.info["hallucination"][i]),
+                "terms": {k: float(v[i]) for k, v in outcome.info["reward_terms"].items()},
                 "frames": self.dream.frames(i) if self.film else None,
             }
             for i in lanes
@@ -114,7 +124,7 @@ def rollout(
     policy: Policy,
     seeds: Sequence[int],
     *,
-    policy_seed: int = 0,
+    policy_seed: int | Sequence[int] = 0,
     instruction: str | None = None,
     film: bool = False,
     canvas: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None,
@@ -127,7 +137,8 @@ def rollout(
         lanes: the world.
         policy: acts on batches of observations; its noise depends on (policy_seed, episode seed, chunk) alone.
         seeds: start seeds.
-        policy_seed: another one gives other draws of the same policy.
+        policy_seed: another one gives other draws of the same policy; or one per episode, so that several episodes from
+            one seed differ in what the policy draws and in nothing else.
         instruction: told to the policy instead of the start's own.
         film: keep every frame; needs ``canvas`` to turn an observation into its first frame.
         canvas: batched observations to (B, H, W, 3) uint8.
@@ -139,10 +150,12 @@ def rollout(
     """
     if not len(seeds):
         raise ImagineError("asked for 0 episodes, expected at least 1.")
+    draws = [policy_seed] * len(seeds) if isinstance(policy_seed, int) else [int(s) for s in policy_seed]
     records: list[EpisodeRecord] = []
     for begin in range(0, len(seeds), lanes.num_lanes):
-        group = [int(s) for s in seeds[begin : begin + lanes.num_lanes]]
-        records += _group(lanes, policy, group, policy_seed, instruction, canvas if film else None, keep)
+        own = slice(begin, begin + lanes.num_lanes)
+        group = [int(s) for s in seeds[own]]
+        records += _group(lanes, policy, group, draws[own], instruction, canvas if film else None, keep)
         if tell is not None:
             tell(len(records), len(seeds))
     return records
@@ -152,7 +165,7 @@ def _group(
     lanes: Lanes,
     policy: Policy,
     seeds: list[int],
-    policy_seed: int,
+    draws: list[int],
     instruction: str | None,
     canvas: Callable[[dict[str, np.ndarray]], np.ndarray] | None,
     keep: bool,
@@ -164,7 +177,7 @@ def _group(
     active = list(range(len(seeds)))
     chunk = 0
     while active:
-        noise = [(policy_seed * 1_000_003 + seeds[i]) * 1_009 + chunk for i in active]
+        noise = [(draws[i] * 1_000_003 + seeds[i]) * 1_009 + chunk for i in active]
         actions = policy.act(obs, noise)
         if keep:
             for row, i in enumerate(active):
@@ -175,8 +188,10 @@ def _group(
         for row, i in enumerate(active):
             records[i].success |= told[row]["success"]
             records[i].unbelievable |= told[row].get("unbelievable", False)
+            records[i].rewards.append(told[row]["reward"])
             if "hallucination" in told[row]:
                 records[i].hallucination.append(told[row]["hallucination"])
+                records[i].terms.append(told[row]["terms"])
             if canvas is not None:
                 film[i].append(told[row]["frames"])
             if not told[row]["done"]:

@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 
 from agents.rollout import DreamLanes, Lanes, RealLanes
+from agents.steer import SteerConfig, Steered, require_how
 from imagine.dream import Dream, DreamConfig
 from imagine.embodiment import Embodiment
 from imagine.env import EnvConfig, WorldModelEnv, WorldModelVectorEnv
 from imagine.model import WorldActionModel, resolve
-from imagine.starts import RobotStarts
+from imagine.starts import RobotStarts, Starts
 from imagine.text import split_words
 from imagine.types import ImagineError, Policy, RewardModel
 from policy.adapter import merged
 from policy.policy import JointPolicy, RandomPolicy
 from policy.robots.g1_table.env import G1TableEnv, TableRobot
 from policy.robots.g1_table.privileged import expert_chunk
+from policy.robots.g1_table.scene import COLOURS
+from policy.robots.g1_table.starts import draw_start
 from policy.robots.g1_table.tasks import FAMILIES, Task
 from rewards.endpoint import EndpointConfig, EndpointVLM
 from rewards.guards import Conjunction, GuardConfig
@@ -27,6 +30,7 @@ from rewards.latent import LatentJudge
 from rewards.progress import Potential
 from rewards.robometer import RobometerJudge
 from rewards.vlm import VLMJudge
+from rewards.watched import Watched
 
 from .limits import limits_of
 from .told import Told, ToldLanes
@@ -35,7 +39,8 @@ DEFAULT = "g1-table-tiny"
 JUDGE = "judge-tiny"
 MOST_NOISE = 2.0  # share of the first frame's sharpness by which another may be sharper; noise is by far more
 MOST_BLUR = 0.6  # share of the first frame's sharpness that may be lost
-ADAPTER = "improved"
+ADAPTERS = ("novice", "improved")
+"""Shipped beside the model: cloned from demonstrations that nobody filtered, and what it became in the dream."""
 HORIZON = 8  # chunks
 
 
@@ -83,6 +88,8 @@ def dream(
     judged_by: str | Path = JUDGE,
     guarded: bool = True,
     shaping: float | None = None,
+    watched_by: str | Path | None = None,
+    starts: Starts | None = None,
 ) -> Dream:
     """A dream of the table.
 
@@ -94,13 +101,22 @@ def dream(
         guarded: a judged success counts only if the dream follows the actions, is neither frozen nor blurred, and the
             commanded chunk keeps the robot's limits.
         shaping: discount of potential-based shaping by judged progress; None pays for success alone.
+        watched_by: a second judge without a say, reported as the term ``second``.
+        starts: where episodes begin; by default where the robot's do.
     """
-    starts = RobotStarts(TableRobot(model.body), model.body, families=families_of(model))
+    starts = starts or robot_starts(model)
     cfg = cfg or dream_config(folder)
     seer = judge(judged_by, folder, str(model.device))
     if guarded:
         seer = Conjunction(seer, guards(model.body, cfg))
+    if watched_by is not None:
+        seer = Watched(seer, judge(watched_by, folder, str(model.device)))
     return Dream(model, seer, starts, cfg, None if shaping is None else lambda lanes: Potential(lanes, shaping))
+
+
+def robot_starts(model: WorldActionModel) -> RobotStarts:
+    """What the robot at the table sees at the beginning, of the tasks that the model covers."""
+    return RobotStarts(TableRobot(model.body), model.body, families=families_of(model))
 
 
 def guards(body: Embodiment, cfg: DreamConfig) -> GuardConfig:
@@ -200,6 +216,31 @@ def lanes(
     return DreamLanes(dream(model, folder, judged_by=judged_by), n, horizon=HORIZON, film=film)
 
 
+def adapter_of(name: str, folder: str | Path) -> Path | None:
+    """The adapter folder behind a policy's name; None for the base.
+
+    Raises:
+        ImagineError: there is no such adapter.
+    """
+    if name == "base":
+        return None
+    path = resolve(folder) / name if name in ADAPTERS else Path(name)
+    if not (path / "adapter_config.json").is_file():
+        raise ImagineError(f"no adapter {name!r}; expected base, {', '.join(ADAPTERS)}, or the folder of one.")
+    return path
+
+
+def absent(model: WorldActionModel) -> Callable[[str, int], str]:
+    """Names, for an instruction and a start seed of the robot's, the same task for a block that is not on the table."""
+    known: dict[str, Any] = {"families": families_of(model), "colours": tuple(COLOURS), "blocks": 2, "home": False}
+
+    def other(instruction: str, seed: int) -> str:
+        task, present = Task.parse(instruction), draw_start(np.random.default_rng(seed), None, **known).colours
+        return Task(task.family, next(c for c in COLOURS if c not in present)).instruction
+
+    return other
+
+
 def policy(name: str, model: WorldActionModel, folder: str | Path, *, steps: int = 4) -> Policy:
     """A policy by name: base, improved, expert, random, or the folder of an adapter or a model.
 
@@ -210,7 +251,7 @@ def policy(name: str, model: WorldActionModel, folder: str | Path, *, steps: int
         return JointPolicy(model, steps=steps)
     if name in ("random", "expert"):  # the expert's lanes overrule whatever is said
         return RandomPolicy(model.body.action_low, model.body.action_high, model.body.chunk_actions)
-    path = resolve(folder) / ADAPTER if name == "improved" else Path(name)
+    path = adapter_of(name, folder) or Path(name)
     if (path / "adapter_config.json").is_file():
         return JointPolicy(merged(model, path), steps=steps)
     if (path / "config.json").is_file():
@@ -219,3 +260,39 @@ def policy(name: str, model: WorldActionModel, folder: str | Path, *, steps: int
             raise ImagineError(f"policy {name} is for embodiment {other.body.name!r}, expected {model.body.name!r}.")
         return JointPolicy(other, steps=steps)
     raise ImagineError(f"no policy {name!r}; expected base, improved, expert, random, or an adapter or model folder.")
+
+
+_policy = policy  # below, the name is taken
+
+
+def make_steered_vector_env(
+    num_envs: int = 1,
+    *,
+    model: str | Path = DEFAULT,
+    policy: str = "base",
+    how: str = "noise",
+    slow: int = 3,
+    limit: float = 3.0,
+    reach: float = 0.5,
+    judge: str | Path = "latent",
+    guarded: bool = True,
+    shaping: float | None = None,
+    device: str = "cpu",
+    horizon: int = 4,
+    **kwargs: Any,
+) -> WorldModelVectorEnv:
+    """``gymnasium.make_vec("imagine/G1TableLatent-v0", num_envs=N)``: latents to observe, a policy to steer.
+
+    ``policy`` is one of :func:`policy` that denoises; ``how``, ``slow``, ``limit`` and ``reach`` are those of
+    :class:`agents.steer.SteerConfig`, and all else is as for :func:`make_dream_vector_env`.
+
+    Raises:
+        ImagineError: the policy has no noise to steer, or an option is out of range.
+    """
+    cfg = SteerConfig(how=require_how(how), slow=slow, limit=limit, reach=reach)
+    mind = WorldActionModel.from_pretrained(model, device=device)
+    acts = _policy(policy, mind, model)
+    if not isinstance(acts, JointPolicy):
+        raise ImagineError(f"policy {policy!r} cannot be steered, expected base, {', '.join(ADAPTERS)}, or a folder.")
+    world = Steered(dream(mind, model, judged_by=judge, guarded=guarded, shaping=shaping), acts, cfg)
+    return WorldModelVectorEnv(world, num_envs, cfg=EnvConfig(horizon=horizon), **kwargs)

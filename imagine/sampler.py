@@ -30,6 +30,15 @@ class Velocity(Protocol):
         ...
 
 
+Transition = Callable[[int, Tensor, Tensor, float, float], Tensor]
+"""One move of one modality: (step, x, velocity, sigma now, sigma next) to the next x."""
+
+
+def euler(step: int, x: Tensor, velocity: Tensor, sigma: float, to: float) -> Tensor:
+    """Along the probability-flow ODE: x + (to - sigma) velocity."""
+    return x + (to - sigma) * velocity
+
+
 def draw_noise(
     shape: tuple[int, ...], n: int, seeds: Sequence[int] | None, generator: torch.Generator | None
 ) -> Tensor:
@@ -55,9 +64,10 @@ def sample(
     noise: Chunk | None = None,
     temperature: float = 1.0,
     cache: Any = None,
+    move: Transition = euler,
     callback: Callable[[int, Chunk], None] | None = None,
 ) -> Chunk:
-    """Answer one question about a batch of contexts by Euler integration along its path in the noise square.
+    """Answer one question about a batch of contexts by integration along its path in the noise square.
 
     Args:
         model: gives velocities.
@@ -72,6 +82,7 @@ def sample(
         temperature: scale of the drawn noise; below 1 answers crowd round the likely ones, above 1 they spread.
         noise: the initial noise itself (any missing modality is drawn); RL in noise space steers with it.
         cache: what ``model.prefill(context)`` returned, if the caller asks several questions of one context.
+        move: how a modality gets from one level to the next; stochastic ones keep the marginals and let RL explore.
         callback: called after each step with (step, chunk so far).
 
     Returns:
@@ -115,7 +126,7 @@ def sample(
         sigma = NoiseLevels(video=ones * levels["video"][k], action=ones * levels["action"][k])
         v = model.velocity(chunk, sigma, context, cache)
         moved = {
-            n: getattr(chunk, n) + (levels[n][k + 1] - levels[n][k]) * getattr(v, n)
+            n: move(k, getattr(chunk, n), getattr(v, n), levels[n][k], levels[n][k + 1])
             for n in paths
             if x[n] is not None and levels[n][k] != levels[n][k + 1]
         }

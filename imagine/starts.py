@@ -54,8 +54,23 @@ class RobotStarts:
         return Start(canvas, seen["proprio"], unpack_instruction(seen["instruction"]), f"seed-{seed}")
 
 
+class MixedStarts:
+    """A share of the seeds starts elsewhere; which seeds do is a function of the seed alone."""
+
+    def __init__(self, usual: Starts, other: Starts, share: float):
+        """``share`` in [0, 1] of the seeds go to ``other``."""
+        self.usual, self.other, self.share = usual, other, share
+
+    def __call__(self, seed: int, options: Mapping[str, Any]) -> Start:
+        """The start of one or the other."""
+        elsewhere = np.random.default_rng([seed, 5]).uniform() < self.share
+        return (self.other if elsewhere else self.usual)(seed, options)
+
+
 class DatasetStarts:
-    """Starts are frames of recorded episodes: their first ones, or with ``anywhere`` any frame that has a successor."""
+    """Starts are frames of recorded episodes: their first ones, or with ``anywhere`` any frame from which the task is
+    still to be done and that has a successor.
+    """
 
     def __init__(self, dataset: LeRobotDataset, body: Embodiment, cache: str | Path, *, anywhere: bool = False):
         """Decode the dataset's canvases into ``cache`` once.
@@ -65,11 +80,14 @@ class DatasetStarts:
         """
         self.windows = Windows(build_cache(dataset, body, None, cache), body, context_frames=1, in_memory=False)
         self.rows = self.windows.rows("all")
-        if not anywhere:
-            first = np.unique(self.windows.batch(self.rows).episode.numpy(), return_index=True)[1]
-            self.rows = self.rows[first]
+        if anywhere:
+            self.rows = self.rows[~self.windows.succeeded(self.rows)]
+        else:
+            self.rows = np.unique(self.windows.episode_rows(self.rows)[0])
         if not len(self.rows):
-            raise DatasetError(f"dataset {dataset.root} has no episode of at least two frames to start from.")
+            raise DatasetError(
+                f"dataset {dataset.root} has no frame to start from: each lacks a successor or shows the task done."
+            )
 
     def __call__(self, seed: int, options: Mapping[str, Any]) -> Start:
         """Pick a row by seed."""

@@ -12,12 +12,10 @@ import torch
 from test_dream import SeededStarts, chunks
 
 from agents.evaluate import evaluate
-from agents.finetune.filtered_bc import BCConfig, filtered_bc
 from agents.planner import BestOfN, DreamScorer
-from agents.rollout import DreamLanes, EpisodeRecord, rollout
+from agents.rollout import DreamLanes, rollout
 from agents.statistics import decibel_gain, mean_interval, paired_difference, success_rate
 from imagine.dream import Dream, DreamConfig
-from imagine.fit import FitConfig
 from imagine.model import WorldActionModel
 from imagine.types import (
     CheckpointMismatch,
@@ -29,7 +27,7 @@ from imagine.types import (
     ShapeError,
     pack_instruction,
 )
-from policy.adapter import merged, weights_hash
+from policy.adapter import merged
 from policy.policy import JointPolicy, RandomPolicy
 from rewards.latent import HeadConfig, JudgeConfig, LatentJudge
 
@@ -223,44 +221,7 @@ def test_an_empty_candidate_set_is_refused(tiny_model: WorldActionModel) -> None
         DreamScorer(tiny_model, FarRight(0.5))(context, torch.zeros(2, 0, 4, 2), context, ["push"] * 2)
 
 
-# ---------------------------------------------------------------------- fine-tuning
-def records(n: int, success: bool) -> list[EpisodeRecord]:
-    made = []
-    for i in range(n):
-        obs = {k: v[0] for k, v in observation(1, seed=i).items()}
-        made.append(
-            EpisodeRecord(
-                i, "push the red bowl", success, observations=[obs], actions=[np.full((4, 2), 0.3, np.float32)]
-            )
-        )
-    return made
-
-
-def test_filtered_bc_moves_the_policy_towards_successes_and_leaves_the_base_alone(
-    tiny_model: WorldActionModel, tmp_path: Path
-) -> None:
-    before = weights_hash(tiny_model)
-    fit = FitConfig(
-        steps=60, batch=16, lr=1e-2, warmup=5, weight_decay=0, ema=0.9, mixed_precision="no", eval_every=10**9
-    )
-    folder = filtered_bc(tiny_model, records(6, True) + records(2, False), BCConfig(rank=4, fit=fit), tmp_path)
-    assert weights_hash(tiny_model) == before, "the dream's weights moved"
-    better = merged(tiny_model, folder)
-    assert weights_hash(tiny_model) == before and weights_hash(better) != before
-    obs = {k: np.concatenate([v[k] for v in [observation(1, seed=i) for i in range(6)]]) for k in observation(1)}
-    error = [np.abs(JointPolicy(m).act(obs, range(6)) - 0.3).mean() for m in (tiny_model, better)]
-    assert error[1] < 0.6 * error[0]
-
-
-def test_nothing_to_imitate_is_said(tiny_model: WorldActionModel, tmp_path: Path) -> None:
-    with pytest.raises(ImagineError, match="none of 3 imagined episodes"):
-        filtered_bc(tiny_model, records(3, False), BCConfig(), tmp_path)
-    doubted = records(1, True)
-    doubted[0].unbelievable = True
-    with pytest.raises(ImagineError, match="nothing to imitate"):
-        filtered_bc(tiny_model, doubted, BCConfig(), tmp_path)
-
-
+# ---------------------------------------------------------------------- adapters
 def test_an_adapter_for_another_network_is_refused(tiny_model: WorldActionModel, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -102,9 +102,11 @@ def test_fidelity(tmp_path: Path) -> None:
 
 
 def test_improve_then_use_the_adapter(tmp_path: Path) -> None:
-    words = ["--episodes", "16", "--lanes", "16", "--candidates", "2", "--steps", "4", "--test-episodes", "2"]
-    got = run("improve", *words, "--out", str(tmp_path / "run"))
-    assert {"before", "after", "imagined_chunks", "seconds"} <= got.keys()
+    small = ["--set", "updates=1,groups=2,last_horizon=2", "--lanes", "16", "--watch-starts", "4"]
+    got = run("improve", *small, "--test-episodes", "2", "--out", str(tmp_path / "run"))
+    assert {"before", "after", "imagined_chunks", "imagined_gain", "seconds"} <= got.keys()
+    assert {"return", "second_judge", "kl", "floor", "final_judge_gap"} <= got["curve"][0].keys()
+    assert "Improved in the dream" in (tmp_path / "run" / "report.html").read_text()
     adapter = str(tmp_path / "run" / "adapter")
     again = run("evaluate", "--policy", adapter, "--episodes", "2", "--out", str(tmp_path / "again"))
     assert again["success_rate"] == got["after"]["success_rate"]
@@ -127,7 +129,13 @@ def test_rollout_films(tmp_path: Path) -> None:
         (["rollout", "--instruction", "nimm den roten block"], "never heard"),
         (["plan", "--candidates", "0"], "expected at least 1"),
         (["plan", "--policy", "random"], "cannot propose"),
-        (["improve", "--seed", "900000"], "overlap"),
+        (["improve", "--test-seed", "800000"], "overlap"),
+        (["improve", "--watched-by", "judge-tiny"], "cannot watch itself"),
+        (["improve", "--policy", "nobody"], "no adapter 'nobody'"),
+        (["improve", "--preset", "ppo"], "no preset 'ppo'"),
+        (["improve", "--set", "grpo.kernel.kind=ode", "--preset", "grpo"], "no random move"),
+        (["clone", "--dataset", "/nowhere"], "nowhere"),
+        (["collect", "--failures", "2"], "expected a share"),
         (["train", "--dataset", "/nowhere"], "nowhere"),
     ],
 )

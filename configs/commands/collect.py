@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from imagine.types import ImagineError
+from policy.robots.g1_table.episodes import FAILURE_SHARE
 
 from ..runfolder import RunFolder
 from .common import Common, Folder, Words, console
@@ -25,6 +26,7 @@ class Args(Common):
         families: tasks to record, all that the twin knows when empty.
         colours: colours of the blocks, all when empty.
         blocks: how many blocks lie on the table.
+        failures: share of deliberate failures among the episodes.
     """
 
     out: Folder = Path("datasets/g1")
@@ -33,6 +35,7 @@ class Args(Common):
     families: Words = ()
     colours: Words = ()
     blocks: int = 2
+    failures: float = FAILURE_SHARE
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -48,12 +51,16 @@ def run(args: Args) -> dict[str, Any]:
     for name in ("episodes", "workers", "blocks"):
         if getattr(args, name) < 1:
             raise ImagineError(f"--{name} is {getattr(args, name)}, expected at least 1")
+    if not 0 <= args.failures <= 1:
+        raise ImagineError(f"--failures is {args.failures}, expected a share from 0 to 1")
     from agents.collect import collect
     from policy.robots.g1_table.truth import NAMES
 
     out = args.out or Path("datasets/g1")
     given = {"families": args.families, "colours": args.colours}
     options: dict[str, Any] = {"blocks": args.blocks} | {name: words for name, words in given.items() if words}
+    if args.failures != FAILURE_SHARE:
+        options["failure_share"] = args.failures
     folder = RunFolder(out / "run", {"seed": args.seed, **options})
     console.print(f"recording {args.episodes} episodes into {out}")
     names = {"observation.environment_state": NAMES}

@@ -1,123 +1,163 @@
-"""``imagine improve``: act in the dream, keep what is judged a success, imitate it; then prove it in the real world."""
+"""``imagine improve``: reinforcement learning inside the dream; then the proof in the real world."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from imagine.types import ImagineError
 
 from ..runfolder import RunFolder
-from .common import Common, console
-from .worlds import bar
+from .common import Common, Words, console
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Common):
-    """Improve a policy inside the dream by filtered behaviour cloning.
+    """Improve a policy inside the dream, without a single real episode.
 
     Attributes:
-        model: a shipped model's name, a folder, or a hub id.
-        episodes: imagined episodes to learn from; episode i starts from seed SEED + i.
-        seed: first start seed; those of the evaluation are never used here.
-        candidates: chunks imagined per decision while collecting; the best judged one is done.
-        judge: who says which dreams succeeded; as for ``imagine evaluate``.
+        model: a shipped model's name, a folder, or a hub id; it dreams, and does not change.
+        policy: what to improve: base, novice, improved, or the folder of an adapter.
+        preset: algorithm and settings, a YAML file or the name of one in configs/: filtered-bc, awr, nft, grpo,
+            grpo-sde.
+        set: changes to the preset, as updates=20; several joined by commas.
+        judge: who rewards: a shipped judge's name, latent, a folder or hub id, or http://HOST/v1#MODEL.
+        watched_by: a second judge without a say, of another architecture; training stops when the two drift apart.
+        watch_starts: held-out starts of every look for exploitation.
+        unguarded: reward whatever the judge calls a success, at no cost of doubt, halt nothing and watch nothing.
+        doubt_cost: reward lost per unit of doubt, every chunk.
+        starts: LeRobot dataset whose frames, at any moment of an episode, also serve as starts.
+        midway: share of starts taken from there.
         lanes: imagined episodes side by side.
-        steps: fine-tuning steps.
-        lr: learning rate of the adapter.
         test_episodes: real episodes before and after, on the same starts; 0 leaves the proof out.
-        test_seed: first start seed of the proof.
+        test_seed: first start seed of the proof; none of them is learnt from.
     """
 
     model: str = "g1-table-tiny"
-    episodes: int = 256
-    seed: int = 800_000
-    candidates: int = 8
+    policy: str = "novice"
+    preset: str = "nft"
+    set: Words = ()
     judge: str = "judge-tiny"
-    lanes: int = 32
-    steps: int = 300
-    lr: float = 3e-4
-    test_episodes: int = 100
+    watched_by: str = "latent"
+    watch_starts: int = 32
+    unguarded: bool = False
+    doubt_cost: float = 0.1
+    starts: str = ""
+    midway: float = 0.25
+    lanes: int = 64
+    test_episodes: int = 200
     test_seed: int = 900_000
 
 
 def run(args: Args) -> dict[str, Any]:
-    """Improve; the adapter is written to ``adapter/`` of the run folder. Resumes after a kill.
+    """Improve; the adapter is written to ``adapter/`` of the run folder. Killed, it goes on when run again.
 
     Raises:
-        ImagineError: an option is out of range, starts overlap those of the proof, or no dream succeeded.
+        ImagineError: an option is out of range, starts overlap those of the proof, or something cannot be had.
     """
-    for name in ("episodes", "candidates", "lanes", "steps"):
-        if getattr(args, name) < 1:
-            raise ImagineError(f"--{name} is {getattr(args, name)}, expected at least 1.")
-    if args.seed < args.test_seed + args.test_episodes and args.test_seed < args.seed + args.episodes:
-        raise ImagineError(
-            f"seeds {args.seed} to {args.seed + args.episodes - 1} to learn from overlap those of the proof "
-            f"(from {args.test_seed}); choose another --seed."
-        )
+    from agents.finetune.improve import ImproveConfig
     from imagine.model import WorldActionModel
-    from policy.adapter import weights_hash
 
+    from ..load import load
+
+    cfg = load(ImproveConfig, args.preset, args.set).model_copy(update={"seed": args.seed})
+    _check(args, cfg)
     model = WorldActionModel.from_pretrained(args.model)
     folder = RunFolder.of("improve", args)
-    begin, frozen = time.time(), weights_hash(model)
-    answer: dict[str, Any] = learn(args, model, folder.path)
-    if weights_hash(model) != frozen:
-        raise AssertionError("the weights of the dream moved while the policy learnt")
-    answer["seconds"] = round(time.time() - begin, 1)
+    folder.write_text("recipe.yaml", _yaml(cfg))
+    answer = learn(args, cfg, model, folder.path)
     if args.test_episodes:
-        answer |= prove(args, model, str(folder / "adapter"))
+        from .improve_report import prove, write_report
+
+        proof = prove(args, model, folder)
+        answer |= proof.numbers
+        write_report(args, cfg, model, folder, answer, proof)
+        answer["report"] = str(folder / "report.html")
     folder.save_metrics(answer)
     return answer
 
 
-def learn(args: Args, model: Any, folder: Any) -> dict[str, Any]:
-    """Dream, filter, imitate; returns how much was imagined and kept."""
-    from agents.finetune.filtered_bc import BCConfig, filtered_bc, keep
-    from agents.planner import BestOfN, DreamScorer
-    from agents.rollout import rollout
-    from imagine.model import resolve
-    from policy.policy import JointPolicy
-    from rewards.latent import LatentJudge
+def learn(args: Args, cfg: Any, model: Any, folder: Path) -> dict[str, Any]:
+    """Dream and learn; returns what it came to, with the curve of every update."""
+    from agents.finetune.improve import Improver
+    from agents.rollout import DreamLanes
+    from imagine.dream import Dream
+    from policy.adapter import weights_hash
 
     from .. import build
+    from ..monitor import Monitor, MonitorConfig
 
-    policy: Any = JointPolicy(model)
-    if args.candidates > 1:
-        policy = BestOfN(policy, DreamScorer(model, LatentJudge.load(resolve(args.model))), args.candidates)
-    seeds = range(args.seed, args.seed + args.episodes)
-    with bar("dreaming") as tell:
-        dreams = build.lanes("imagined", model, args.model, args.lanes, judged_by=args.judge)
-        records = rollout(dreams, policy, seeds, keep=True, tell=tell)
-    good = keep(records)
-    console.print(f"{len(good)} of {len(records)} imagined episodes were judged successes")
-    cfg = BCConfig()
-    cfg = cfg.model_copy(update={"fit": cfg.fit.model_copy(update={"steps": args.steps, "lr": args.lr})})
-    filtered_bc(model, records, cfg, folder)
-    chunks = sum(len(r.actions) for r in records)
+    begin, frozen = time.time(), weights_hash(model)
+    dream, looks = _dream(args, model, folder), MonitorConfig(starts=args.watch_starts)
+    lanes, monitor = DreamLanes(dream, args.lanes), None
+    if not args.unguarded:
+        other = DreamLanes(Dream(model, dream.judge, build.robot_starts(model), dream.cfg), looks.starts)
+        monitor = Monitor(other, build.absent(model), looks)
+    run = Improver(model, lanes, cfg, folder, monitor=monitor, start=build.adapter_of(args.policy, args.model))
+    from imagine.fit import progress
+
+    with progress("improve", cfg.updates, run.update) as tell:
+        adapter = run.run(lambda done, numbers: tell(done, _short(numbers), None))
+    if weights_hash(model) != frozen:
+        raise AssertionError("the weights of the dream moved while the policy learnt")
+    if run.alarm:
+        console.print(f"[yellow]{run.alarm}[/yellow]")
+    chunks = sum(row.get("chunks", 0) for row in run.curve)
     return {
-        "imagined_episodes": len(records),
-        "imagined_successes": len(good),
-        "imagined_chunks": chunks * args.candidates,
+        "adapter": str(adapter),
+        "algorithm": cfg.algorithm,
+        "updates": run.update,
+        "imagined_episodes": run.update * cfg.groups * cfg.members,
+        "imagined_chunks": int(chunks),
+        "alarm": run.alarm,
+        "seconds": round(time.time() - begin, 1),
+        "curve": run.curve,
     }
 
 
-def prove(args: Args, model: Any, adapter: str) -> dict[str, Any]:
-    """Real success before and after, on the same starts, and their paired difference."""
-    from agents.evaluate import evaluate
-    from agents.statistics import paired_difference
+def _dream(args: Args, model: Any, folder: Path) -> Any:
+    from imagine.data.lerobot import LeRobotDataset
+    from imagine.starts import DatasetStarts, MixedStarts
 
     from .. import build
 
-    seeds = range(args.test_seed, args.test_seed + args.test_episodes)
-    lanes = build.lanes("real", model, args.model, 16)
-    answer, outcomes = {}, {}
-    for name, policy in {"before": "base", "after": adapter}.items():
-        with bar(f"real world, {name}") as tell:
-            result, records = evaluate(
-                lanes, build.policy(policy, model, args.model), seeds, task_of=build.task_of, tell=tell
-            )
-        answer[name], outcomes[name] = result, [r.success for r in records]
-    gain = paired_difference(outcomes["after"], outcomes["before"])
-    return {**answer, "gain": {"value": gain.value, "ci_low": gain.low, "ci_high": gain.high, "n": gain.n}}
+    starts: Any = build.robot_starts(model)
+    if args.starts:
+        recorded = LeRobotDataset.open(Path(args.starts))
+        starts = MixedStarts(starts, DatasetStarts(recorded, model.body, folder / "starts", anywhere=True), args.midway)
+    cfg = build.dream_config(args.model).model_copy(update={"doubt_cost": args.doubt_cost, "tile": 0, "autocast": True})
+    if args.unguarded:
+        cfg = cfg.model_copy(update={"doubt_cost": 0.0, "hallucination_limit": None})
+    guarded = not args.unguarded
+    return build.dream(
+        model, args.model, cfg, judged_by=args.judge, guarded=guarded, watched_by=args.watched_by, starts=starts
+    )
+
+
+def _check(args: Args, cfg: Any) -> None:
+    for name, least in (("lanes", 1), ("watch_starts", 1), ("test_episodes", 0), ("doubt_cost", 0), ("midway", 0)):
+        if getattr(args, name) < least:
+            raise ImagineError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least {least}.")
+    if args.midway > 1:
+        raise ImagineError(f"--midway is {args.midway}, expected a share from 0 to 1.")
+    if args.watched_by == args.judge:
+        raise ImagineError(f"--watched-by is {args.judge} like --judge; a judge cannot watch itself, name another.")
+    first, last = cfg.start_seeds()
+    if first < args.test_seed + args.test_episodes and args.test_seed <= last:
+        raise ImagineError(
+            f"start seeds {first} to {last} to learn from overlap those of the proof (from {args.test_seed}); "
+            "choose another first_seed."
+        )
+
+
+def _short(numbers: dict[str, float]) -> dict[str, float]:
+    shown = ("horizon", "return", "success", "second_judge", "doubt", "kl", "held_out_success", "floor", "judge_gap")
+    return {k: numbers[k] for k in shown if k in numbers}
+
+
+def _yaml(cfg: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)

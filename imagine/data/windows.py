@@ -198,6 +198,11 @@ class Windows:
         now = self._tick_start[self._row_episode[rows]] + self._row_frame[rows] * self.embodiment.frame_stride
         return np.asarray(self._a["tick_task"][now], np.int64)
 
+    def succeeded(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) bool, had each row's task been done at "now"?"""
+        now = self._tick_start[self._row_episode[rows]] + self._row_frame[rows] * self.embodiment.frame_stride
+        return np.asarray(self._a["tick_success"][now], bool)
+
     def __getitem__(self, row: int) -> WindowBatch:
         return self.batch(np.array([row]))
 

@@ -75,6 +75,7 @@ def episode(
     camera_hz: int = 5,
     renderer: str = "ray",
     seconds: float = 4.8,
+    failure_share: float = FAILURE_SHARE,
 ) -> Episode:
     """Record one episode.
 
@@ -86,10 +87,13 @@ def episode(
         camera_hz: frames per second; divides 30.
         renderer: ``ray`` or ``egl``.
         seconds: longest; it ends 0.8 s after the last task is done.
+        failure_share: chance that the episode is a deliberate failure.
 
     Raises:
         ImagineError: an argument is out of range.
     """
+    if not 0 <= failure_share <= 1:
+        raise ImagineError(f"failure_share is {failure_share}, expected 0 to 1.")
     if camera_hz < 1 or CONTROL_HZ % camera_hz:
         raise ImagineError(f"camera_hz is {camera_hz}, expected a divisor of {CONTROL_HZ}.")
     if renderer not in _WORLDS:
@@ -97,7 +101,7 @@ def episode(
     world = _WORLDS[renderer]
     world.reset(seed, families=families, colours=colours, blocks=blocks)
     rng = np.random.default_rng([seed, 1])
-    plan = _draw_plan(rng, round(seconds * CONTROL_HZ), blocks)
+    plan = _draw_plan(rng, round(seconds * CONTROL_HZ), blocks, failure_share)
     rows = _record(world, rng, plan, families, CONTROL_HZ // camera_hz)
     return rows.episode(plan.mode, seed)
 
@@ -126,8 +130,8 @@ def _record(world: G1Table, rng: np.random.Generator, plan: _Plan, families: Seq
     return rows
 
 
-def _draw_plan(rng: np.random.Generator, ticks: int, blocks: int) -> _Plan:
-    mode = MODES[int(rng.integers(len(MODES)))] if rng.uniform() < FAILURE_SHARE else "none"
+def _draw_plan(rng: np.random.Generator, ticks: int, blocks: int, failures: float) -> _Plan:
+    mode = MODES[int(rng.integers(len(MODES)))] if rng.uniform() < failures else "none"
     if mode == "wrong" and blocks == 1:
         mode = "miss"
     switch = int(rng.integers(10, max(11, min(ticks - 45, 75))))

@@ -1,0 +1,197 @@
+"""What a policy lived through in the dream: groups of episodes from one start under one dream noise.
+
+Members of a group differ in nothing but what the policy drew, so that the difference of their returns is the policy's
+doing and not the world's (common random numbers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imagine.model import WorldActionModel
+from imagine.questions import POLICY
+from imagine.sampler import draw_noise, sample
+from imagine.types import Chunk, Context, NoiseLevels, _Batched
+from policy.policy import JointPolicy
+
+from ..rollout import DreamLanes, EpisodeRecord, Tell, rollout
+from .kernel import FlowKernel, Moves
+
+Baseline = Literal["group", "batch"]
+
+
+@dataclass(frozen=True)
+class Decisions(_Batched):
+    """R moments at which the policy chose a chunk.
+
+    Attributes:
+        context: what it saw.
+        chain: (R, S + 1, K, A) float32, normalised: from the noise it drew to the chunk it carried out.
+        advantage: (R,) float32, of the decision's episode.
+        success: (R,) float32, 1 where the episode was judged a success in a dream believed to its end.
+        episode: (R,) int64, which episode.
+    """
+
+    context: Context
+    chain: Tensor
+    advantage: Tensor
+    success: Tensor
+    episode: Tensor
+
+    def __len__(self) -> int:
+        return len(self.episode)
+
+    def _map(self, change):  # type: ignore[no-untyped-def]
+        return replace(super()._map(change), context=self.context._map(change))
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Episodes, and the decisions they are made of.
+
+    Attributes:
+        records: E episodes.
+        group: (E,) int64, those of one start have one number.
+        returns: (E,) float64, discounted.
+        decisions: R of them.
+    """
+
+    records: list[EpisodeRecord]
+    group: np.ndarray
+    returns: np.ndarray
+    decisions: Decisions
+
+    def numbers(self) -> dict[str, float]:
+        """What is worth a curve."""
+        worst = [max(r.hallucination) for r in self.records]
+        return {
+            "return": float(self.returns.mean()),
+            "success": float(np.mean([r.success for r in self.records])),
+            "second_judge": float(second_verdicts(self.records).mean()),
+            "doubt": float(np.mean([h for r in self.records for h in r.hallucination])),
+            "worst_doubt": float(np.mean(worst)),
+            "unbelievable": float(np.mean([r.unbelievable for r in self.records])),
+            "chunks": float(sum(len(r.rewards) for r in self.records)),
+        }
+
+
+def second_verdicts(records: Sequence[EpisodeRecord]) -> np.ndarray:
+    """(E,) bool, episodes that the second judge calls a success at any chunk; False where none watches."""
+    return np.array([any(t.get("second", 0) > 0 for t in r.terms) for r in records])
+
+
+class Explorer:
+    """A ``Policy`` that explores with a kernel and remembers how each chunk came about."""
+
+    def __init__(self, model: WorldActionModel, kernel: FlowKernel, steps: int) -> None:
+        self.model, self.kernel, self.steps = model, kernel, steps
+        self.reader = JointPolicy(model, steps=steps)
+        self.asked: list[tuple[Context, Tensor]] = []
+
+    @torch.inference_mode()
+    def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
+        """See :class:`imagine.types.Policy`."""
+        assert seeds is not None
+        context, own = self.reader.context(observation), [int(s) for s in seeds]
+        noise = draw_noise(self.model.chunk_shapes["action"], len(own), [s * 3 + 2 for s in own], None)
+        chain = [noise.to(context.video)]
+        sample(
+            self.model, POLICY, context, steps=self.steps, noise=Chunk(action=chain[0]), move=Moves(self.kernel, own),
+            callback=lambda _, chunk: chain.append(chunk.action),  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.asked.append((context, torch.stack(chain, 1)))
+        return self.model.restore_action(chain[-1]).cpu().numpy()
+
+    def reset(self, lanes: np.ndarray | None = None) -> None:
+        """Nothing to forget."""
+
+
+def gather(
+    lanes: DreamLanes,
+    model: WorldActionModel,
+    kernel: FlowKernel,
+    seeds: Sequence[int],
+    members: int,
+    *,
+    draw: int,
+    steps: int = 4,
+    discount: float = 0.9,
+    baseline: Baseline = "batch",
+    tell: Tell | None = None,
+) -> Experience:
+    """Roll out a group of episodes from every seed.
+
+    Args:
+        lanes: the dream.
+        model: the policy.
+        kernel: how it explores.
+        seeds: one per group; each chooses start and dream noise.
+        members: episodes per group.
+        draw: another one gives other draws of the policy.
+        steps: denoising steps of the policy.
+        discount: per chunk.
+        baseline: what an episode's return is compared with; see :func:`advantages`.
+        tell: progress.
+    """
+    explorer = Explorer(model, kernel, steps)
+    starts = np.repeat(np.asarray(seeds, np.int64), members)
+    draws = [draw * 10_007 + i % members for i in range(len(starts))]
+    records = rollout(lanes, explorer, starts.tolist(), policy_seed=draws, tell=tell)
+    returns = np.array([sum(discount**t * r for t, r in enumerate(record.rewards)) for record in records])
+    group = np.repeat(np.arange(len(seeds)), members)
+    better = advantages(returns, group if baseline == "group" else np.zeros_like(group))
+    return Experience(records, group, returns, _decisions(explorer, records, lanes.num_lanes, better))
+
+
+def _decisions(explorer: Explorer, records: list[EpisodeRecord], lanes: int, advantage: np.ndarray) -> Decisions:
+    """Match what the explorer was asked, lanes in order, chunk after chunk, with the episodes."""
+    episode: list[int] = []
+    for begin in range(0, len(records), lanes):
+        own = range(begin, min(begin + lanes, len(records)))
+        for chunk in range(max(len(records[i].rewards) for i in own)):
+            episode += [i for i in own if len(records[i].rewards) > chunk]
+    context = Context(*(torch.cat([getattr(c, f) for c, _ in explorer.asked]) for f in ("video", "proprio", "text")))
+    good = np.array([r.success and not r.unbelievable for r in records])
+    at = torch.tensor(episode)
+    made = Decisions(
+        context=context,
+        chain=torch.cat([chain for _, chain in explorer.asked]),
+        advantage=torch.from_numpy(advantage).float()[at],
+        success=torch.from_numpy(good).float()[at],
+        episode=at,
+    )
+    return made._map(torch.clone)  # out of inference mode
+
+
+def advantages(returns: np.ndarray, group: np.ndarray, least: float = 0.05) -> np.ndarray:
+    """(E,) returns less their group's mean, over its standard deviation; 0 throughout a group without spread.
+
+    A group whose members all failed (or all succeeded at once) still differs a little in the cost of doubt; blown up to
+    unit spread that would teach to please the doubt, so a spread below ``least`` counts as none.
+
+    With the whole batch as one group a success counts the same from every start. Within groups of one start a rare
+    success counts most, and from a hard start a rare success is often the judge's mistake.
+
+    Source: GRPO, arXiv:2402.03300, equation 4; groups without spread are dropped as in DAPO, arXiv:2503.14476.
+    """
+    out = np.zeros(len(returns))
+    for g in np.unique(group):
+        own = group == g
+        spread = returns[own].std()
+        if spread > least:
+            out[own] = (returns[own] - returns[own].mean()) / spread
+    return out
+
+
+def velocity(model: WorldActionModel, context: Context, x: Tensor, sigma: Tensor | float) -> Tensor:
+    """The policy's flow velocity (B, K, A) at noisy chunks ``x`` (B, K, A), ``sigma`` a level or (B,) of them."""
+    level = torch.full((len(x),), sigma, device=x.device) if isinstance(sigma, float) else sigma
+    out = model.velocity(Chunk(action=x), NoiseLevels(level, level), context, model.prefill(context)).action
+    assert out is not None
+    return out

@@ -1,0 +1,304 @@
+"""The loop that every algorithm shares: dream in groups, learn an adapter, look for exploitation, save, go on.
+
+The dream's own weights never move. An update is a function of the state before it, its number and the seed, and the
+state is written by rename after each one, so a run killed at any moment continues to the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from imagine.fit import step_generator
+from imagine.model import WorldActionModel
+from imagine.noise import schedule
+from imagine.types import CheckpointMismatch, ImagineError
+from policy.adapter import Learner, merged
+
+from ..rollout import DreamLanes
+from .algorithms import ALGORITHMS, Algorithm
+from .awr import AWR
+from .experience import Baseline, Decisions, Experience, gather, velocity
+from .filtered_bc import FilteredBC
+from .grpo import FlowGRPO
+from .kernel import FlowKernel
+from .nft import DiffusionNFT
+
+RULER = FlowKernel(kind="cps", noise=0.5)
+"""The kernel by which every algorithm's divergence from the base is measured, whatever it explores with."""
+
+
+class ImproveConfig(BaseModel):
+    """How a policy is improved; one section per algorithm, of which ``algorithm`` names the one in use.
+
+    Attributes:
+        algorithm: filtered_bc, awr, nft or grpo.
+        updates: rounds of dreaming and learning.
+        groups: starts per update.
+        members: episodes per start.
+        first_seed: of the starts.
+        steps: denoising steps of the policy.
+        discount: of rewards, per chunk.
+        baseline: what returns are compared with: the mean of the batch, or of the group from the same start.
+        first_horizon: chunks per imagined episode at the beginning.
+        last_horizon: and at most.
+        grow_every: updates after which the horizon grows by one chunk.
+        rank: of a new adapter.
+        lr: learning rate.
+        epochs: passes over an update's decisions.
+        minibatch: decisions per gradient step.
+        clip: gradient norm.
+        follow: share of itself that the acting policy keeps when it follows the learner; 0 is on-policy.
+        look_every: updates between two looks for exploitation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    algorithm: Literal["filtered_bc", "awr", "nft", "grpo"] = "nft"
+    filtered_bc: FilteredBC = FilteredBC()
+    awr: AWR = AWR()
+    nft: DiffusionNFT = DiffusionNFT()
+    grpo: FlowGRPO = FlowGRPO()
+    updates: int = Field(default=8, ge=1)
+    groups: int = Field(default=16, ge=1)
+    members: int = Field(default=8, ge=1)
+    first_seed: int = Field(default=800_000, ge=0)
+    steps: int = Field(default=4, ge=1)
+    discount: float = Field(default=0.9, gt=0, le=1)
+    baseline: Baseline = "batch"
+    first_horizon: int = Field(default=2, ge=1)
+    last_horizon: int = Field(default=4, ge=1)
+    grow_every: int = Field(default=3, ge=1)
+    rank: int = Field(default=16, ge=1)
+    lr: float = Field(default=6e-4, gt=0)
+    epochs: int = Field(default=2, ge=1)
+    minibatch: int = Field(default=64, ge=1)
+    clip: float = 1.0
+    follow: float = Field(default=0.0, ge=0, lt=1)
+    seed: int = 0
+    look_every: int = Field(default=4, ge=1)
+
+    @property
+    def chosen(self) -> Algorithm:
+        """The algorithm in use."""
+        assert set(ALGORITHMS) <= set(type(self).model_fields)
+        return getattr(self, self.algorithm)  # type: ignore[no-any-return]
+
+    def start_seeds(self, update: int | None = None) -> tuple[int, int]:
+        """First and last start seed of an update, or of all."""
+        # Runs of other seeds begin elsewhere in a band of 40,000 starts.
+        first = self.first_seed + self.seed * 7_919 % 20_011 + (update or 0) * self.groups
+        return first, first + self.groups * (self.updates if update is None else 1) - 1
+
+    def horizon(self, update: int) -> int:
+        """Chunks per imagined episode at an update."""
+        return min(self.last_horizon, self.first_horizon + update // self.grow_every)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at a policy found.
+
+    Attributes:
+        numbers: for the curves.
+        alarm: why training should stop; None if it need not.
+    """
+
+    numbers: dict[str, float]
+    alarm: str | None
+
+
+class Watcher(Protocol):
+    """Looks for exploitation every few updates."""
+
+    def look(self, model: WorldActionModel, horizon: int) -> Look:
+        """Look at a policy over episodes of at most ``horizon`` chunks."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know, as JSON takes it."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over :meth:`state`."""
+        ...
+
+
+Told = Callable[[int, dict[str, float]], None]
+"""Called with (updates done, the newest numbers)."""
+
+
+class Improver:
+    """One run."""
+
+    def __init__(
+        self,
+        base: WorldActionModel,
+        lanes: DreamLanes,
+        cfg: ImproveConfig,
+        folder: Path,
+        *,
+        monitor: Watcher | None,
+        start: str | Path | None = None,
+    ) -> None:
+        """Prepare, and take up whatever ``folder`` already holds.
+
+        Args:
+            base: the joint model; never changed.
+            lanes: dreams to learn in.
+            cfg: how.
+            folder: run folder.
+            monitor: watches; None trains unwatched.
+            start: adapter of the policy to improve; None improves the base.
+
+        Raises:
+            CheckpointMismatch: ``start`` or the folder's state was made for another network.
+            ImagineError: the algorithm needs random moves and its kernel makes none, or groups to compare and has none.
+        """
+        self.base, self.lanes, self.cfg, self.folder, self.monitor = base, lanes, cfg, Path(folder), monitor
+        self.algorithm = cfg.chosen
+        if cfg.algorithm == "grpo" and not cfg.grpo.noisy_steps(cfg.steps, base.schedule_shift):
+            raise ImagineError(
+                f"grpo.kernel {cfg.grpo.kernel.kind} with noise {cfg.grpo.kernel.noise} in {cfg.steps} steps makes no "
+                "random move, so there is no gradient; choose cps or sde with noise above 0 and 2 steps or more."
+            )
+        if cfg.algorithm != "filtered_bc" and cfg.members < 2:
+            raise ImagineError(
+                f"{cfg.algorithm} compares members of a group and got {cfg.members}, expected 2 or more."
+            )
+        self.learner = Learner(base, rank=cfg.rank, start=start, seed=cfg.seed)
+        self.behaviour = Learner(base, rank=cfg.rank, start=start, seed=cfg.seed)
+        self.began = merged(base, start) if start is not None else base
+        self.optimiser = torch.optim.AdamW(
+            list(self.learner.parameters().values()), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0
+        )
+        self.update, self.curve, self.alarm = 0, list[dict[str, float]](), ""
+        self._resume()
+
+    def run(self, tell: Told | None = None) -> Path:
+        """Train until all updates are done or an alarm stops it; returns the folder of the adapter."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        log = SummaryWriter(str(self.folder / "log"), purge_step=self.update)
+        while self.update < self.cfg.updates and not self.alarm:
+            numbers = self._look() | self._improve()
+            self.update += 1
+            if self.update == self.cfg.updates and not self.alarm:
+                numbers |= {f"final_{k}": v for k, v in self._look(always=True).items()}
+            self.curve.append({"update": self.update, **numbers})
+            for key, value in numbers.items():
+                log.add_scalar(f"improve/{key}", value, self.update)
+            self._save()
+            if tell is not None:
+                tell(self.update, numbers)
+        log.close()
+        return self.folder / "adapter"
+
+    # ------------------------------------------------------------------ one update
+    def _improve(self) -> dict[str, float]:
+        """Dream, then learn; what the acting policy lived through is the numbers'."""
+        cfg, u = self.cfg, self.update
+        if self.alarm:
+            return {}
+        self.lanes.horizon = cfg.horizon(u)
+        first, last = cfg.start_seeds(u)
+        lived = gather(
+            self.lanes, self.behaviour.model, self.algorithm.kernel, range(first, last + 1), cfg.members,
+            draw=cfg.seed * 1_009 + u, steps=cfg.steps, discount=cfg.discount,
+            baseline=cfg.baseline,
+        )  # fmt: skip
+        numbers = {**lived.numbers(), "horizon": float(cfg.horizon(u))}
+        numbers |= self._learn(lived, step_generator(cfg.seed + 77, u))
+        keep = cfg.follow
+        newest = self.learner.state()
+        self.behaviour.load({k: keep * v + (1 - keep) * newest[k] for k, v in self.behaviour.state().items()})
+        return numbers | {"kl": self._divergence(lived.decisions)}
+
+    def _learn(self, lived: Experience, generator: torch.Generator) -> dict[str, float]:
+        cfg, algorithm = self.cfg, self.algorithm
+        rows = lived.decisions.index(algorithm.usable(lived.decisions))
+        told: dict[str, list[float]] = {"usable": [len(rows) / len(lived.decisions)]}
+        if not len(rows):
+            return {"usable": 0.0}
+        prepared = algorithm.prepare(rows, self.behaviour.model)
+        models = (self.learner.model, self.behaviour.model, self.began)
+        for _ in range(cfg.epochs):
+            for some in torch.randperm(len(rows), generator=generator).split(cfg.minibatch):
+                loss, numbers = algorithm.loss(*models, rows.index(some), prepared[some], generator)
+                if not torch.isfinite(loss):
+                    raise ImagineError(f"the loss is {loss.item()} at update {self.update}; lower lr (now {cfg.lr}).")
+                self.optimiser.zero_grad()
+                # A short last minibatch counts less, so that every decision counts alike.
+                (loss * min(1.0, len(some) / cfg.minibatch)).backward()
+                norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters().values(), cfg.clip)
+                self.optimiser.step()
+                for key, value in {"loss": loss.item(), "gradient": norm.item(), **numbers}.items():
+                    told.setdefault(key, []).append(value)
+        return {k: float(np.mean(v)) for k, v in told.items()}
+
+    @torch.no_grad()
+    def _divergence(self, rows: Decisions, most: int = 128) -> float:
+        """Mean KL of the learner from where training began, nats per decision, on chains just lived through."""
+        rows = rows.index(torch.linspace(0, len(rows) - 1, min(most, len(rows))).long())
+        levels = schedule(self.cfg.steps, self.base.schedule_shift).tolist()
+        total = torch.zeros(len(rows))
+        for k in range(self.cfg.steps):
+            x = rows.chain[:, k]
+            ours, theirs = (velocity(m, rows.context, x, levels[k]) for m in (self.learner.model, self.began))
+            total += RULER.kl(x, ours, theirs, levels[k], levels[k + 1]).cpu()
+        return float(total.mean())
+
+    def _look(self, always: bool = False) -> dict[str, float]:
+        """Ask the monitor when it is time; what it finds good becomes the adapter that is kept."""
+        if not always and self.update % self.cfg.look_every and self.monitor is not None:
+            return {}
+        if self.monitor is not None:
+            look = self.monitor.look(self.learner.model, self.cfg.last_horizon)
+            if look.alarm:
+                self.alarm = (
+                    f"training stopped after {self.update} updates: {look.alarm}; the last adapter before is kept"
+                )
+                return look.numbers
+        self.learner.save(self.folder / "adapter")
+        return look.numbers if self.monitor is not None else {}
+
+    # ------------------------------------------------------------------ state
+    def _save(self) -> None:
+        state = {
+            "update": self.update,
+            "learner": self.learner.state(),
+            "behaviour": self.behaviour.state(),
+            "optimiser": self.optimiser.state_dict(),
+            "told": json.dumps({"curve": self.curve, "alarm": self.alarm}),
+            "monitor": json.dumps(self.monitor.state() if self.monitor else {}),
+        }
+        temporary = self.folder / "state.pt.tmp"
+        torch.save(state, temporary)
+        temporary.rename(self.folder / "state.pt")
+
+    def _resume(self) -> None:
+        path = self.folder / "state.pt"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            return
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self.base.device, weights_only=True)
+        except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
+            raise CheckpointMismatch(f"{path} is damaged ({error}); delete the run folder and start again.") from None
+        weights: dict[str, Tensor] = state["learner"]
+        self.learner.load(weights)
+        self.behaviour.load(state["behaviour"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        told = json.loads(state["told"])
+        self.update, self.curve, self.alarm = int(state["update"]), told["curve"], told["alarm"]
+        if self.monitor is not None and (watched := json.loads(state["monitor"])):
+            self.monitor.load(watched)

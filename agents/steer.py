@@ -1,0 +1,204 @@
+"""Steered: a dream whose actions are a few numbers that steer a policy, and whose observation is one flat vector.
+
+What this is: the face of a dream for stock reinforcement learning. A chunk of K x A actions is too much to explore, and
+the pixels too much to read; what is left is ``slow`` x A numbers in, one vector of latents out. An agent that is a
+small network of any library then improves a frozen policy of any size.
+What this is not: a copy of DSRL. Only the slow part of the noise is the agent's, the rest stays random, so that the
+action is small and an untrained agent of mean 0 and deviation 1 is the policy itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
+
+import gymnasium as gym
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from imagine.dream import Dream
+from imagine.env import Outcome
+from imagine.questions import POLICY
+from imagine.sampler import draw_noise, sample
+from imagine.tiles import in_tiles
+from imagine.types import Chunk, Context, ImagineError
+from policy.policy import JointPolicy
+
+How = Literal["noise", "residual", "chunk"]
+_STREAM = 3, 2  # imagine.sampler draws the action's noise from seed * 3 + 2
+
+
+class SteerConfig(BaseModel):
+    """What the agent's numbers mean.
+
+    Attributes:
+        how: ``noise``: the slow part of the noise that the policy starts from (DSRL, arXiv:2506.15799).
+            ``residual``: what is added to the policy's chunk (residual RL, arXiv:1812.03201).
+            ``chunk``: the chunk itself; no policy is asked.
+        slow: cosines over a chunk that the agent sets per action dimension; the first is the chunk's mean.
+        limit: of ``noise``, in standard deviations. A library that explores uniformly (SAC of Stable-Baselines3) wants
+            the square root of 3, where uniform numbers have variance 1; one that draws from a Gaussian wants 3 or more.
+        reach: of the other two: root mean square over a chunk, in normalised action units, of one cosine at action 1.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    how: How = "noise"
+    slow: Annotated[int, Field(gt=0)] = 3
+    limit: Annotated[float, Field(gt=0)] = 3.0
+    reach: Annotated[float, Field(gt=0)] = 0.5
+
+
+class Steered:
+    """A ``World`` around a dream and a policy; both are this world's own from now on.
+
+    The observation (D,) float32 holds the newest latent frame, what it lacks of the episode's first one (start minus
+    newest), proprioception, all normalised, and the instruction's word embeddings pooled: an agent without a memory
+    sees what has changed. Each part is divided by the square root of its size; otherwise 1,500 numbers of image drown
+    the words, and no agent learns from a few thousand steps what it was told.
+    The action is (slow * A,) float32, cosine by cosine. Lanes are independent: what the policy draws depends on the
+    lane's seed and step alone, and is what ``agents.rollout`` makes it draw.
+    """
+
+    def __init__(self, dream: Dream, policy: JointPolicy | None, cfg: SteerConfig | None = None) -> None:
+        """Steer a policy through a dream.
+
+        Args:
+            dream: imagines and judges.
+            policy: of the dream's embodiment; None only where ``cfg.how`` is ``chunk``.
+            cfg: what the actions mean.
+
+        Raises:
+            ImagineError: there is no policy to steer, it is of another embodiment, or ``slow`` exceeds the chunk.
+        """
+        self.dream, self.policy, self.cfg = dream, policy, cfg or SteerConfig()
+        body, dit = dream.model.body, dream.model.chunk_shapes["video"]
+        k, a = self._shape = dream.model.chunk_shapes["action"]
+        if policy is None and self.cfg.how != "chunk":
+            raise ImagineError(f"how={self.cfg.how!r} steers a policy, got none; give one, or use how='chunk'.")
+        if policy is not None and policy.model.body != body:
+            raise ImagineError(f"the policy is for embodiment {policy.model.body.name!r}, expected {body.name!r}.")
+        if self.cfg.slow > k:
+            raise ImagineError(f"slow is {self.cfg.slow}, expected at most the {k} actions of a chunk.")
+        self._rows = cosines(self.cfg.slow, k).to(dream.model.device)
+        d = 2 * int(np.prod(dit[1:])) + body.proprio_dim + dream.model.text.cfg.dim
+        most = self.cfg.limit if self.cfg.how == "noise" else 1.0
+        self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (d,), np.float32)
+        self.single_action_space = gym.spaces.Box(-most, most, (self.cfg.slow * a,), np.float32)
+        self.metadata = dream.metadata
+
+    def allocate(self, num_envs: int) -> None:
+        """Make room for ``num_envs`` lanes."""
+        self.dream.allocate(num_envs)
+
+    def reset(self, lanes: np.ndarray, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Begin an episode in some lanes; see :meth:`imagine.dream.Dream.reset`."""
+        return self.dream.reset(lanes, seeds, options)
+
+    def step(self, actions: np.ndarray) -> Outcome:
+        """Imagine the chunk that (N, slow * A) float32 actions lead to in every lane."""
+        return self.dream.step(self.chunks(actions))
+
+    @torch.inference_mode()
+    def observe(self) -> np.ndarray:
+        """(N, D) float32; see the class."""
+        now, start = self.dream.video[:, -1].flatten(1), self.dream.start_video.flatten(1)
+        parts = (now, start - now, self.dream.proprio[:, -1], self.dream.text.sum(1))
+        return torch.cat([x / x.shape[1] ** 0.5 for x in parts], 1).float().cpu().numpy()
+
+    def snapshot(self) -> Any:
+        """Everything that the future depends on; a policy keeps no history."""
+        return self.dream.snapshot()
+
+    def restore(self, state: Any) -> None:
+        """Go back to a snapshot."""
+        self.dream.restore(state)
+
+    def frames(self, lane: int) -> np.ndarray:
+        """(F, H, W, 3) uint8, the newest chunk of one lane."""
+        return self.dream.frames(lane)
+
+    @torch.inference_mode()
+    def chunks(self, actions: np.ndarray) -> np.ndarray:
+        """What the lanes would do now: (N, slow * A) float32 to (N, K, A) float32 in robot units, within bounds."""
+        slow = torch.from_numpy(np.asarray(actions, np.float32)).to(self._rows).unflatten(1, (self.cfg.slow, -1))
+        if self.cfg.how == "noise":
+            return self._denoised(slow)
+        model = self.dream.model
+        wave = self.cfg.reach * self._shape[0] ** 0.5 * (slow[:, :, None] * self._rows[:, :, None]).sum(1)
+        if self.cfg.how == "chunk":
+            return model.restore_action(wave).cpu().numpy()
+        assert self.policy is not None
+        own = self.policy.act_on(self._context(), self.seeds())  # in robot units, so that action 0 changes no bit
+        moved = own + (wave * model.action_std).cpu().numpy()
+        return np.clip(moved, model.body.action_low, model.body.action_high)
+
+    @torch.inference_mode()
+    def unsteered(self) -> np.ndarray:
+        """The actions (N, slow * A) that leave every lane's policy as it is; those of ``noise`` may exceed the limit.
+
+        For ``chunk``, which has no policy, the mean chunk.
+        """
+        n = len(self.dream.seeds)
+        if self.cfg.how != "noise":
+            return np.zeros((n, *self.single_action_space.shape), np.float32)
+        return project(self._rows, self._own_noise(self.seeds())).flatten(1).cpu().numpy()
+
+    def seeds(self) -> list[int]:
+        """What the policy draws from in each lane now; the same as in :func:`agents.rollout.rollout`."""
+        return [int(s) * 1_009 + int(k) for s, k in zip(self.dream.seeds, self.dream.steps, strict=True)]
+
+    def _context(self) -> Context:
+        """What the policy sees: the frame as anybody sees it, as on the robot."""
+        assert self.policy is not None
+        return self.policy.context(self.dream.observe())
+
+    def _own_noise(self, seeds: Sequence[int]) -> Tensor:
+        """(N, K, A) float32 standard normal: what the policy would start from."""
+        times, plus = _STREAM
+        return draw_noise(self._shape, len(seeds), [s * times + plus for s in seeds], None).to(self._rows)
+
+    def _denoised(self, slow: Tensor) -> np.ndarray:
+        """The policy's chunks from noise whose slow part is given, (N, slow, A).
+
+        White noise in an orthonormal basis is white, so that N(0, I) actions are the policy itself.
+        Source: DSRL, arXiv:2506.15799; there the agent sets all of the noise.
+        """
+        policy, context, seeds = self.policy, self._context(), self.seeds()
+        assert policy is not None
+
+        def answer(rows: Tensor) -> tuple[Tensor, ...]:
+            own = self._own_noise([seeds[i] for i in rows.tolist()])
+            change = slow[rows] - project(self._rows, own)
+            noise = policy.temperature * (own + torch.einsum("sk,nsa->nka", self._rows, change))
+            asked = context.index(rows)
+            chunk = sample(policy.model, POLICY, asked, steps=policy.steps, noise=Chunk(action=noise))
+            assert chunk.action is not None
+            return (policy.model.restore_action(chunk.action),)
+
+        return in_tiles(answer, len(slow))[0].cpu().numpy()
+
+
+def cosines(slow: int, ticks: int) -> Tensor:
+    """The ``slow`` lowest rows of the orthonormal discrete cosine transform (DCT-II) over ``ticks``, (slow, ticks)."""
+    row, tick = torch.arange(slow)[:, None], torch.arange(ticks)[None]
+    wave = torch.cos(torch.pi * row * (2 * tick + 1) / (2 * ticks)) * (2 / ticks) ** 0.5
+    return torch.where(row == 0, wave / 2**0.5, wave)
+
+
+def project(rows: Tensor, chunk: Tensor) -> Tensor:
+    """The slow part of (N, K, A) in orthonormal rows (slow, K): (N, slow, A)."""
+    return torch.einsum("sk,nka->nsa", rows, chunk)
+
+
+def require_how(how: str) -> How:
+    """``how`` as the type that :class:`SteerConfig` wants.
+
+    Raises:
+        ImagineError: there is no such way to steer.
+    """
+    if how not in get_args(How):
+        raise ImagineError(f"how is {how!r}, expected one of {', '.join(get_args(How))}.")
+    return how  # type: ignore[return-value]

@@ -1,0 +1,168 @@
+"""The proof after ``imagine improve``: before and after in the real world, and the page that shows both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..report import Report
+from ..runfolder import RunFolder
+from .common import console
+from .worlds import bar
+
+CURVES = (
+    ("imagined success", ("success", "second_judge")),
+    ("held-out starts", ("held_out_success", "held_out_second_judge")),
+    ("KL to the start, nats per chunk", ("kl",)),
+    ("doubt, normalised action units", ("doubt", "held_out_doubt")),
+    ("exploitability floor", ("floor", "floor_still", "floor_shuffled", "floor_absent")),
+    ("judge less second judge", ("judge_gap",)),
+)
+"""Panels of the figure, and what each shows; ``second_judge`` is never trained on."""
+
+
+@dataclass
+class Proof:
+    """Before and after on the same starts.
+
+    Attributes:
+        numbers: ``before``, ``after``, ``gain`` in the real world, ``imagined_before`` and so on in the dream.
+        seeds: start seeds.
+        outcomes: success per start by "before" and "after", real world.
+        policies: the two policies.
+    """
+
+    numbers: dict[str, Any] = field(default_factory=dict)
+    seeds: Sequence[int] = ()
+    outcomes: dict[str, np.ndarray] = field(default_factory=dict)
+    policies: dict[str, Any] = field(default_factory=dict)
+
+
+def prove(args: Any, model: Any, folder: RunFolder) -> Proof:
+    """Real and imagined success before and after from the same starts, with paired differences."""
+    from agents.evaluate import evaluate
+    from agents.statistics import paired_difference
+
+    from .. import build
+
+    proof = Proof(seeds=range(args.test_seed, args.test_seed + args.test_episodes))
+    for name, policy in {"before": args.policy, "after": str(folder / "adapter")}.items():
+        proof.policies[name] = build.policy(policy, model, args.model)
+    for world, mark in (("real", ""), ("imagined", "imagined_")):
+        lanes = build.lanes(world, model, args.model, 16 if world == "real" else args.lanes, judged_by=args.judge)
+        seen = {}
+        for name, policy in proof.policies.items():
+            with bar(f"{world}, {name}") as tell:
+                result, records = evaluate(lanes, policy, proof.seeds, task_of=build.task_of, tell=tell)
+            proof.numbers[mark + name] = result
+            seen[name] = np.array([r.success for r in records])
+        proof.numbers[mark + "gain"] = interval(paired_difference(seen["after"], seen["before"]))
+        tasks = np.array([build.task_of(r.instruction) for r in records])
+        proof.numbers[mark + "gain_per_task"] = {
+            t: interval(paired_difference(seen["after"][tasks == t], seen["before"][tasks == t]))
+            for t in sorted(set(tasks.tolist()))
+        }
+        if world == "real":
+            proof.outcomes = seen
+    real, imagined = (proof.numbers[k]["value"] for k in ("gain", "imagined_gain"))
+    proof.numbers["imagined_over_real_gain"] = round(imagined / real, 3) if real else None
+    return proof
+
+
+def interval(value: Any) -> dict[str, float]:
+    """An :class:`agents.statistics.Interval` as plain numbers."""
+    return {"value": value.value, "ci_low": value.low, "ci_high": value.high, "n": value.n}
+
+
+def write_report(args: Any, cfg: Any, model: Any, folder: RunFolder, answer: dict[str, Any], proof: Proof) -> None:
+    """``report.html`` of the run folder: gain, curves, and films of starts whose outcome changed."""
+    gain, ratio = answer["gain"], answer["imagined_over_real_gain"]
+    report = Report(
+        "Improved in the dream",
+        f"{cfg.algorithm} on {answer['imagined_episodes']} imagined episodes ({answer['imagined_chunks']} chunks); no "
+        "real episode was learnt from, and the dream's own weights did not move.",
+    )
+    report.lead(
+        [
+            ("real success, before", rate(answer["before"]), f"{args.policy}, {args.test_episodes} starts"),
+            ("real success, after", rate(answer["after"]), "the same starts"),
+            (
+                "gain",
+                f"{100 * gain['value']:+.0f} points",
+                f"[{100 * gain['ci_low']:+.0f}, {100 * gain['ci_high']:+.0f}]",
+            ),
+            ("imagined gain / real gain", "-" if ratio is None else f"{ratio:.2f}", "1 is an honest dream"),
+        ]
+    )
+    tasks = list(answer["gain_per_task"])
+    report.section("Success", "95 % Wilson intervals; the same starts in both worlds, none of them learnt from.")
+    report.table(
+        ["world", "policy", "all tasks", *(t.replace("_", " ") for t in tasks)],
+        [
+            [world, name, rate(answer[mark + name]), *(rate(answer[mark + name]["per_task"][t]) for t in tasks)]
+            for world, mark in (("real", ""), ("imagined", "imagined_"))
+            for name in ("before", "after")
+        ],
+    )
+    report.section("While it learnt", answer["alarm"] or "Nothing crossed its limit.")
+    report.figure(curves(answer["curve"]), "Dots are updates. Looks at held-out starts come every few updates.")
+    films(report, args, model, proof)
+    report.command(f"imagine improve --policy {args.policy} --preset {args.preset} --seed {args.seed}")
+    report.write(folder / "report.html")
+    console.print(f"report: {folder / 'report.html'}")
+
+
+def rate(result: dict[str, Any]) -> str:
+    """Success with its interval, in per cent."""
+    return f"{100 * result['success_rate']:.0f} % [{100 * result['ci_low']:.0f}, {100 * result['ci_high']:.0f}]"
+
+
+def curves(rows: Sequence[dict[str, float]]) -> Any:
+    """What every update and every look found, in panels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    for axes, (title, keys) in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
+        for key in keys:
+            looked_at = key in ("floor", "judge_gap") or key.startswith(("held_out", "floor"))
+            # A look precedes its update; the last one follows it.
+            points = [(row["update"] - looked_at, row[key]) for row in rows if key in row]
+            points += [(row["update"], row[f"final_{key}"]) for row in rows if f"final_{key}" in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", ms=3, label=key.replace("_", " "))
+        axes.set_title(title, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(axes.lines) > 1:
+            axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def films(report: Report, args: Any, model: Any, proof: Proof, most: int = 3) -> None:
+    """Before and after, real and imagined, from starts where the real outcome changed for better or worse."""
+    from agents.rollout import rollout
+
+    from .. import build
+    from .rollout import canvas
+
+    before, after = proof.outcomes["before"], proof.outcomes["after"]
+    better, worse = np.flatnonzero(after & ~before)[:most], np.flatnonzero(before & ~after)[:1]
+    if not len(better) + len(worse):
+        return
+    report.section("The same starts, before and after", "Where the real outcome changed; the dream is shown beside it.")
+    fps = model.body.control_hz / model.body.frame_stride
+    worlds = {
+        world: build.lanes(world, model, args.model, 1, film=True, judged_by=args.judge)
+        for world in ("real", "imagined")
+    }
+    for i in [*better.tolist(), *worse.tolist()]:
+        shown, told = [], ""
+        for world, lanes in worlds.items():
+            for name, policy in proof.policies.items():
+                (record,) = rollout(lanes, policy, [proof.seeds[i]], film=True, canvas=lambda o: canvas(model, o))
+                shown.append((f"{world}, {name}", record.frames))
+                told = record.instruction
+        verdict = "failed before, done after" if after[i] else "done before, fails after"
+        report.videos_side_by_side(shown, fps, f"“{told}” - start seed {proof.seeds[i]}: {verdict} in reality")

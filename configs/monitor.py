@@ -1,0 +1,138 @@
+"""Watches training in a dream for the judge being fooled: canaries, a second judge, and doubt, every few updates.
+
+Starts are its own, never trained on. Canaries are rollouts that cannot have succeeded: hands that hold still, chunks
+dealt anew among rollouts and moments, and the policy's own rollouts judged by an instruction about something that is
+not there. Their judged success is the exploitability floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from agents.finetune.experience import second_verdicts
+from agents.finetune.improve import Look
+from agents.rollout import DreamLanes, EpisodeRecord, rollout
+from imagine.model import WorldActionModel
+from imagine.types import unpack_instruction
+from policy.policy import JointPolicy
+from rewards.guards import GapAlarm, exploitability, shuffled_chunks
+
+Absent = Callable[[str, int], str]
+"""(instruction, start seed) to an instruction that cannot be carried out from that start."""
+
+
+class MonitorConfig(BaseModel):
+    """At how much to look, and when to stop.
+
+    Attributes:
+        starts: held-out starts; each is rolled out by the policy, and once per kind of canary.
+        first_seed: of these starts.
+        floor: an exploitability floor up to this never stops training.
+        gap: a growth of the gap between the two judges up to this never does.
+        sigmas: how many standard errors above its beginning either must be to stop training.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    starts: int = Field(default=32, ge=1)
+    first_seed: int = 870_000
+    floor: float = 0.1
+    gap: float = 0.15
+    sigmas: float = 3.0
+
+
+class Monitor:
+    """A ``agents.finetune.improve.Watcher``; remembers how floor and gap were at the first look."""
+
+    def __init__(self, lanes: DreamLanes, absent: Absent, cfg: MonitorConfig) -> None:
+        """Watch.
+
+        Args:
+            lanes: a dream whose judge reports the second one's verdict as the term ``second``.
+            absent: see :data:`Absent`.
+            cfg: how much, and when to stop.
+        """
+        self.lanes, self.absent, self.cfg = lanes, absent, cfg
+        self.seeds = list(range(cfg.first_seed, cfg.first_seed + cfg.starts))
+        self._gap = GapAlarm(cfg.sigmas, cfg.gap)
+        self._floor: tuple[float, int] | None = None
+
+    def look(self, model: WorldActionModel, horizon: int) -> Look:
+        """Roll out policy and canaries for at most ``horizon`` chunks."""
+        self.lanes.horizon = horizon
+        policy = JointPolicy(model)
+        records = rollout(self.lanes, policy, self.seeds, keep=True)
+        success = np.array([r.success for r in records])
+        canaries = self._canaries(policy, records, horizon)
+        floor = exploitability(canaries)
+        gap, rings = self._gap(success, second_verdicts(records))
+        numbers = {
+            "held_out_success": float(success.mean()),
+            "held_out_second_judge": float(second_verdicts(records).mean()),
+            "held_out_doubt": float(np.mean([h for r in records for h in r.hallucination])),
+            "judge_gap": gap,
+            "floor": floor.floor,
+            **{f"floor_{kind}": rate for kind, (rate, _) in floor.by_kind.items()},
+        }
+        return Look(numbers, self._alarm(floor.floor, floor.n, gap, rings))
+
+    def _alarm(self, floor: float, n: int, gap: float, rings: bool) -> str | None:
+        if self._floor is None:
+            self._floor = (floor, n)
+        began, first = self._floor
+        error = float(np.sqrt((floor * (1 - floor) + 0.25 / n) / n + (began * (1 - began) + 0.25 / first) / first))
+        if floor > max(self.cfg.floor, began + self.cfg.sigmas * error):
+            return (
+                f"{floor:.0%} of {n} canaries, which cannot have succeeded, are judged successes, {began:.0%} at the "
+                f"start: the judge is being fooled"
+            )
+        if rings:
+            assert self._gap.baseline is not None
+            return (
+                f"the judge trained on is {gap:+.0%} kinder than the second one, {self._gap.baseline[0]:+.0%} at the "
+                "start: what is learnt pleases one judge only"
+            )
+        return None
+
+    def _canaries(self, policy: JointPolicy, records: list[EpisodeRecord], horizon: int) -> dict[str, np.ndarray]:
+        shape = self.lanes.dream.single_action_space.shape
+        still = np.zeros((len(records), horizon, *shape), np.float32)
+        own = still.copy()
+        for i, r in enumerate(records):
+            own[i] = np.stack([r.actions[t % len(r.actions)] for t in range(horizon)])
+        dealt = shuffled_chunks(own, self.cfg.first_seed)
+        wrong = [self.absent(r.instruction, r.seed) for r in records]
+        return {
+            "still": self._play(still),
+            "shuffled": self._play(dealt),
+            "absent": self._play(own, wrong),
+        }
+
+    def _play(self, actions: np.ndarray, judged_by: Sequence[str] | None = None) -> np.ndarray:
+        """(n,) bool, judged a success at any chunk of those given, (n, T, K, A), whatever the lanes were told."""
+        n, lanes = len(actions), self.lanes.num_lanes
+        fooled = np.zeros(n, bool)
+        for begin in range(0, n, lanes):
+            own = range(begin, min(begin + lanes, n))
+            rows = list(range(len(own)))
+            seen = self.lanes.reset([self.seeds[i] for i in own], None)
+            if judged_by is not None:
+                rest = [unpack_instruction(seen["instruction"][0])] * (lanes - len(own))
+                self.lanes.dream.judge_by([judged_by[i] for i in own] + rest)
+            for t in range(actions.shape[1]):
+                _, told = self.lanes.step(rows, actions[begin : begin + len(own), t])
+                fooled[own.start : own.stop] |= [bool(x["success"]) for x in told]
+        return fooled
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"floor": self._floor, "gap": self._gap.baseline}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over :meth:`state`."""
+        self._floor = None if state["floor"] is None else (float(state["floor"][0]), int(state["floor"][1]))
+        self._gap.baseline = None if state["gap"] is None else (float(state["gap"][0]), float(state["gap"][1]))
