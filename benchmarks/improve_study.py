@@ -1,0 +1,128 @@
+"""Every algorithm at an equal budget of imagined episodes: what it is worth on the real twin.
+
+``python benchmarks/improve_study.py`` trains each recipe below with each seed (a finished run is kept, a killed
+one goes on), evaluates every adapter on the same real starts, and writes ``docs/improve.json`` and the table in
+``docs/improve.md``. Starts from 900000 on; none of them was learnt from or tuned on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from agents.evaluate import evaluate
+from agents.statistics import Interval, mean_interval, success_rate
+from configs import build
+from imagine.model import WorldActionModel
+
+ROOT = Path(__file__).parent.parent
+MODEL = "g1-table-tiny"
+RECIPES = {
+    "filtered BC": "--preset filtered-bc",
+    "AWR": "--preset awr",
+    "DiffusionNFT": "--preset nft",
+    "Flow-GRPO (CPS)": "--preset grpo",
+    "DiffusionNFT, baseline per start": "--preset nft --set baseline=group,nft.pure=0.6",
+    "AWR, baseline per start": "--preset awr --set baseline=group",
+    "DiffusionNFT, unguarded": "--preset nft --unguarded",
+}
+"""Name and options of ``imagine improve``; all have the same updates, groups, members and horizons."""
+
+
+def folder_of(name: str, seed: int, runs: Path) -> Path:
+    """Where one run lies."""
+    return runs / f"{re.sub(r'[^a-z]+', '-', name.lower()).strip('-')}-{seed}"
+
+
+def train(name: str, seed: int, runs: Path) -> Path:
+    """Run ``imagine improve`` unless it is finished; returns the adapter's folder."""
+    folder = folder_of(name, seed, runs)
+    if not (folder / "metrics.json").is_file():
+        line = ["improve", *RECIPES[name].split(), "--seed", str(seed), "--test-episodes", "0", "--out", str(folder)]
+        subprocess.run([sys.executable, "-m", "configs.cli", *line], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return folder / "adapter"
+
+
+def outcomes(model: WorldActionModel, policy: str, episodes: int, chunks: tuple[int, ...]) -> dict[int, np.ndarray]:
+    """(episodes,) bool by time limit in chunks: was the task done by then, on the real twin?"""
+    lanes = build.lanes("real", model, MODEL, 16)
+    seeds = range(900_000, 900_000 + episodes)
+    _, records = evaluate(lanes, build.policy(policy, model, MODEL), seeds, task_of=build.task_of)
+    return {h: np.array([r.success and len(r.rewards) <= h for r in records]) for h in chunks}
+
+
+def gain(after: list[np.ndarray], before: np.ndarray) -> Interval:
+    """Mean difference over seeds and starts; a start is one cluster, whatever the seed."""
+    difference = np.concatenate([a.astype(float) - before for a in after])
+    return mean_interval(difference, np.tile(np.arange(len(before)), len(after)))
+
+
+def points(x: Interval) -> str:
+    """A difference in points with its interval."""
+    return f"{100 * x.value:+.0f} [{100 * x.low:+.0f}, {100 * x.high:+.0f}]"
+
+
+def main() -> None:
+    """Train, evaluate, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "improve-study")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--finished", action="store_true", help="evaluate finished runs, train nothing")
+    args = parser.parse_args()
+    model, chunks = WorldActionModel.from_pretrained(MODEL), (4, 8)
+    novice = outcomes(model, "novice", args.episodes, chunks)
+    found: dict[str, list[dict[int, np.ndarray]]] = {}
+    curves: dict[str, list[dict[str, float]]] = {}
+    for name in RECIPES:
+        for seed in args.seeds:
+            done = (folder_of(name, seed, args.runs) / "metrics.json").is_file()
+            if args.finished and not done:
+                continue
+            adapter = train(name, seed, args.runs)
+            curve = json.loads((adapter.parent / "metrics.json").read_text())["curve"]
+            found.setdefault(name, []).append(outcomes(model, str(adapter), args.episodes, chunks))
+            curves.setdefault(name, []).append({**curve[0], **curve[-1]})
+            print(name, seed, {h: x.mean() for h, x in found[name][-1].items()}, file=sys.stderr)
+    lines = [
+        "| policy | seeds | real success, per seed | gain over the novice | … within 4 chunks | over filtered BC "
+        "| imagined gain (held-out starts, 4 chunks) | KL | doubt |",
+        "|---|---|---|---|---|---|---|---|---|",
+        f"| novice | | {100 * success_rate(novice[8]).value:.0f} % | | | | | 0 | |",
+    ]
+    report: dict[str, dict] = {"novice": {"success": novice[8].mean(), "within_4": novice[4].mean()}}
+    for name, each in found.items():
+        overall, quick = (gain([e[h] for e in each], novice[h]) for h in chunks[::-1])
+        ours, theirs = [e[8] for e in each], [e[8] for e in found.get("filtered BC", [])]
+        pairs = list(zip(ours, theirs, strict=False)) if name != "filtered BC" else []
+        against = gain([a.astype(float) - b for a, b in pairs], np.zeros(args.episodes)) if pairs else None
+        dreamt = [c["final_held_out_success"] - c["held_out_success"] for c in curves[name] if "floor" in c]
+        kl, doubt = (float(np.mean([c[k] for c in curves[name]])) for k in ("kl", "doubt"))
+        per_seed = ", ".join(f"{100 * e[8].mean():.0f}" for e in each)
+        lines.append(
+            f"| {name} | {len(each)} | {per_seed} % | **{points(overall)}** | {points(quick)} "
+            f"| {points(against) if against else ''} | {f'{100 * np.mean(dreamt):+.0f}' if dreamt else 'not looked'} "
+            f"| {kl:.0f} | {doubt:.3f} |"
+        )
+        report[name] = {
+            "per_seed": [float(e[8].mean()) for e in each],
+            "gain": overall.__dict__,
+            "gain_within_4": quick.__dict__,
+            "over_filtered_bc": against.__dict__ if against else None,
+            "imagined_gain": float(np.mean(dreamt)) if dreamt else None,
+            "kl": kl,
+        }
+    (ROOT / "docs" / "improve.json").write_text(json.dumps(report, indent=1))
+    page = ROOT / "docs" / "improve.md"
+    body = "<!-- study -->\n" + "\n".join(lines) + "\n<!-- /study -->"
+    page.write_text(re.sub(r"<!-- study -->.*?<!-- /study -->", lambda _: body, page.read_text(), flags=re.S))
+
+
+if __name__ == "__main__":
+    main()
