@@ -242,7 +242,7 @@ def absent(model: WorldActionModel) -> Callable[[str, int], str]:
 
 
 def policy(name: str, model: WorldActionModel, folder: str | Path, *, steps: int = 4) -> Policy:
-    """A policy by name: base, improved, expert, random, or the folder of an adapter or a model.
+    """A policy by name: base, novice, improved, expert, random, or the folder of an adapter or a model.
 
     Raises:
         ImagineError: there is no such policy.
@@ -251,7 +251,7 @@ def policy(name: str, model: WorldActionModel, folder: str | Path, *, steps: int
         return JointPolicy(model, steps=steps)
     if name in ("random", "expert"):  # the expert's lanes overrule whatever is said
         return RandomPolicy(model.body.action_low, model.body.action_high, model.body.chunk_actions)
-    path = adapter_of(name, folder) or Path(name)
+    path = resolve(folder) / name if name in ADAPTERS else Path(name)
     if (path / "adapter_config.json").is_file():
         return JointPolicy(merged(model, path), steps=steps)
     if (path / "config.json").is_file():
@@ -259,7 +259,8 @@ def policy(name: str, model: WorldActionModel, folder: str | Path, *, steps: int
         if other.body != model.body:
             raise ImagineError(f"policy {name} is for embodiment {other.body.name!r}, expected {model.body.name!r}.")
         return JointPolicy(other, steps=steps)
-    raise ImagineError(f"no policy {name!r}; expected base, improved, expert, random, or an adapter or model folder.")
+    known = ", ".join(("base", *ADAPTERS, "expert", "random"))
+    raise ImagineError(f"no policy {name!r}; expected {known}, or an adapter or model folder.")
 
 
 _policy = policy  # below, the name is taken

@@ -21,6 +21,7 @@ from imagine.data.video import VideoWriter, decode
 from imagine.data.windows import WindowBatch, Windows, WindowSampler, build_cache, statistics
 from imagine.data.writer import DatasetWriter, EpisodeData
 from imagine.embodiment import Embodiment
+from imagine.starts import DatasetStarts
 from imagine.types import DatasetError, ImagineError, ShapeError
 
 EPISODES, SHARD, STRIDE, K, F, T = 7, 3, 2, 6, 3, 3
@@ -580,3 +581,20 @@ def test_the_sampler_resumes_bit_exactly_and_shows_everything_once_per_epoch() -
     with pytest.raises(ShapeError, match="17 windows"):
         WindowSampler(rows[:5], 5, 3).load_state_dict(state)
     assert all(np.array_equal(other.at(i), want) for i, want in reversed(list(enumerate(drawn))))
+
+
+# ---------------------------------------------------------------------- starts
+def test_dreams_may_begin_at_any_recorded_moment_at_which_the_task_is_still_to_be_done(
+    dataset: LeRobotDataset, tmp_path: Path
+) -> None:
+    first = DatasetStarts(dataset, embodiment(), tmp_path / "first")
+    anywhere = DatasetStarts(dataset, embodiment(), tmp_path / "anywhere", anywhere=True)
+    assert len(first.rows) == len(dataset)
+    assert len(anywhere.rows) > len(first.rows)
+    assert not anywhere.windows.succeeded(anywhere.rows).any()
+    begun = [anywhere(seed, {}) for seed in range(20)]
+    assert [b.start_id for b in begun] == [anywhere(seed, {}).start_id for seed in range(20)]
+    assert len({b.start_id for b in begun}) > 5
+    row = int(begun[0].start_id.removeprefix("row-"))
+    assert np.array_equal(begun[0].canvas, anywhere.windows.newest(np.array([row]))[0][0])
+    assert anywhere(0, {"instruction": "wait"}).instruction == "wait"

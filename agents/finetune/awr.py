@@ -1,7 +1,7 @@
-"""Advantage-weighted regression: imitate everything, the more the better it turned out within its group.
+"""Advantage-weighted regression: imitate everything, the more the better it turned out.
 
-What it departs from in its source: the advantage is an episode's within its group of equal starts instead of a return
-less a learnt value; there is no replay of older policies' data.
+What it departs from in its source: the advantage is an episode's within the batch, or its group of equal starts,
+instead of a return less a learnt value; there is no replay of older policies' data.
 Source: AWR, arXiv:1910.00177, equation 3 and its clipped weights.
 """
 

@@ -3,7 +3,7 @@
 What it departs from in its source: the kernel is Flow-CPS by default, which carries out no noise (``sde`` is the
 paper's); every minibatch visits one noisy denoising step per decision, drawn anew, instead of all of them; log
 densities are summed over a chunk's numbers, not meaned, so the clip range is PPO's; the lower and upper clip differ
-(DAPO, arXiv:2503.14476).
+(DAPO, arXiv:2503.14476); advantages are by default against the batch, see ``experience.advantages``.
 Source: Flow-GRPO, arXiv:2505.05470, equations 4 to 9; Flow-CPS, arXiv:2509.05952.
 """
 

@@ -2,9 +2,8 @@
 
 The policy that acted is pushed along the learner's change where a chunk turned out well, and against it where not; both
 implicit policies are trained by plain flow matching on chunks carried out, so any sampler may have made them.
-What it departs from in its source: rewards are group advantages of whole imagined episodes, shared by their chunks;
-noise levels are drawn as in our policy training (mostly pure noise, where the policy must look), with its weights
-instead of the adaptive ones.
+What it departs from in its source: rewards are advantages of whole imagined episodes, shared by their chunks;
+only pure noise is visited by default, where the policy must make up its mind, and errors have no adaptive weights.
 Source: DiffusionNFT, arXiv:2509.16117, equations 5 to 9 and its soft-updated rollout policy.
 """
 
@@ -27,7 +26,8 @@ class DiffusionNFT(BaseModel):
     Attributes:
         beta: how far the implicit policies lie from the one that acted, in units of the learner's change.
         most: advantages are clipped to +-most before they become the probability (A / most + 1) / 2 of being good.
-        pure: share of levels at pure noise.
+        pure: share of levels at pure noise; elsewhere a bad chunk is nearly visible, and being pushed away from it
+            costs finesse rather than changing one's mind.
         kernel: how rollouts explore.
     """
 
@@ -35,7 +35,7 @@ class DiffusionNFT(BaseModel):
 
     beta: float = Field(default=1.0, gt=0)
     most: float = Field(default=1.5, gt=0)
-    pure: float = 0.6
+    pure: float = Field(default=1.0, ge=0, le=1)
     kernel: FlowKernel = FlowKernel(kind="ode")
 
     def usable(self, rows: Decisions) -> Tensor:

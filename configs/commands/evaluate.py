@@ -17,7 +17,7 @@ class Args(Episodes):
     """Estimate a policy's success rate.
 
     Attributes:
-        policy: base, improved, expert (real world only), random, or the folder of an adapter or model.
+        policy: base, novice, improved, expert (real world only), random, or the folder of an adapter or model.
         world: real (the twin) or imagined (the dream); the same seeds are the same starts in both.
         told: what the policy is told: right, or another colour, or another task than its success is measured by.
         go_on: with --told, act on to the horizon instead of ending an episode once what was told is done.

@@ -14,7 +14,7 @@ class Args(Episodes):
     """Film a policy.
 
     Attributes:
-        policy: base, improved, expert (real world only), random, or the folder of an adapter or model.
+        policy: base, novice, improved, expert (real world only), random, or the folder of an adapter or model.
         world: real (the twin) or imagined (the dream).
         instruction: what to do, instead of each start's own task.
     """
