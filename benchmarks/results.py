@@ -27,7 +27,7 @@ COMMANDS = {
     "told_task": "evaluate --policy base --world real --told task --episodes 100 --seed 900000",
     "plan_1": "plan --candidates 1 --episodes 100 --seed 900000",
     "plan_8": "plan --candidates 8 --episodes 100 --seed 900000",
-    "improve": "improve --test-episodes 100 --test-seed 900000",
+    "improve": "improve --preset nft --set look_every=100 --seed 1",
     "bench": "bench",
     "calibrate": "calibrate",
 }
@@ -50,6 +50,11 @@ def rate(result: dict) -> str:
     """A success rate with its interval, in percent."""
     low, high = 100 * result["ci_low"], 100 * result["ci_high"]
     return f"{100 * result['success_rate']:.3g} % [{low:.0f}, {high:.0f}]"
+
+
+def points(gain: dict) -> str:
+    """A difference of rates with its interval, in points."""
+    return f"{100 * gain['value']:+.0f} [{100 * gain['ci_low']:+.0f}, {100 * gain['ci_high']:+.0f}]"
 
 
 def decibels(gain: dict) -> str:
@@ -75,11 +80,13 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
             ("own imagination, chunk 1 to 4 (still frame)", f"{chunks} dB"),
         ]
     if name == "improve":
-        gain = m["gain"]
-        span = f"[{100 * gain['ci_low']:+.0f}, {100 * gain['ci_high']:+.0f}]"
+        tasks = ", ".join(f"{k.replace('_', ' ')} {points(v)}" for k, v in m["gain_per_task"].items())
+        ratio, n = m["imagined_over_real_gain"], m["before"]["n"]
         return [
-            ("improved in the dream, real, before → after", f"{rate(m['before'])} → {rate(m['after'])}"),
-            ("… paired difference", f"{100 * gain['value']:+.0f} points {span}"),
+            (f"`novice` → `improved` in the dream, real, n = {n}", f"{rate(m['before'])} → {rate(m['after'])}"),
+            ("… paired difference, points", f"{points(m['gain'])}; {tasks}"),
+            ("… the same in the dream", f"{rate(m['imagined_before'])} → {rate(m['imagined_after'])}"),
+            ("… imagined gain / real gain", f"{points(m['imagined_gain'])} / {points(m['gain'])} = {ratio:.2f}"),
         ]
     if name == "bench":
         speed = ", ".join(f"{v:g} at {k}" for k, v in m["env_steps_per_s"].items())

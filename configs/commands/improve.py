@@ -37,7 +37,7 @@ class Args(Common):
 
     model: str = "g1-table-tiny"
     policy: str = "novice"
-    preset: str = "filtered-bc"
+    preset: str = "nft"
     set: Words = ()
     judge: str = "judge-tiny"
     watched_by: str = "latent"
