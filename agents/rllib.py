@@ -335,5 +335,11 @@ def _past(path: Path) -> dict[str, Any]:
 
 def _restore(algorithm: Algorithm, path: Path) -> None:
     algorithm.restore_from_path(str(path.absolute()))
-    learners, runners = algorithm.learner_group, algorithm.env_runner_group  # RLlib leaves its runners untrained
-    runners.sync_weights(from_worker_or_learner_group=learners, inference_only=True)  # type: ignore[union-attr]
+    learners, runners = algorithm.learner_group, algorithm.env_runner_group
+    assert learners is not None and runners is not None
+    # RLlib leaves its runners untrained; without its sequence number their module takes any weights for newer ones.
+    weights = learners.get_state(components=["learner/rl_module"], inference_only=True)["learner"]["rl_module"]
+    runners.foreach_env_runner(
+        lambda runner: runner.set_state({"rl_module": weights}),  # type: ignore[attr-defined]
+        local_env_runner=False,
+    )
