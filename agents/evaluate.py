@@ -1,16 +1,187 @@
-"""Success rates, imagined or real, with intervals."""
+"""Success rates, imagined or real, with intervals; large evaluations go in parts that can be resumed and shared out.
+
+A part is one policy on a few starts in one world. What it finds depends on the part alone, never on who carries it out
+or on its neighbours, so one process, two Ray workers and a resumed run give the same table.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagine.types import Policy
+from imagine.types import ImagineError, Policy
 
 from .rollout import EpisodeRecord, Lanes, Tell, rollout
 from .statistics import success_rate
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Part:
+    """One policy on a few starts in one world.
+
+    Attributes:
+        policy: its name, as the composition root knows it.
+        world: ``real``, ``imagined``, or ``recorded`` where the episodes of a dataset are evaluated.
+        seeds: start seeds.
+    """
+
+    policy: str
+    world: str
+    seeds: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """A file name that no other part has."""
+        digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
+        return f"{self.world}-{self.seeds[0]}-{digest}"
+
+
+Work = Callable[[Part], list[dict[str, Any]]]
+"""Carries out a part; returns a row per episode, see :func:`row`."""
+
+
+def parts(policies: Sequence[str], worlds: Sequence[str], seeds: Sequence[int], size: int) -> list[Part]:
+    """Every policy on every start in every world, ``size`` starts to a part.
+
+    Raises:
+        ImagineError: there is no policy, world or start, or one of them is named twice.
+    """
+    for name, given in (("policies", policies), ("worlds", worlds), ("start seeds", seeds)):
+        if not len(given) or len(set(given)) < len(given):
+            twice = sorted({str(g) for g in given if list(given).count(g) > 1})
+            raise ImagineError(
+                f"got {len(given)} {name}, {', '.join(twice) or 'none'} named twice or nothing at all; expected one or "
+                "more, each once."
+            )
+    cut = [tuple(int(s) for s in seeds[i : i + size]) for i in range(0, len(seeds), size)]
+    return [Part(p, w, c) for p in policies for w in worlds for c in cut]
+
+
+def row(part: Part, record: EpisodeRecord, task: str, start_id: str) -> dict[str, Any]:
+    """One episode as a row of the table: what, where, how it ended and how far it can be believed."""
+    judged = [t["success"] for t in record.terms if "success" in t]
+    return {
+        "policy": part.policy,
+        "world": part.world,
+        "start_id": start_id,
+        "seed": record.seed,
+        "task": task,
+        "instruction": record.instruction,
+        "success": record.success,
+        "unbelievable": record.unbelievable,
+        "chunks": len(record.rewards),
+        "judged": max(judged) if judged else None,
+        "hallucination": max(record.hallucination) if record.hallucination else None,
+    }
+
+
+def carry_out(
+    wanted: Sequence[Part], make: Callable[[], Work], folder: Path, *, ray: str | None = None, workers: int = 1,
+    tell: Tell | None = None,
+) -> pa.Table:  # fmt: skip
+    """Carry out all parts that ``folder`` does not hold yet; each is written whole, so a kill loses one at most.
+
+    Args:
+        wanted: parts.
+        make: makes a worker; pickled to Ray's processes.
+        folder: holds ``parts/`` and, at the end, ``episodes.parquet``.
+        ray: address of a Ray cluster, or "local" for one on this machine; None works in this process.
+        workers: Ray actors, one CPU each.
+        tell: progress in episodes.
+
+    Returns:
+        All rows, in the order of ``wanted``.
+
+    Raises:
+        ImagineError: ``workers`` is not positive, no cluster answers, or a worker failed.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if workers < 1:
+        raise ImagineError(f"asked for {workers} workers, expected at least 1.")
+    place = folder / "parts"
+    place.mkdir(parents=True, exist_ok=True)
+    files = {part: place / f"{part.name}.parquet" for part in wanted}
+    missing = [part for part in wanted if not files[part].is_file()]
+    done, total = sum(len(p.seeds) for p in wanted if p not in missing), sum(len(p.seeds) for p in wanted)
+    for part, rows in _answers(missing, make, ray, workers):
+        temporary = files[part].with_suffix(".tmp")
+        pq.write_table(pa.Table.from_pylist(rows, schema()), temporary)
+        temporary.rename(files[part])
+        done += len(part.seeds)
+        if tell is not None:
+            tell(done, total)
+    table = pa.concat_tables([pq.read_table(files[part]) for part in wanted])
+    pq.write_table(table, folder / "episodes.tmp")
+    (folder / "episodes.tmp").rename(folder / "episodes.parquet")
+    return table
+
+
+def _answers(
+    wanted: Sequence[Part], make: Callable[[], Work], address: str | None, workers: int
+) -> Iterator[tuple[Part, list[dict[str, Any]]]]:
+    if not wanted:
+        return
+    if address is None:
+        work = make()
+        for part in wanted:
+            yield part, work(part)
+        return
+    import ray
+    from ray.util import ActorPool
+
+    from .cluster import connected, errors_as_ours, local_cluster
+
+    class Worker:
+        def __init__(self) -> None:
+            self.work = make()
+
+        def run(self, part: Part) -> tuple[Part, list[dict[str, Any]]]:
+            return part, self.work(part)
+
+    cluster = local_cluster(1, workers) if address == "local" else connected(address)
+    with cluster, errors_as_ours():
+        actors = [ray.remote(num_cpus=1)(Worker).remote() for _ in range(min(workers, len(wanted)))]  # type: ignore[attr-defined]
+        yield from ActorPool(actors).map_unordered(lambda actor, part: actor.run.remote(part), list(wanted))
+
+
+def schema() -> pa.Schema:
+    """Columns of the table of episodes; see :func:`row`."""
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.float64()
+    columns = dict.fromkeys(("policy", "world", "start_id", "task", "instruction"), text)
+    columns |= {"seed": pa.int64(), "success": pa.bool_(), "unbelievable": pa.bool_(), "chunks": pa.int64()}
+    return pa.schema(columns | {"judged": number, "hallucination": number})
+
+
+def outcomes(table: pa.Table, policies: Sequence[str], world: str, seeds: Sequence[int]) -> np.ndarray:
+    """Successes (policies, starts) bool in one world, so that the same column is the same start.
+
+    Raises:
+        ImagineError: the table lacks an episode.
+    """
+    data: Mapping[str, list[Any]] = table.select(["policy", "world", "seed", "success"]).to_pydict()
+    known = {
+        (p, s): ok for p, w, s, ok in zip(*(data[c] for c in ("policy", "world", "seed", "success")), strict=True)
+        if w == world
+    }  # fmt: skip
+    try:
+        return np.array([[known[p, int(s)] for s in seeds] for p in policies])
+    except KeyError as error:
+        raise ImagineError(
+            f"the table holds no {world} episode of (policy, seed) {error}; evaluate it first."
+        ) from None
 
 
 def evaluate(
@@ -36,15 +207,14 @@ def evaluate(
         ``success_rate``, ``ci_low``, ``ci_high`` (95 %, Wilson), ``n``, ``per_task``; and the episodes.
     """
     records = rollout(lanes, policy, seeds, policy_seed=policy_seed, tell=tell)
-    return summarise(records, task_of), records
+    return summarise([r.success for r in records], [task_of(r.instruction) for r in records]), records
 
 
-def summarise(records: Sequence[EpisodeRecord], task_of: Callable[[str], str]) -> dict[str, Any]:
+def summarise(success: Sequence[bool] | np.ndarray, tasks: Sequence[str]) -> dict[str, Any]:
     """Success rate with its interval, overall and per task."""
-    tasks = np.array([task_of(r.instruction) for r in records])
-    success = np.array([r.success for r in records])
-    per_task = {t: _numbers(success[tasks == t]) for t in sorted(set(tasks.tolist()))}
-    return {**_numbers(success), "per_task": per_task}
+    won, task = np.asarray(success, bool), np.asarray(tasks)
+    per_task = {t: _numbers(won[task == t]) for t in sorted(set(task.tolist()))}
+    return {**_numbers(won), "per_task": per_task}
 
 
 def _numbers(success: np.ndarray) -> dict[str, Any]:

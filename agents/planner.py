@@ -1,13 +1,16 @@
-"""Best-of-N: imagine what each candidate chunk would bring, ask the judge, take the best.
+"""Planner: a policy that imagines what its candidates would bring, asks the scorer, and does the best one.
 
-``Scorer`` is all a planner knows of worlds and judges: candidates (B, N, K, A) to values (B, N) with their reasons.
+How it looks for candidates is :mod:`agents.search`'s, what they are worth :mod:`agents.scorer`'s. Here are the decision
+and its time: work is done in slices, each begun only if the one before it says that it will end within the budget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,163 +18,317 @@ from torch import Tensor
 
 from imagine.cache import ContextCache
 from imagine.model import WorldActionModel
-from imagine.questions import DYNAMICS, INVERSE
-from imagine.sampler import sample
-from imagine.types import Clip, Context, ImagineError, RewardModel, ShapeError, unpack_instruction
+from imagine.questions import POLICY
+from imagine.sampler import draw_noise, sample
+from imagine.tiles import in_tiles
+from imagine.types import Chunk, Context, ImagineError, unpack_instruction
 from policy.policy import JointPolicy
+
+from .scorer import DreamScorer, Graded, Plain, Scene, Scorer, Scores, check_candidates
+from .scorer import read as prefill
+from .search import Make, PlannerConfig, best_of_n, halving, mix, refine, unmix
+from .steer import cosines
+
+__all__ = ["BestOfN", "DreamScorer", "Firsts", "Plain", "Plan", "Planner", "PlannerConfig", "Scene", "Scores"]
+
+KEPT = 16
+"""Plans a planner remembers."""
+_NEXT = 7_919  # JointPolicy.propose: seeds of a lane's candidates are this far apart
+_STREAM = 3, 2  # imagine.sampler draws the action's noise from seed * 3 + 2
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Values of candidates and what they are made of.
-
-    Attributes:
-        value: (B, N) float32, higher is better.
-        terms: named (B, N) float32 parts.
-        video: (B, N, F, C, h, w) imagined latents.
-    """
-
-    value: Tensor
-    terms: dict[str, Tensor]
-    video: Tensor
-
-
-class Scorer(Protocol):
-    """Scores candidate chunks from a context."""
-
-    def __call__(self, context: Context, candidates: Tensor, start: Context, instruction: Sequence[str]) -> Scores:
-        """Score.
-
-        Args:
-            context: what is observed now, B lanes.
-            candidates: (B, N, K, A) float32, robot units.
-            start: what was observed when the episode began; success often means "changed since then".
-            instruction: one per lane.
-        """
-        ...
-
-
-class DreamScorer:
-    """Imagines each candidate's chunk and values its end: progress and success, less doubt.
-
-    ``value = progress + success - doubt_weight * hallucination - spread_weight * spread``.
-    """
-
-    def __init__(
-        self,
-        model: WorldActionModel,
-        judge: RewardModel,
-        *,
-        steps: int = 1,
-        doubt_weight: float = 0.1,
-        spread_weight: float = 0.5,
-    ):
-        self.model, self.judge, self.steps = model, judge, steps
-        self.doubt_weight, self.spread_weight = doubt_weight, spread_weight
-
-    @torch.inference_mode()
-    def __call__(
-        self,
-        context: Context,
-        candidates: Tensor,
-        start: Context,
-        instruction: Sequence[str],
-        cache: ContextCache | None = None,
-    ) -> Scores:
-        """See :class:`Scorer`; all candidates of a lane dream under the same noise, so they differ by action alone."""
-        b, n = candidates.shape[:2]
-        if tuple(candidates.shape[2:]) != self.model.chunk_shapes["action"] or n < 1:
-            raise ShapeError(
-                f"candidates are {tuple(candidates.shape)}, expected (B, N >= 1, *{self.model.chunk_shapes['action']})."
-            )
-        action = self.model.normalise_action(candidates.flatten(0, 1).to(self.model.device))
-        wide = (self.model.prefill(context) if cache is None else cache).repeat(n)
-        many, same = context.repeat(n), [i for i in range(b) for _ in range(n)]
-        dream = sample(self.model, DYNAMICS, many, action=action, steps=self.steps, seeds=same, cache=wide)
-        assert dream.video is not None and dream.proprio is not None
-        read = sample(
-            self.model, INVERSE, many, video=dream.video, proprio=dream.proprio, steps=1, seeds=same, cache=wide
-        ).action
-        assert read is not None
-        first = start.repeat(n)
-        latents = torch.cat([first.video[:, -1:], dream.video], 1)
-        proprio = torch.cat([first.proprio[:, -1:], dream.proprio], 1)
-        clip = Clip(latents, proprio, self.model.film(latents))
-        score = self.judge(clip, [i for i in instruction for _ in range(n)])
-        doubt = (read - action).square().mean((1, 2)).sqrt()
-        zero = torch.zeros_like(score.success)
-        terms = {"success": score.success, "hallucination": doubt} | {
-            k: score.terms.get(k, zero) for k in ("progress", "spread")
-        }
-        value = terms["progress"] + terms["success"] - self.doubt_weight * doubt - self.spread_weight * terms["spread"]
-        value = torch.where(score.valid, value, torch.full_like(value, -torch.inf))
-        return Scores(value.view(b, n), {k: v.view(b, n) for k, v in terms.items()}, dream.video.unflatten(0, (b, n)))
-
-
-@dataclass
 class Plan:
-    """One decision: every candidate, its scores, and the choice.
+    """One decision: every candidate that was judged, its score, and the choice. Candidate 0 is the policy's own.
 
     Attributes:
-        candidates: (B, N, K, A) float32, robot units.
-        scores: values and terms per candidate, with the imagined latents.
+        candidates: (B, N, K, A) float32, robot units, round by round.
+        scores: values, spreads, reasons and imagined latents, (B, N, ...); minus infinity where nothing was judged.
+        lower: (B, N) float32, what candidates were compared by: value - pessimism * spread.
         chosen: (B,) int64.
+        round: (N,) int64, the rung or iteration that a candidate belongs to; rungs judge the same chunk again.
+        fallback: (B,) bool, where no candidate could be judged, so that the policy's own is done.
+        judged: how many judgements per lane were made.
+        used_ms: how long it took.
+        late: whether that was longer than the budget.
+        stopped: whether the budget left candidates unjudged.
     """
 
     candidates: np.ndarray
     scores: Scores
+    lower: Tensor
     chosen: np.ndarray
-    action: np.ndarray = field(init=False)
+    round: np.ndarray
+    fallback: np.ndarray
+    judged: int
+    used_ms: float
+    late: bool
+    stopped: bool
 
-    def __post_init__(self) -> None:
-        self.action = self.candidates[np.arange(len(self.chosen)), self.chosen]
+    @property
+    def action(self) -> np.ndarray:
+        """(B, K, A) float32, the chosen chunks."""
+        return self.candidates[np.arange(len(self.chosen)), self.chosen]
 
 
-class BestOfN:
-    """A ``Policy`` that proposes N chunks, imagines each, and does the one the scorer likes best.
+class Planner:
+    """A ``Policy`` that thinks before it moves.
 
-    With N = 1 it does exactly what its policy does. It remembers each lane's first observation of an episode, since
-    progress is measured from there.
+    With one candidate it does exactly what its policy does. Same observation and seed give the same bytes, whatever
+    the batch, unless a budget cuts a decision short.
+
+    Attributes:
+        plans: the newest decisions, at most 16.
     """
 
-    def __init__(self, policy: JointPolicy, score: DreamScorer, n: int):
-        if n < 1:
-            raise ImagineError(f"asked for {n} candidates, expected at least 1.")
-        self.policy, self.score, self.n = policy, score, n
-        self.plans: list[Plan] = []
-        self._starts: dict[int, Context] = {}
+    def __init__(
+        self,
+        policy: JointPolicy,
+        score: Scorer,
+        cfg: PlannerConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Plan with a policy.
+
+        Args:
+            policy: proposes.
+            score: what candidates are worth.
+            cfg: how they are looked for.
+            clock: seconds; tests bring their own.
+
+        Raises:
+            ImagineError: halving with a scorer that cannot look more closely, or more cosines than a chunk has ticks.
+        """
+        self.policy, self.score, self.cfg, self._clock = policy, score, cfg or PlannerConfig(), clock
+        if self.cfg.method == "halving" and not isinstance(score, Graded):
+            raise ImagineError(
+                f"halving looks ever more closely, but {type(score).__name__} has no at(steps); use a DreamScorer, or "
+                "another method."
+            )
+        ticks = policy.model.chunk_shapes["action"][0]
+        if (slow := self.cfg.slow or ticks) > ticks:
+            raise ImagineError(f"slow is {slow}, expected at most the {ticks} actions of a chunk.")
+        self._rows = cosines(slow, ticks).to(policy.model.device)
+        self._dreams: WorldActionModel | None = getattr(score, "model", None)
+        same = self._dreams is None or self._dreams is policy.model
+        self._eyes = policy if same else JointPolicy(self._dreams)  # type: ignore[arg-type]  # reads its own latents
+        self.plans: deque[Plan] = deque(maxlen=KEPT)
+        self._firsts, self._pace, self._calls = Firsts(), _Pace(), 0
 
     def reset(self, lanes: np.ndarray | None = None) -> None:
         """Forget where episodes began; ``rollout`` calls it at the start of every group."""
-        self._starts.clear()
-        self.plans.clear()
-
-    @torch.inference_mode()
-    def plan(self, observation: dict[str, np.ndarray], seeds: Sequence[int], start: Context | None = None) -> Plan:
-        """Propose, imagine, judge, choose."""
-        context = self.policy.context(observation)
-        told = [unpack_instruction(row) for row in observation["instruction"]]
-        cache = self.policy.model.prefill(context)
-        candidates = self.policy.propose(context, self.n, seeds, cache)
-        base = None if self.policy.model is not self.score.model else cache
-        scores = self.score(context, torch.from_numpy(candidates), start or context, told, base)
-        return Plan(candidates, scores, scores.value.argmax(1).cpu().numpy())
+        self._firsts.forget(lanes)
+        if lanes is None:
+            self.plans.clear()
 
     def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
-        """(B, K, A) of the best candidate per lane. Lanes are told apart by their episode's seed in ``seeds``."""
-        seeds = list(range(len(observation["proprio"]))) if seeds is None else list(seeds)
-        lanes = [int(s) // 1_009 for s in seeds]  # agents.rollout: seed of the draw = episode * 1009 + chunk
-        now = self.policy.context(observation)
-        for row, lane in enumerate(lanes):
-            self._starts.setdefault(lane, now.index([row]))
-        start = _stack([self._starts[lane] for lane in lanes])
-        plan = self.plan(observation, seeds, start)
-        self.plans.append(plan)
-        return plan.action
+        """(B, K, A) float32 in robot units, the best candidate per lane; see :class:`imagine.types.Policy`."""
+        return self.plan(observation, seeds).action
+
+    @torch.inference_mode()
+    def plan(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> Plan:
+        """Decide for every lane, and remember the decision in ``plans``.
+
+        Raises:
+            ShapeError: the observation is another embodiment's, or the policy's chunk is not finite.
+        """
+        begin = self._clock()
+        now = self._eyes.context(observation)
+        start = self._firsts(now, seeds)
+        if seeds is None:
+            self._calls += 1
+            seeds = [self._calls * 100_003 + i for i in range(len(now))]
+        told = tuple(unpack_instruction(row) for row in observation["instruction"])
+        scene = Scene(now, start, told, tuple(int(s) for s in seeds))
+        seen = now if self._eyes is self.policy else self.policy.context(observation)
+        self.plans.append(self.decide(scene, seen, begin))
+        return self.plans[-1]
+
+    @torch.inference_mode()
+    def decide(self, scene: Scene, seen: Context | None = None, begin: float | None = None) -> Plan:
+        """Decide in a scene that is at hand already.
+
+        Args:
+            scene: as the scorer sees it.
+            seen: the same as the policy sees it, where that is another model.
+            begin: when the decision began, by the clock; now, if not given.
+        """
+        begin = self._clock() if begin is None else begin
+        seen = scene.context if seen is None else seen
+        cache = prefill(self.policy.model, seen)
+        if self._dreams is not None and scene.cache is None:  # read once for all slices
+            known = cache if self._dreams is self.policy.model else prefill(self._dreams, scene.seen_by(self._dreams))
+            scene = replace(scene, cache=known)
+        desk = _Desk(scene, self.score, self.cfg, self._clock, begin, self._pace)
+        if self.cfg.method in ("best_of_n", "halving"):
+            own = self._sampled(desk, seen, cache)
+        else:
+            own = self._refined(desk, seen, cache)
+        return desk.close(own)
+
+    def _sampled(self, desk: _Desk, seen: Context, cache: ContextCache) -> Tensor:
+        """Best-of-N and halving; returns the policy's own chunk (B, 1, K, A)."""
+        n, seeds = self.cfg.candidates, desk.scene.seeds
+        size = n if self.cfg.budget_ms is None else min(n, self.cfg.slice)
+
+        def propose(at: slice) -> Tensor:
+            m = at.stop - at.start
+            draws = [s + _NEXT * k for s in seeds for k in range(at.start, at.stop)]
+            chunks = self.policy.act_on(seen.repeat(m), draws, cache.repeat(m))
+            return torch.from_numpy(chunks).unflatten(0, (len(seeds), m))
+
+        first = propose(slice(0, size))  # before any clock is asked: there must be something to do
+
+        def make(at: slice) -> Tensor:
+            return first if at == slice(0, size) else propose(at)
+
+        (best_of_n if self.cfg.method == "best_of_n" else halving)(desk, make, self.cfg)
+        return first[:, :1]
+
+    def _refined(self, desk: _Desk, seen: Context, cache: ContextCache) -> Tensor:
+        """CEM and MPPI; returns the policy's own chunk (B, 1, K, A)."""
+        policy, model, seeds = self.policy, self.policy.model, desk.scene.seeds
+        shape, (times, plus) = model.chunk_shapes["action"], _STREAM
+        own = torch.from_numpy(policy.act_on(seen, seeds, cache))[:, None]
+        drawn = draw_noise(shape, len(seeds), [s * times + plus for s in seeds], None).to(model.device)
+        point = unmix(self._rows, drawn)
+        if self.cfg.space == "action":
+            point = torch.zeros_like(point)
+
+        def moved(points: Tensor) -> Tensor:
+            wave = self.cfg.reach * shape[0] ** 0.5 * mix(self._rows, points) * model.action_std
+            low, high = (torch.from_numpy(x).to(wave) for x in (model.body.action_low, model.body.action_high))
+            return torch.minimum(torch.maximum(own.to(wave) + wave, low), high).cpu()
+
+        def denoised(points: Tensor) -> Tensor:
+            b, n = points.shape[:2]
+            noise = policy.temperature * (drawn[:, None] + mix(self._rows, points - point[:, None])).flatten(0, 1)
+
+            def answer(rows: Tensor) -> tuple[Tensor, ...]:
+                lanes, start = rows // n, Chunk(action=noise[rows])
+                asked, known = seen.index(lanes), cache.index(lanes)
+                chunk = sample(model, POLICY, asked, steps=policy.steps, noise=start, cache=known).action
+                assert chunk is not None
+                return (model.restore_action(chunk),)
+
+            return in_tiles(answer, b * n)[0].cpu().unflatten(0, (b, n))
+
+        refine(desk, moved if self.cfg.space == "action" else denoised, point, own, seeds, self.cfg)
+        return own
 
 
-def _stack(contexts: list[Context]) -> Context:
-    def cat(name: str) -> Any:
-        return torch.cat([getattr(c, name) for c in contexts])
+class BestOfN(Planner):
+    """A planner that draws N chunks from the policy; nothing else to say about it."""
 
-    return Context(video=cat("video"), proprio=cat("proprio"), text=cat("text"))
+    def __init__(self, policy: JointPolicy, score: Scorer, n: int) -> None:
+        """See :class:`Planner`.
+
+        Raises:
+            ImagineError: fewer than one candidate.
+        """
+        super().__init__(policy, score, PlannerConfig(candidates=n))
+
+
+class Firsts:
+    """What each lane saw when its episode began, since success often means "changed since then".
+
+    Lanes are told apart by their episode's part of the seed (``agents.rollout``: episode * 1009 + chunk), or by their
+    row where there are no seeds.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[Any, Context] = {}
+
+    def __call__(self, now: Context, seeds: Sequence[int] | None) -> Context:
+        """The first contexts of these lanes; a lane that was never seen begins now."""
+        keys = [("row", i) if seeds is None else int(seeds[i]) // 1_009 for i in range(len(now))]
+        for row, key in enumerate(keys):
+            self._of.setdefault(key, now.index([row]))
+        first = [self._of[key] for key in keys]
+        video, proprio, text = (torch.cat([getattr(c, k) for c in first]) for k in ("video", "proprio", "text"))
+        return Context(video=video, proprio=proprio, text=text)
+
+    def forget(self, lanes: np.ndarray | None = None) -> None:
+        """Forget all lanes, or the rows of a (B,) bool mask; episodes of other seeds are told apart anyway."""
+        if lanes is None:
+            self._of.clear()
+        else:
+            for i in np.flatnonzero(lanes):
+                self._of.pop(("row", int(i)), None)
+
+
+@dataclass
+class _Pace:
+    """How long the newest slice took, in seconds per lane and weight; None before the first one."""
+
+    seconds: float | None = None
+
+
+class _Desk:
+    """One decision in the making: a :class:`agents.search.Bench` with a clock."""
+
+    def __init__(
+        self, scene: Scene, score: Scorer, cfg: PlannerConfig, clock: Callable[[], float], begin: float, pace: _Pace
+    ) -> None:
+        self.scene, self.score, self.cfg, self.clock, self.begin, self.pace = scene, score, cfg, clock, begin, pace
+        self.over = False
+        self._chunks: list[Tensor] = []
+        self._scores: list[Scores] = []
+        self._rounds: list[int] = []
+        self._whole = -1  # newest round that was judged as a whole
+
+    def judge(self, n: int, make: Make, steps: int | None = None) -> Tensor:
+        """See :class:`agents.search.Bench`."""
+        score = self.score.at(steps) if steps is not None and isinstance(self.score, Graded) else self.score
+        size, current = n if self.cfg.budget_ms is None else min(n, self.cfg.slice), self._whole + 1
+        low = torch.full((len(self.scene), n), -torch.inf)
+        for first in range(0, n, size):
+            if not self._time_for(steps or 1):
+                self.over = True
+                return low
+            began, at = self.clock(), slice(first, min(first + size, n))
+            chunks = make(at)
+            check_candidates(chunks, len(self.scene), tuple(chunks.shape[2:]))
+            scores = score(self.scene, chunks)
+            low[:, at] = scores.lower(self.cfg.pessimism).cpu()  # waits for the device
+            self.pace.seconds = (self.clock() - began) / (len(self.scene) * (steps or 1))
+            self._chunks.append(chunks)
+            self._scores.append(scores)
+            self._rounds += [current] * chunks.shape[1]
+        self._whole = current
+        return low
+
+    def _time_for(self, steps: int) -> bool:
+        """Whether a slice at so many steps will end within the budget, if it goes as the newest one did."""
+        if self.cfg.budget_ms is None:
+            return True
+        left = self.cfg.budget_ms / 1000 - (self.clock() - self.begin)
+        return left > 0 and (self.pace.seconds or 0.0) * len(self.scene) * steps <= left
+
+    def close(self, own: Tensor) -> Plan:
+        """Choose; ``own`` (B, 1, K, A) is done where nothing else can be."""
+        judged = len(self._rounds)
+        if not judged:
+            nothing = torch.full((len(own), 1), -torch.inf)
+            self._chunks, self._rounds = [own], [0]
+            self._scores = [Scores(nothing, torch.zeros_like(nothing))]
+        scores, rounds = Scores.join(self._scores), np.array(self._rounds)
+        low = scores.lower(self.cfg.pessimism).cpu()
+        told = low.numpy().copy()
+        if self.cfg.method == "halving":  # a glance is no match for a closer look
+            told[:, rounds != max(self._whole, 0)] = -np.inf
+        fallback = np.logical_not((told > -np.inf).any(1))
+        used = 1000 * (self.clock() - self.begin)
+        return Plan(
+            candidates=torch.cat(self._chunks, 1).numpy(),
+            scores=scores,
+            lower=low,
+            chosen=np.where(fallback, 0, told.argmax(1)),
+            round=rounds,
+            fallback=fallback,
+            judged=judged,
+            used_ms=used,
+            late=self.cfg.budget_ms is not None and used > self.cfg.budget_ms,
+            stopped=self.over,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from agents.rollout import DreamLanes, Lanes, RealLanes
 from agents.steer import SteerConfig, Steered, require_how
+from agents.zoo import Flaw, Flawed
 from imagine.dream import Dream, DreamConfig
 from imagine.embodiment import Embodiment
 from imagine.env import EnvConfig, WorldModelEnv, WorldModelVectorEnv
@@ -106,12 +108,23 @@ def dream(
     """
     starts = starts or robot_starts(model)
     cfg = cfg or dream_config(folder)
+    model = dreamer(model, folder, cfg)
     seer = judge(judged_by, folder, str(model.device))
     if guarded:
         seer = Conjunction(seer, guards(model.body, cfg))
     if watched_by is not None:
         seer = Watched(seer, judge(watched_by, folder, str(model.device)))
     return Dream(model, seer, starts, cfg, None if shaping is None else lambda lanes: Potential(lanes, shaping))
+
+
+def dreamer(model: WorldActionModel, folder: str | Path, cfg: DreamConfig | None = None) -> WorldActionModel:
+    """Who dreams: ``model`` itself, or a copy with the adapter that its dream's settings name (``imagine refine``)."""
+    cfg = cfg or dream_config(folder)
+    if cfg.adapter is None:
+        return model
+    mind = merged(model, resolve(folder) / cfg.adapter)
+    mind.remembers = cfg.remembers
+    return mind
 
 
 def robot_starts(model: WorldActionModel) -> RobotStarts:
@@ -191,20 +204,21 @@ def lanes(
     film: bool = False,
     judged_by: str | Path = JUDGE,
     until_told: Told | None = None,
+    horizon: int = HORIZON,
 ) -> Lanes:
     """Lanes of the ``real`` twin or of the ``imagined`` one, with the same starts for the same seeds.
 
-    A dream is scored by ``judged_by``. Real episodes of a misled policy end when it has done what it was told, if
-    ``until_told`` is given.
+    An episode lasts ``horizon`` chunks at most. A dream is scored by ``judged_by``. Real episodes of a misled policy
+    end when it has done what it was told, if ``until_told`` is given.
 
     Raises:
         ImagineError: another world is asked for, zero lanes, or the expert in a dream.
     """
-    if n < 1:
-        raise ImagineError(f"asked for {n} lanes, expected at least 1.")
+    if n < 1 or horizon < 1:
+        raise ImagineError(f"asked for {n} lanes of {horizon} chunks, expected at least 1 of each.")
     if world == "real":
         make: Callable[[], G1TableEnv] = lambda: G1TableEnv(  # noqa: E731
-            model.body, max_chunks=HORIZON, families=families_of(model)
+            model.body, max_chunks=horizon, families=families_of(model)
         )
         if until_told is not None:
             return ToldLanes(make, n, until_told)
@@ -213,7 +227,7 @@ def lanes(
         raise ImagineError(f"--world is {world!r}, expected real or imagined.")
     if expert:
         raise ImagineError("the scripted expert reads the true state, which a dream has not; use --world real.")
-    return DreamLanes(dream(model, folder, judged_by=judged_by), n, horizon=HORIZON, film=film)
+    return DreamLanes(dream(model, folder, judged_by=judged_by), n, horizon=horizon, film=film)
 
 
 def adapter_of(name: str, folder: str | Path) -> Path | None:
@@ -244,9 +258,20 @@ def absent(model: WorldActionModel) -> Callable[[str, int], str]:
 def policy(name: str, model: WorldActionModel, folder: str | Path, *, steps: int = 4) -> Policy:
     """A policy by name: base, novice, improved, expert, random, or the folder of an adapter or a model.
 
+    Also ``ws://HOST:PORT``, a server that speaks openpi's protocol; ``package.module:name``, a ``Policy`` of one's own
+    or a function that makes one of the model; and any of them with flaws, ``base+noise=0.03+delay=6``
+    (:class:`agents.zoo.Flaw`).
+
     Raises:
         ImagineError: there is no such policy.
     """
+    name, _, flaws = name.partition("+")
+    if flaws:
+        return Flawed(policy(name, model, folder, steps=steps), Flaw.parse(flaws), model.body)
+    if name.startswith(("ws://", "wss://")):
+        from policy.client import RemotePolicy
+
+        return RemotePolicy(name, chunk_actions=model.body.chunk_actions, action_dim=model.body.action_dim)
     if name == "base":
         return JointPolicy(model, steps=steps)
     if name in ("random", "expert"):  # the expert's lanes overrule whatever is said
@@ -259,8 +284,24 @@ def policy(name: str, model: WorldActionModel, folder: str | Path, *, steps: int
         if other.body != model.body:
             raise ImagineError(f"policy {name} is for embodiment {other.body.name!r}, expected {model.body.name!r}.")
         return JointPolicy(other, steps=steps)
+    if ":" in name:
+        return _own_policy(name, model)
     known = ", ".join(("base", *ADAPTERS, "expert", "random"))
-    raise ImagineError(f"no policy {name!r}; expected {known}, or an adapter or model folder.")
+    raise ImagineError(f"no policy {name!r}; expected {known}, an adapter or model folder, module:name, or ws://….")
+
+
+def _own_policy(name: str, model: WorldActionModel) -> Policy:
+    """``package.module:name``: a Policy, or a function of the model that returns one."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ImagineError(f"policy {name!r} cannot be had ({error}), expected package.module:name.") from None
+    if not isinstance(found, Policy) or isinstance(found, type):
+        found = found(model)
+    if not isinstance(found, Policy):
+        raise ImagineError(f"{name!r} gives a {type(found).__name__}, expected a Policy with act and reset.")
+    return found
 
 
 _policy = policy  # below, the name is taken

@@ -24,10 +24,12 @@ COMMANDS = {
     "train": "train the joint world-action model on a dataset",
     "rollout": "let a policy act in the dream or on the twin, and film it",
     "clone": "clone recorded behaviour into a policy adapter",
+    "refine": "make the dream truer on recorded episodes",
     "improve": "improve a policy inside the dream",
     "learn": "train a stock RL library's agent on the dream",
     "evaluate": "estimate a policy's success rate, with its confidence interval",
     "plan": "choose actions by imagining candidates and judging them",
+    "serve": "serve a policy to robots over websockets, and score what other policies propose",
     "calibrate": "measure how far the judge can be believed, and make its probabilities honest",
     "fidelity": "measure how far a dream can be believed",
     "bench": "time the model, the environment and the judge",
@@ -164,8 +166,9 @@ def _stdout_kept_clean() -> Iterator[None]:
 
 def _is_imagine_error(error: ValueError) -> bool:
     from imagine.types import ImagineError
+    from policy.wire import WireError  # of the client, which knows no torch and so not our errors
 
-    return isinstance(error, ImagineError)
+    return isinstance(error, ImagineError | WireError)
 
 
 def _complain(sentence: str, code: int) -> int:

@@ -23,7 +23,7 @@ from policy.robots.g1_table.scene import COLOURS
 from policy.robots.g1_table.tasks import FAMILIES, Task
 from policy.robots.g1_table.truth import accomplished, is_there, truth
 
-from .build import HORIZON, dream_config, families_of, judge
+from .build import HORIZON, dream_config, dreamer, families_of, judge
 
 Tell = Callable[[int, int], None]
 POLICIES = ("base", "clumsy", "misled", "random")
@@ -168,7 +168,7 @@ def _dreamt(
     n, body = len(seeds), model.body
     starts = RobotStarts(TableRobot(body), body, families=families_of(model))
     second = judge("latent", folder) if (resolve(folder) / "judge.json").is_file() else None
-    world = Dream(model, _Silent(second), starts, dream_config(folder))
+    world = Dream(dreamer(model, folder), _Silent(second), starts, dream_config(folder))
     world.allocate(n)
     world.reset(np.arange(n), [episode_seed(s, 0) for s in seeds], {})
     told = list(world.instruction)

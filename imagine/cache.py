@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -71,3 +71,13 @@ class ContextCache:
     def index(self, rows: Tensor) -> ContextCache:
         """Keep some lanes."""
         return self._map(lambda x: x[rows])
+
+    @classmethod
+    def join(cls, parts: Sequence[ContextCache]) -> ContextCache:
+        """The lanes of several caches of equal length, one after another."""
+        columns: list[list[Tensor]] = []
+        for part in parts:
+            columns.append([])
+            part._map(lambda x, kept=columns[-1]: kept.append(x) or x)  # type: ignore[misc]
+        joined = iter([torch.cat(rows) for rows in zip(*columns, strict=True)])
+        return parts[0]._map(lambda _: next(joined))

@@ -90,7 +90,8 @@ def one_chunk(
         batch = windows.batch(part)
         context, truth, latents, proprio = encode(model, batch)
         action = model.normalise_action(batch.action.to(model.device))
-        cache, seeds = model.prefill(context), [int(r) for r in part]
+        start = context.video[:, -1], context.proprio[:, -1]  # such a dream begins where its context ends
+        cache, seeds = model.prefill(model.recall(context, *start)), [int(r) for r in part]
         valid = batch.video_valid.to(model.device)
         other = torch.roll(torch.arange(len(part)), max(1, len(part) // 2))
         dreams = {
@@ -150,7 +151,8 @@ def doubts(
         told = [batch.instructions[i] for i in batch.instruction_id]
         context = model.context(batch.video[:, :t].to(model.device, torch.float32), proprio, told)
         action = model.normalise_action(batch.action.to(model.device))
-        cache, seeds = model.prefill(context), [int(r) for r in part]
+        start = context.video[:, -1], context.proprio[:, -1]
+        cache, seeds = model.prefill(model.recall(context, *start)), [int(r) for r in part]
         dream = sample(model, DYNAMICS, context, action=action, steps=steps, seeds=seeds, cache=cache)
         read = sample(
             model, INVERSE, context, video=dream.video, proprio=dream.proprio, steps=inverse, seeds=seeds, cache=cache
@@ -181,6 +183,7 @@ def horizon(model: WorldActionModel, windows: Windows, chains: np.ndarray, *, st
         raise DatasetError("no held-out episode is long enough for this horizon; record more episodes or fewer chunks.")
     context, *_ = encode(model, windows.batch(chains[:, 0]))
     video, proprio = context.video, context.proprio
+    start = video[:, -1], proprio[:, -1]
     first = windows.batch(chains[:, 0]).video[:, model.cfg.context_frames - 1, None]
     scores: list[Tensor] = []
     copies: list[Tensor] = []
@@ -189,7 +192,8 @@ def horizon(model: WorldActionModel, windows: Windows, chains: np.ndarray, *, st
     for h in range(chains.shape[1]):
         batch = windows.batch(chains[:, h])
         action = model.normalise_action(batch.action.to(model.device))
-        dream = sample(model, DYNAMICS, context, action=action, steps=steps, seeds=[int(r) for r in chains[:, h]])
+        seen = model.recall(context, *start)
+        dream = sample(model, DYNAMICS, seen, action=action, steps=steps, seeds=[int(r) for r in chains[:, h]])
         assert dream.video is not None and dream.proprio is not None
         truth = batch.video[:, model.cfg.context_frames :].to(model.device)
         frames = model.decode(dream.video)

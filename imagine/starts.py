@@ -72,14 +72,19 @@ class DatasetStarts:
     still to be done and that has a successor.
     """
 
-    def __init__(self, dataset: LeRobotDataset, body: Embodiment, cache: str | Path, *, anywhere: bool = False):
+    def __init__(
+        self, dataset: LeRobotDataset, body: Embodiment, cache: str | Path, *, anywhere: bool = False,
+        in_order: bool = False,
+    ):  # fmt: skip
         """Decode the dataset's canvases into ``cache`` once.
+
+        With ``in_order`` the seed counts the starts instead of drawing one of them.
 
         Raises:
             DatasetError: the dataset is unusable or of another embodiment, or has no episode of two frames.
         """
         self.windows = Windows(build_cache(dataset, body, None, cache), body, context_frames=1, in_memory=False)
-        self.rows = self.windows.rows("all")
+        self.rows, self.in_order = self.windows.rows("all"), in_order
         if anywhere:
             self.rows = self.rows[~self.windows.succeeded(self.rows)]
         else:
@@ -91,7 +96,8 @@ class DatasetStarts:
 
     def __call__(self, seed: int, options: Mapping[str, Any]) -> Start:
         """Pick a row by seed."""
-        row = int(self.rows[np.random.default_rng(seed).integers(len(self.rows))])
+        n = len(self.rows)
+        row = int(self.rows[seed % n if self.in_order else np.random.default_rng(seed).integers(n)])
         batch = self.windows.batch(np.array([row]))
         told = options.get("instruction") or self.windows.instructions[int(batch.instruction_id[0])]
         return Start(batch.video[0, 0].numpy(), batch.proprio[0, 0].numpy(), told, f"row-{row}")

@@ -17,7 +17,9 @@ from imagine.model import WorldActionModel, load_weights
 from imagine.types import CheckpointMismatch
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
-"""Linear layers of a block that an adapter changes: attention and feed-forward."""
+"""Linear layers of a block that a policy's adapter changes: attention and feed-forward."""
+DREAM_TARGETS = (*TARGETS, "conv1", "conv2", "modulate", "features")
+"""What a dream's adapter changes: the painter as well."""
 _PREFIX = "base_model.model."
 
 
@@ -29,7 +31,15 @@ class Learner:
         rank: of the adapter.
     """
 
-    def __init__(self, base: WorldActionModel, *, rank: int = 16, start: str | Path | None = None, seed: int = 0):
+    def __init__(
+        self,
+        base: WorldActionModel,
+        *,
+        rank: int = 16,
+        start: str | Path | None = None,
+        seed: int = 0,
+        targets: tuple[str, ...] = TARGETS,
+    ):
         """Copy ``base`` and put an adapter into it.
 
         Args:
@@ -37,6 +47,7 @@ class Learner:
             rank: of a new adapter; one that is loaded has its own.
             start: adapter folder to go on from; None begins at the base itself.
             seed: of a new adapter's first factor.
+            targets: ends of the names of the layers that it changes.
 
         Raises:
             CheckpointMismatch: ``start`` holds no adapter, or one for another network.
@@ -48,7 +59,7 @@ class Learner:
         state = {} if start is None else _read(Path(start), base)[1]
         self.rank = rank if start is None else next(v.shape[0] for k, v in state.items() if "lora_A" in k)
         self.model = copy.deepcopy(base).requires_grad_(False)
-        lora = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=list(TARGETS), bias="none")
+        lora = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=list(targets), bias="none")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._peft = get_peft_model(self.model.dit, lora)  # type: ignore[arg-type]
@@ -106,7 +117,8 @@ def merged(model: WorldActionModel, folder: str | Path) -> WorldActionModel:
     for name in _layers(state):
         down, up = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
         layer = model.dit.get_submodule(name.removeprefix(_PREFIX))
-        layer.weight.data += scale * (up @ down).to(layer.weight)  # type: ignore[operator, union-attr, arg-type]
+        change = (up.flatten(1) @ down.flatten(1)).view_as(layer.weight)  # type: ignore[arg-type]
+        layer.weight.data += scale * change.to(layer.weight)  # type: ignore[operator, union-attr, arg-type]
     return model
 
 
@@ -130,9 +142,9 @@ def _read(folder: Path, model: WorldActionModel) -> tuple[float, dict[str, Tenso
         except AttributeError:
             raise CheckpointMismatch(f"adapter {folder} changes {name!r}, which this model does not have.") from None
         down, up = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
-        if not isinstance(layer, nn.Linear) or layer.weight.shape != (up.shape[0], down.shape[1]):
+        if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.weight.shape != (up.shape[0], *down.shape[1:]):
             raise CheckpointMismatch(
-                f"adapter {folder}: {name!r} is ({up.shape[0]}, {down.shape[1]}), which does not fit; "
+                f"adapter {folder}: {name!r} is {(up.shape[0], *down.shape[1:])}, which does not fit; "
                 "it was made for another model."
             )
     return scale, state

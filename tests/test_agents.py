@@ -197,30 +197,6 @@ def test_a_tenth_of_the_error_is_ten_decibels() -> None:
     assert (gain.value, gain.low, gain.high) == pytest.approx((10, 10, 10))
 
 
-# ---------------------------------------------------------------------- planner
-def test_best_of_one_does_what_the_policy_does(tiny_model: WorldActionModel) -> None:
-    policy, obs, seeds = JointPolicy(tiny_model), observation(2), [1009, 2018]
-    plan = BestOfN(policy, DreamScorer(tiny_model, FarRight(0.5)), 1).act(obs, seeds)
-    np.testing.assert_allclose(plan, policy.act(obs, seeds), atol=1e-5)
-
-
-def test_the_planner_takes_the_candidate_with_the_highest_value(tiny_model: WorldActionModel) -> None:
-    planner = BestOfN(JointPolicy(tiny_model), DreamScorer(tiny_model, FarRight(0.5)), 5)
-    action = planner.act(observation(3), [1009, 2018, 3027])
-    (plan,) = planner.plans
-    assert plan.candidates.shape == (3, 5, 4, 2) and plan.scores.video.shape[:2] == (3, 5)
-    assert plan.chosen.tolist() == plan.scores.value.argmax(1).tolist()
-    assert np.array_equal(action, plan.candidates[np.arange(3), plan.chosen])
-    with pytest.raises(ImagineError, match="0 candidates"):
-        BestOfN(JointPolicy(tiny_model), DreamScorer(tiny_model, FarRight(0.5)), 0)
-
-
-def test_an_empty_candidate_set_is_refused(tiny_model: WorldActionModel) -> None:
-    context = JointPolicy(tiny_model).context(observation(2))
-    with pytest.raises(ShapeError, match="N >= 1"):
-        DreamScorer(tiny_model, FarRight(0.5))(context, torch.zeros(2, 0, 4, 2), context, ["push"] * 2)
-
-
 # ---------------------------------------------------------------------- adapters
 def test_an_adapter_for_another_network_is_refused(tiny_model: WorldActionModel, tmp_path: Path) -> None:
     from safetensors.torch import save_file

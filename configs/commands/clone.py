@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from imagine.types import ImagineError
 
 from ..runfolder import RunFolder
-from .common import Common, Words, console
+from .common import Common, Words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,30 +42,18 @@ def run(args: Args) -> dict[str, Any]:
         if getattr(args, name) < 1:
             raise ImagineError(f"--{name} is {getattr(args, name)}, expected at least 1.")
     from agents.finetune.cloning import CloneConfig, clone
-    from imagine.data.lerobot import LeRobotDataset
-    from imagine.data.windows import Windows, build_cache
     from imagine.model import WorldActionModel
 
+    from .latents import latent_windows
+
     model = WorldActionModel.from_pretrained(args.model)
-    datasets = [LeRobotDataset.open(Path(d)) for d in args.dataset]
     folder = RunFolder.of("clone", args)
-    codec = model.codec
-    tag = hashlib.sha256(b"".join(v.numpy().tobytes() for v in codec.state_dict().values())).hexdigest()[:8]
-
-    @torch.no_grad()
-    def encode(canvas: torch.Tensor) -> torch.Tensor:
-        return codec.encode(canvas)
-
-    caches = []
-    for i, dataset in enumerate(datasets):
-        console.print(f"encoding {dataset.root}")
-        caches.append(build_cache(dataset, model.body, encode, folder / "cache" / str(i), tag=tag))
-    windows = Windows(caches, model.body, context_frames=model.cfg.context_frames)
+    windows, episodes = latent_windows(model, args.dataset, folder.path / "cache")
     cfg = CloneConfig(rank=args.rank, everything=args.everything)
     cfg = cfg.model_copy(
         update={"fit": cfg.fit.model_copy(update={"steps": args.steps, "lr": args.lr, "seed": args.seed})}
     )
     adapter = clone(model, windows, cfg, folder.path)
-    answer = {"adapter": str(adapter), "episodes": sum(len(d) for d in datasets), "windows": len(windows)}
+    answer = {"adapter": str(adapter), "episodes": episodes, "windows": len(windows)}
     folder.save_metrics(answer)
     return answer

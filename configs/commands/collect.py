@@ -27,6 +27,7 @@ class Args(Common):
         colours: colours of the blocks, all when empty.
         blocks: how many blocks lie on the table.
         failures: share of deliberate failures among the episodes.
+        modes: how they fail: some of miss, drop, wrong, wander (all four when empty), and clumsy, near misses.
     """
 
     out: Folder = Path("datasets/g1")
@@ -36,6 +37,7 @@ class Args(Common):
     colours: Words = ()
     blocks: int = 2
     failures: float = FAILURE_SHARE
+    modes: Words = ()
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def run(args: Args) -> dict[str, Any]:
     from policy.robots.g1_table.truth import NAMES
 
     out = args.out or Path("datasets/g1")
-    given = {"families": args.families, "colours": args.colours}
+    given = {"families": args.families, "colours": args.colours, "modes": args.modes}
     options: dict[str, Any] = {"blocks": args.blocks} | {name: words for name, words in given.items() if words}
     if args.failures != FAILURE_SHARE:
         options["failure_share"] = args.failures

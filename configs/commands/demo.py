@@ -146,7 +146,9 @@ class Demo:
 
         from .plan import _Timed, decision_figure
 
-        scorer = DreamScorer(self.model, LatentJudge.load(resolve(self.args.model)))
+        scorer = DreamScorer(
+            self.build.dreamer(self.model, self.args.model), LatentJudge.load(resolve(self.args.model))
+        )
         planner = _Timed(BestOfN(self.policy, scorer, 8))
         seeds = range(self.args.seed + 100, self.args.seed + 100 + self.args.episodes)
         lanes = self.build.lanes("real", self.model, self.args.model, 16)

@@ -1,71 +1,142 @@
-"""``imagine evaluate``: success of a policy, in the dream or on the robot, with its confidence interval."""
+"""``imagine evaluate``: success of policies, in the dream, on the robot or both, with what it takes to believe it."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from imagine.types import ImagineError
 
 from ..runfolder import RunFolder
+from .common import Words
 from .worlds import Episodes, bar
+
+PART = 16  # starts per part: what a kill can lose, and what one worker is given at a time
+WORLDS = ("real", "imagined", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Episodes):
-    """Estimate a policy's success rate.
+    """Estimate success rates.
 
     Attributes:
-        policy: base, novice, improved, expert (real world only), random, or the folder of an adapter or model.
-        world: real (the twin) or imagined (the dream); the same seeds are the same starts in both.
+        policy: base, novice, improved, expert (real world only), random; the folder of an adapter or model; a server
+            ws://HOST:PORT that speaks openpi's protocol; module:name for a Policy of your own; any of them with flaws,
+            base+noise=0.03+delay=6+idle=0.5+grip=0.5+bias=0.02. Several, joined by commas, are compared.
+        zoo: a zoo of policies from hopeless to perfect, in both worlds: how well do dream and truth agree?
+        world: real (the twin), imagined (the dream) or both; the same seeds are the same starts in both.
+        dataset: folder of a LeRobot dataset whose episodes are dreamt again under their recorded actions, and held
+            against what was recorded; policies and seeds play no part then.
         told: what the policy is told: right, or another colour, or another task than its success is measured by.
         go_on: with --told, act on to the horizon instead of ending an episode once what was told is done.
         steps: denoising steps of the policy.
+        horizon: chunks (of 0.8 s on the table) within which an episode must succeed.
+        ray: address of a Ray cluster to work on, or local; in this process when empty.
+        workers: Ray workers, one CPU each.
+        unchecked: print an imagined success rate although the error of its judge or the fidelity of its dream has not
+            been measured.
+        films: how many disagreements between the worlds are filmed for the report.
     """
 
-    policy: str = "base"
+    policy: Words = ("base",)
+    zoo: bool = False
     world: str = "real"
+    dataset: str = ""
     told: str = "right"
     go_on: bool = False
     steps: int = 4
+    horizon: int = 8
+    ray: str = ""
+    workers: int = 2
+    unchecked: bool = False
+    films: int = 4
 
 
 def run(args: Args) -> dict[str, Any]:
-    """Evaluate and write ``metrics.json`` and ``episodes.json`` to the run folder.
+    """Evaluate; the run folder then holds ``episodes.parquet``, ``metrics.json`` and ``report.html``. Resumes.
 
     Raises:
-        ImagineError: an option is out of range, or the policy or model cannot be had.
+        ImagineError: an option is out of range, a policy or model cannot be had, the dream or its judge was never
+            measured, or a worker failed.
     """
     seeds = args.seeds()
-    if args.policy == "expert" and args.told != "right":
+    policies = _policies(args)
+    if args.horizon < 1 or args.steps < 1:
+        raise ImagineError(f"--horizon is {args.horizon} and --steps {args.steps}, expected at least 1.")
+    if "expert" in policies and args.told != "right":
         raise ImagineError(f"the scripted expert hears nothing, so --told {args.told} says nothing of it; drop one.")
-    from agents.evaluate import evaluate
-    from imagine.model import WorldActionModel
+    if args.world not in WORLDS:
+        raise ImagineError(f"--world is {args.world!r}, expected {', '.join(WORLDS[:-1])} or {WORLDS[-1]}.")
+    if args.told != "right" and len(policies) > 1:
+        raise ImagineError(f"--told {args.told} misleads one policy, got {len(policies)}; name one.")
+    imagined = args.zoo or bool(args.dataset) or args.world != "real"
+    if imagined and "expert" in policies:
+        raise ImagineError("the scripted expert reads the true state, which a dream has not; use --world real.")
+    trust = caveat(args.model, args.judge, args.unchecked) if imagined else {}
+    from agents.evaluate import carry_out, parts
 
-    from .. import build
-    from ..told import Told
+    from ..evaluation import Setup, Worker
 
-    model = WorldActionModel.from_pretrained(args.model)
-    policy = Told(build.policy(args.policy, model, args.model, steps=args.steps), args.told, build.families_of(model))
-    ends = policy if args.told != "right" and args.world == "real" and not args.go_on else None
-    expert = args.policy == "expert"
-    n = min(args.lanes, len(seeds))
-    lanes = build.lanes(args.world, model, args.model, n, expert=expert, judged_by=args.judge, until_told=ends)
     folder = RunFolder.of("evaluate", args)
-    with bar(f"{args.policy} in the {args.world} world") as tell:
-        result, records = evaluate(lanes, policy, seeds, task_of=build.task_of, tell=tell)
-    answer = {"policy": args.policy, "world": args.world, "told": args.told, **result, "seed": args.seed}
-    if args.world == "imagined":
-        answer |= caveat(args.model, args.judge)
+    setup = Setup(
+        args.model,
+        args.judge,
+        args.lanes,
+        args.steps,
+        args.told,
+        args.go_on,
+        args.horizon,
+        args.dataset,
+        str(folder / "canvases"),
+    )
+    here = Worker(setup)
+    if args.dataset:
+        seeds = here.recorded.usable()[: args.episodes]
+    worlds = _worlds(args, here)
+    for name in () if args.dataset else policies:  # what cannot be had is refused before anything runs
+        here.policy(name)
+    wanted = parts(policies, worlds, seeds, PART)
+    with bar("episodes") as tell:
+        table = carry_out(
+            wanted, partial(Worker, setup) if args.ray else lambda: here, folder.path, ray=args.ray or None,
+            workers=args.workers, tell=tell,
+        )  # fmt: skip
+    from .evaluate_report import answer_of, write_report
+
+    answer = answer_of(args, policies, worlds, seeds, table, trust)
     folder.save_metrics(answer)
-    rows = [{"seed": r.seed, "instruction": r.instruction, "success": r.success} for r in records]
+    rows = table.select(["policy", "world", "seed", "instruction", "success"]).to_pylist()
     folder.write_text("episodes.json", json.dumps(rows))
+    write_report(args, folder, here, policies, worlds, seeds, table, answer)
     return answer
 
 
-def caveat(model: str, judge: str) -> dict[str, Any]:
-    """What an imagined success rate must not be read without: the judge's error and the dream's fidelity."""
+def _policies(args: Args) -> tuple[str, ...]:
+    from ..evaluation import ZOO
+
+    if args.dataset:
+        if args.zoo or args.policy != ("base",):
+            raise ImagineError("--dataset evaluates what was recorded; drop --policy and --zoo.")
+        return ("recorded",)
+    return ZOO if args.zoo and args.policy == ("base",) else args.policy
+
+
+def _worlds(args: Args, worker: Any) -> tuple[str, ...]:
+    if args.dataset:
+        has_truth = bool(worker.recorded.windows.batch(worker.recorded.starts.rows[:1]).success_valid.all())
+        return ("recorded", "imagined") if has_truth else ("imagined",)
+    return ("real", "imagined") if args.zoo or args.world == "both" else (args.world,)
+
+
+def caveat(model: str, judge: str, unchecked: bool = False) -> dict[str, Any]:
+    """What an imagined success rate must not be read without: the judge's error and the dream's fidelity.
+
+    Raises:
+        ImagineError: one of them has not been measured, and ``unchecked`` does not say that this is known.
+    """
     from imagine.model import resolve
     from rewards.vlm import judge_folder
 
@@ -75,13 +146,24 @@ def caveat(model: str, judge: str) -> dict[str, Any]:
     if judge == "latent":
         error = read(resolve(model), "judge_metrics.json")
         names: tuple[str, ...] = ("false_positive", "false_negative", "n")
+    elif judge.startswith(("http://", "https://")):
+        error, names = {}, ()
     else:
         error = read(judge_folder(judge), "metrics.json").get("imagined", {})
         names = ("auroc", "fpr", "fpr_ci", "fnr", "fnr_ci", "n")
     known = {k: error[k] for k in names if k in error}
-    dream = read(resolve(model), "metrics.json").get("fidelity", {})
+    dream = read(Path(resolve(model)), "metrics.json").get("fidelity", {})
+    fidelity = {k: dream[k] for k in ("psnr_true", "psnr_copy", "inverse_r2_imagined") if k in dream}
+    for what, got, how in (
+        (f"error of judge {judge!r}", known, "imagine calibrate"),
+        (f"fidelity of model {model!r}", fidelity, "imagine fidelity"),
+    ):
+        if not got and not unchecked:
+            raise ImagineError(
+                f"the {what} has not been measured, so an imagined success rate would say nothing; measure it with "
+                f"`{how}`, or add --unchecked."
+            )
     return {
-        "judge": {"name": judge, **known} if known else "not measured; see imagine calibrate",
-        "fidelity": {k: dream[k] for k in ("psnr_true", "psnr_copy", "inverse_r2_imagined") if k in dream}
-        or "not measured",
+        "judge": {"name": judge, **known} if known else {"name": judge, "error": "not measured"},
+        "fidelity": fidelity or "not measured",
     }

@@ -89,18 +89,18 @@ def learn(args: Args, cfg: Any, model: Any, folder: Path) -> dict[str, Any]:
     from .. import build
     from ..monitor import Monitor, MonitorConfig
 
-    begin, frozen = time.time(), weights_hash(model)
-    dream, looks = _dream(args, model, folder), MonitorConfig(starts=args.watch_starts)
+    begin, dream, looks = time.time(), _dream(args, model, folder), MonitorConfig(starts=args.watch_starts)
+    frozen = weights_hash(dream.model)
     lanes, monitor = DreamLanes(dream, args.lanes), None
     if not args.unguarded:
-        other = DreamLanes(Dream(model, dream.judge, build.robot_starts(model), dream.cfg), looks.starts)
+        other = DreamLanes(Dream(dream.model, dream.judge, build.robot_starts(model), dream.cfg), looks.starts)
         monitor = Monitor(other, build.absent(model), looks)
     run = Improver(model, lanes, cfg, folder, monitor=monitor, start=build.adapter_of(args.policy, args.model))
     from imagine.fit import progress
 
     with progress("improve", cfg.updates, run.update) as tell:
         adapter = run.run(lambda done, numbers: tell(done, _short(numbers), None))
-    if weights_hash(model) != frozen:
+    if weights_hash(dream.model) != frozen:
         raise AssertionError("the weights of the dream moved while the policy learnt")
     if run.alarm:
         console.print(f"[yellow]{run.alarm}[/yellow]")

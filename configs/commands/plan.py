@@ -1,17 +1,22 @@
-"""``imagine plan``: best-of-N in closed loop; every decision imagines N candidates and does the one judged best."""
+"""``imagine plan``: closed loop; every decision imagines candidates and does the one judged best."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from imagine.types import ImagineError
+from imagine.types import ImagineError, unpack_instruction
 
 from ..runfolder import RunFolder
 from .worlds import Episodes, bar
+
+SHOWN = 24
+"""Candidates in a picture at most: the first ones of every round, and the chosen one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,71 +24,207 @@ class Args(Episodes):
     """Plan by imagining candidates.
 
     Attributes:
-        policy: who proposes: base, improved, or the folder of an adapter or model.
+        policy: who proposes: base, novice, improved, or the folder of an adapter or model.
         world: real (the twin) or imagined.
-        candidates: N; 1 is the policy alone.
-        steps: denoising steps per imagined chunk.
+        planning: --no-planning lets the policy act alone, on the same starts and with the same draws.
+        method: best_of_n; halving looks ever more closely at ever fewer; cem and mppi draw anew around the best.
+        space: of cem and mppi: the noise that the policy starts from, or the action itself.
+        candidates: N, of cem and mppi in every iteration; 1 is the policy alone, judged.
+        iterations: of cem and mppi.
+        scorer: who judges candidates: latent, or any judge that --judge takes.
+        depth: chunks imagined per candidate; from the second one on the policy acts, without noise.
+        draws: dreams per candidate; several show how much of a score is luck.
+        pessimism: a candidate counts as value - PESSIMISM * spread.
+        budget_ms: milliseconds per decision of all lanes; when they are over, the best one yet is done.
+        steps: denoising steps per imagined chunk; halving goes on to twice and four times as many.
+        pictures: episodes of which every decision is drawn.
     """
 
     policy: str = "base"
     world: str = "real"
+    planning: bool = True
+    method: Literal["best_of_n", "halving", "cem", "mppi"] = "best_of_n"
+    space: Literal["noise", "action"] = "noise"
     candidates: int = 8
+    iterations: int = 3
+    scorer: str = "latent"
+    depth: int = 1
+    draws: int = 1
+    pessimism: float = 0.5
+    budget_ms: float | None = None
     steps: int = 1
+    pictures: int = 2
 
 
 def run(args: Args) -> dict[str, Any]:
-    """Run the episodes; ``decisions.png`` in the run folder shows the candidates of the first ones.
+    """Run the episodes; ``decisions/`` in the run folder shows every decision of the first ones.
 
     Raises:
         ImagineError: an option is out of range, or the policy cannot propose.
     """
     seeds = args.seeds()
-    if args.candidates < 1:
-        raise ImagineError(f"--candidates is {args.candidates}, expected at least 1.")
+    for option, least in (("pictures", 0), ("steps", 1)):
+        if getattr(args, option) < least:
+            raise ImagineError(f"--{option} is {getattr(args, option)}, expected at least {least}.")
     from agents.evaluate import evaluate
-    from agents.planner import BestOfN, DreamScorer
-    from imagine.model import WorldActionModel, resolve
+    from agents.planner import DreamScorer, Planner, PlannerConfig
+    from imagine.model import WorldActionModel
     from policy.policy import JointPolicy
-    from rewards.latent import LatentJudge
 
     from .. import build
 
+    cfg = PlannerConfig(
+        method=args.method, space=args.space, candidates=args.candidates, iterations=args.iterations,
+        pessimism=args.pessimism, budget_ms=args.budget_ms, rungs=(args.steps, 2 * args.steps, 4 * args.steps),
+    )  # fmt: skip
     model = WorldActionModel.from_pretrained(args.model)
-    proposer = build.policy(args.policy, model, args.model)
+    proposer: Any = build.policy(args.policy, model, args.model)
     if not isinstance(proposer, JointPolicy):
         raise ImagineError(
-            f"policy {args.policy!r} cannot propose several chunks, expected base, improved or a folder."
+            f"policy {args.policy!r} cannot propose several chunks, expected base, novice, improved or a folder."
         )
-    scorer = DreamScorer(model, LatentJudge.load(resolve(args.model)), steps=args.steps)
-    planner = _Timed(BestOfN(proposer, scorer, args.candidates))
+    greedy = JointPolicy(proposer.model, steps=proposer.steps, temperature=0.0)
+    scorer = DreamScorer(
+        build.dreamer(model, args.model), build.judge(args.scorer, args.model), steps=args.steps, depth=args.depth,
+        follow=greedy, draws=args.draws,
+    )  # fmt: skip
     lanes = build.lanes(args.world, model, args.model, min(args.lanes, len(seeds)), judged_by=args.judge)
     folder = RunFolder.of("plan", args)
-    with bar(f"best of {args.candidates}") as tell:
+    drawn = _Pictures(scorer.model, folder / "decisions", seeds[: args.pictures])
+    planner = _Timed(Planner(proposer, scorer, cfg) if args.planning else proposer, drawn)
+    name = f"{args.method.replace('_', ' ')}, {args.candidates} candidates" if args.planning else "no planning"
+    with bar(name) as tell:
         result, _ = evaluate(lanes, planner, seeds, task_of=build.task_of, tell=tell)
-    answer = {"candidates": args.candidates, "world": args.world, "policy": args.policy, **result, "seed": args.seed}
-    answer["ms_per_decision"] = round(1000 * planner.seconds / max(1, planner.decisions), 2)
+    how = {"method": args.method, "candidates": args.candidates} if args.planning else {"method": "none"}
+    answer = {**how, "world": args.world, "policy": args.policy, **result, "seed": args.seed, **planner.numbers()}
     folder.save_metrics(answer)
-    if planner.first is not None:
-        picture(model, planner.first, folder / "decisions.png")
     return answer
 
 
-class _Timed:
-    """Counts decisions and seconds, and keeps the first plan to show."""
+Watch = Callable[[Any, dict[str, np.ndarray], Sequence[int]], None]
+"""Called with a plan, what was observed, and the seeds."""
 
-    def __init__(self, planner: Any):
-        self.planner, self.seconds, self.decisions, self.first = planner, 0.0, 0, None
+
+class _Timed:
+    """Counts decisions and seconds, keeps the first plan to show, and tells of every other one."""
+
+    def __init__(self, planner: Any, watch: Watch | None = None):
+        self.planner, self.watch, self.first = planner, watch, None
+        self.seconds, self.decisions, self.judged, self.fallbacks, self.late, self.calls = 0.0, 0, 0, 0, 0, 0
 
     def act(self, observation: dict[str, np.ndarray], seeds: Any = None) -> np.ndarray:
         begin = time.perf_counter()
         action = self.planner.act(observation, seeds)
         self.seconds += time.perf_counter() - begin
         self.decisions += len(action)
-        self.first = self.first or self.planner.plans[0]
+        if plans := getattr(self.planner, "plans", None):
+            plan = plans[-1]
+            self.first = self.first or plan
+            self.calls, self.late = self.calls + 1, self.late + plan.late
+            self.judged += plan.judged * len(action)
+            self.fallbacks += int(plan.fallback.sum())
+            if self.watch is not None:
+                self.watch(plan, observation, seeds)
         return action
 
     def reset(self, lanes: np.ndarray | None = None) -> None:
         self.planner.reset(lanes)
+
+    def numbers(self) -> dict[str, Any]:
+        """What planning cost: per decision, and per call, which decides for all lanes at once."""
+        each = max(1, self.decisions)
+        numbers: dict[str, Any] = {"ms_per_decision": round(1000 * self.seconds / each, 2)}
+        if self.calls:
+            numbers["judged_per_decision"] = round(self.judged / each, 2)
+            numbers |= {"fallbacks": self.fallbacks, "late": round(self.late / self.calls, 4)}
+        return numbers
+
+
+class _Pictures:
+    """Draws every decision of some episodes, one file each."""
+
+    def __init__(self, model: Any, folder: Path, episodes: Sequence[int]):
+        self.model, self.folder, self.episodes, self.count = model, folder, set(episodes), {s: 0 for s in episodes}
+
+    def __call__(self, plan: Any, observation: dict[str, np.ndarray], seeds: Sequence[int]) -> None:
+        for row, seed in enumerate(seeds):
+            episode = int(seed) // 1_009  # agents.rollout, whose policy_seed is 0 here
+            if episode not in self.episodes:
+                continue
+            self.folder.mkdir(exist_ok=True)
+            k, told = self.count[episode], unpack_instruction(observation["instruction"][row])
+            self.count[episode] += 1
+            now = self.model.body.tile({v.name: observation[v.name][row : row + 1] for v in self.model.body.views})[0]
+            figure = candidates_figure(self.model, plan, row, now, f"“{told}”, start {episode}, decision {k + 1}")
+            figure.savefig(self.folder / f"{episode}-{k + 1:02d}.png", dpi=90)
+
+
+def candidates_figure(model: Any, plan: Any, lane: int, now: np.ndarray, title: str) -> Any:
+    """A matplotlib figure of one decision: what is seen now, and the last imagined frame of the candidates.
+
+    Args:
+        model: decodes what was imagined.
+        plan: an :class:`agents.planner.Plan`.
+        lane: which one.
+        now: (H, W, 3) uint8.
+        title: what stands above.
+    """
+    from matplotlib.figure import Figure
+
+    chosen = int(plan.chosen[lane])
+    shown = _shown(plan.round, chosen)
+    columns = min(len(shown), 4 if len(shown) <= 8 else 6)
+    rows = -(-len(shown) // columns)
+    width = 1.7 * now.shape[1] / now.shape[0]
+    figure = Figure(figsize=(max(width * (1 + columns), 6), 2.2 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, 1 + columns, squeeze=False)
+    for axis in grid.ravel():
+        axis.axis("off")
+    grid[0, 0].imshow(now)
+    grid[0, 0].set_title("now", fontsize=8)
+    several = plan.round.max() > 0
+    frames = (
+        None if plan.scores.video is None else model.decode(plan.scores.video[lane, shown, -1:])[:, 0].cpu().numpy()
+    )
+    for i, (k, axis) in enumerate(zip(shown, grid[:, 1:].ravel(), strict=False)):
+        if frames is not None:
+            axis.imshow(frames[i])
+        told = f"round {plan.round[k] + 1}: " if several else ""
+        axis.set_title(
+            f"{'✓ ' if k == chosen else ''}{told}{_score(plan, lane, k)}\n{_reasons(plan, lane, k)}",
+            fontsize=7,
+            fontweight="bold" if k == chosen else "normal",
+            color="tab:green" if k == chosen else "black",
+        )
+        if k == chosen:
+            axis.axis("on")
+            axis.set(xticks=[], yticks=[])
+            for side in axis.spines.values():
+                side.set(color="tab:green", linewidth=3)
+    left = len(plan.round) - len(shown)
+    more = f"; {left} more not shown" if left else ""
+    why = "; nothing could be judged, so the policy's own" if plan.fallback[lane] else ""
+    took = f"{plan.judged} judged in {plan.used_ms:.0f} ms for {len(plan.chosen)} lane(s)"
+    figure.suptitle(f"{title}\n{took}{more}{why}; value ± spread, ✓ is done", fontsize=9)
+    return figure
+
+
+def _shown(rounds: np.ndarray, chosen: int) -> list[int]:
+    """Which candidates are drawn: of every round the first ones, and the chosen one."""
+    each = max(1, (SHOWN - 1) // (int(rounds.max()) + 1))
+    shown = [k for r in range(int(rounds.max()) + 1) for k in np.flatnonzero(rounds == r)[:each]]
+    return sorted({int(k) for k in shown} | {chosen})
+
+
+def _score(plan: Any, lane: int, k: int) -> str:
+    value, spread = float(plan.scores.value[lane, k]), float(plan.scores.spread[lane, k])
+    return f"{value:.2f} ± {spread:.2f}" if np.isfinite(value) else "not judged"
+
+
+def _reasons(plan: Any, lane: int, k: int) -> str:
+    names = {"success": "succ", "progress": "prog", "hallucination": "doubt"}
+    told = {short: plan.scores.terms[name][lane, k] for name, short in names.items() if name in plan.scores.terms}
+    return " ".join(f"{short} {float(x):.2f}" for short, x in told.items())
 
 
 def decision_figure(model: Any, plan: Any, lanes: int = 3) -> Any:
@@ -101,13 +242,8 @@ def decision_figure(model: Any, plan: Any, lanes: int = 3) -> Any:
             axes[i, k].set(xticks=[], yticks=[])
             chosen = k == plan.chosen[i]
             axes[i, k].set_title(
-                f"{float(plan.scores.value[i, k]):.2f}{'  ✓' if chosen else ''}",
+                f"{float(plan.lower[i, k]):.2f}{'  ✓' if chosen else ''}",
                 fontsize=8,
                 fontweight="bold" if chosen else "normal",
             )
     return figure
-
-
-def picture(model: Any, plan: Any, path: Any) -> None:
-    """Save :func:`decision_figure`."""
-    decision_figure(model, plan).savefig(path, dpi=110)

@@ -14,7 +14,7 @@ import numpy as np
 from imagine.types import ImagineError
 
 from .expert import PUSH_GOAL, expert_target
-from .failures import MODES, Failure
+from .failures import ALL_MODES, MODES, Failure
 from .scene import COLOURS, CONTROL_HZ
 from .tasks import FAMILIES, Task
 from .truth import truth
@@ -37,7 +37,7 @@ class Episode:
         is_expert: (T,) bool, the command is the expert's answer to the present task.
         success: (T,) bool, the tick's task is satisfied before the tick.
         task: T instructions; it may change midway.
-        failure_mode: ``none``, or one of ``miss drop wrong wander``.
+        failure_mode: ``none``, or one of ``failures.ALL_MODES``.
         seed: all there is to know.
         truth: (T, 40) float32, before each tick, laid out as ``truth.NAMES``.
         views: {name: (frames, h, w, 3) uint8}.
@@ -76,6 +76,7 @@ def episode(
     renderer: str = "ray",
     seconds: float = 4.8,
     failure_share: float = FAILURE_SHARE,
+    modes: Sequence[str] = MODES,
 ) -> Episode:
     """Record one episode.
 
@@ -88,6 +89,7 @@ def episode(
         renderer: ``ray`` or ``egl``.
         seconds: longest; it ends 0.8 s after the last task is done.
         failure_share: chance that the episode is a deliberate failure.
+        modes: how it may fail, some of ``failures.ALL_MODES``.
 
     Raises:
         ImagineError: an argument is out of range.
@@ -96,12 +98,14 @@ def episode(
         raise ImagineError(f"failure_share is {failure_share}, expected 0 to 1.")
     if camera_hz < 1 or CONTROL_HZ % camera_hz:
         raise ImagineError(f"camera_hz is {camera_hz}, expected a divisor of {CONTROL_HZ}.")
+    if not modes or set(modes) - set(ALL_MODES):
+        raise ImagineError(f"modes are {tuple(modes)}, expected some of {', '.join(ALL_MODES)}.")
     if renderer not in _WORLDS:
         _WORLDS[renderer] = G1Table(renderer)
     world = _WORLDS[renderer]
     world.reset(seed, families=families, colours=colours, blocks=blocks)
     rng = np.random.default_rng([seed, 1])
-    plan = _draw_plan(rng, round(seconds * CONTROL_HZ), blocks, failure_share)
+    plan = _draw_plan(rng, round(seconds * CONTROL_HZ), blocks, failure_share, modes)
     rows = _record(world, rng, plan, families, CONTROL_HZ // camera_hz)
     return rows.episode(plan.mode, seed)
 
@@ -130,8 +134,8 @@ def _record(world: G1Table, rng: np.random.Generator, plan: _Plan, families: Seq
     return rows
 
 
-def _draw_plan(rng: np.random.Generator, ticks: int, blocks: int, failures: float) -> _Plan:
-    mode = MODES[int(rng.integers(len(MODES)))] if rng.uniform() < failures else "none"
+def _draw_plan(rng: np.random.Generator, ticks: int, blocks: int, failures: float, modes: Sequence[str]) -> _Plan:
+    mode = modes[int(rng.integers(len(modes)))] if rng.uniform() < failures else "none"
     if mode == "wrong" and blocks == 1:
         mode = "miss"
     switch = int(rng.integers(10, max(11, min(ticks - 45, 75))))

@@ -29,13 +29,13 @@ ENGAGED = 0.10  # m; a hand this near a block keeps the job, whatever side the b
 OPEN, CLOSED = 1.0, 0.0
 
 
-def expert_target(world: G1Table, task: Task, offset: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+def expert_target(world: G1Table, task: Task, offset: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> np.ndarray:
     """Where the hands should go next.
 
     Args:
         world: read, never changed.
         task: what to do now; its colour must be on the table.
-        offset: added to the block's true x, y (m), to make a hand that misses.
+        offset: added to the block's true x, y, z (m), to make a hand that misses.
 
     Returns:
         (8,) float64 absolute targets, as ``G1Table.tick`` takes them.
@@ -43,7 +43,7 @@ def expert_target(world: G1Table, task: Task, offset: tuple[float, float] = (0.0
     i = world.block_of(task.colour)
     arm = choose_arm(world, i)
     target = np.empty((2, 4))
-    target[arm] = _act(world, task, i, arm, np.array([*offset, 0.0]))
+    target[arm] = _act(world, task, i, arm, np.array(offset))
     target[1 - arm] = _rest(world, 1 - arm)
     return target.ravel()
 

@@ -1,4 +1,8 @@
-"""Ways to fail on purpose, so that a model of the world also sees what goes wrong: miss, drop, wrong, wander."""
+"""Ways to fail on purpose, so that a model of the world also sees what goes wrong.
+
+``miss``, ``drop``, ``wrong`` and ``wander`` fail clearly; ``clumsy`` almost succeeds: it closes a finger's breadth
+beside or above the block, lifts whether it holds something or not, and tries again elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from .tasks import Task
 from .world import G1Table
 
 MODES = ("miss", "drop", "wrong", "wander")
+ALL_MODES = (*MODES, "clumsy")
+SPREAD = 0.025  # m, standard deviation per axis of where a clumsy hand believes the block to be
 
 
 class Failure:
@@ -20,12 +26,14 @@ class Failure:
         self.mode, self._rng, self._tick = mode, rng, 0
         self._arm = choose_arm(world, world.block_of(task.colour))
         angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.03, 0.07)
-        self._offset = (float(far * np.cos(angle)), float(far * np.sin(angle)))
+        self._offset = (float(far * np.cos(angle)), float(far * np.sin(angle)), 0.0)
         self._patience = int(rng.integers(8, 40))
         self._holding = 0
         others = [c for c in world.colours if c != task.colour]
         self._other = Task(task.family, others[int(rng.integers(len(others)))]) if others else task
         self._waypoint, self._grip, self._until = HOME[self._arm].copy(), 1.0, 0
+        if mode == "clumsy":
+            self._try_elsewhere()
 
     def target(self, world: G1Table, task: Task) -> np.ndarray:
         """(8,) absolute targets of this tick."""
@@ -36,6 +44,8 @@ class Failure:
             return expert_target(world, self._other)
         if self.mode == "wander":
             return self._wander(world, task)
+        if self.mode == "clumsy":
+            return self._clumsy(world, task)
         return self._drop(world, task)
 
     def _drop(self, world: G1Table, task: Task) -> np.ndarray:
@@ -49,6 +59,28 @@ class Failure:
             rise = min(self._holding - self._patience, 10) / 10
             target[arm] = [*(world.hands[arm] + rise * 0.15 * (up - world.hands[arm])), 1.0]
             self._holding += 1
+        return target.ravel()
+
+    def _try_elsewhere(self) -> None:
+        rng = self._rng
+        above = rng.uniform(0.0, 0.03) if rng.uniform() < 0.3 else 0.0
+        self._belief = (*rng.normal(0, SPREAD, 2), above)
+        self._closing, self._lifting = int(rng.integers(4, 15)), int(rng.integers(12, 40))
+        self._until = self._tick + int(rng.integers(45, 90))
+
+    def _clumsy(self, world: G1Table, task: Task) -> np.ndarray:
+        arm, block = self._arm, world.block_of(task.colour)
+        if self._tick > self._until or self._lifting <= 0:
+            self._try_elsewhere()
+        target = expert_target(world, task, self._belief).reshape(2, 4)
+        if task.family != "pick_up" or world.held(block).any():
+            return target.ravel()
+        low = world.hands[arm, 2] < TABLE_Z + 0.09
+        self._closing -= int(low and target[arm, 3] < 0.5)
+        if self._closing < 0:  # lifts, whatever the fingers hold
+            self._lifting -= 1
+            up = np.array([*world.hands[arm, :2], TABLE_Z + 0.14])
+            target[arm] = [*(world.hands[arm] + _short(up - world.hands[arm])), 0.0]
         return target.ravel()
 
     def _wander(self, world: G1Table, task: Task) -> np.ndarray:

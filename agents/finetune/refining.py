@@ -1,0 +1,107 @@
+"""Refining a dream: a LoRA adapter that makes DYNAMICS true where the policies to come will be.
+
+What it departs from: nothing; it is the joint loss with the noise levels that DYNAMICS and INVERSE ask about, most of
+it on frames that the model has just dreamt itself, and with the episode's first frame in sight. The policy keeps the
+base's weights; only the dream is another.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from imagine.data.windows import Windows, WindowSampler
+from imagine.fit import FitConfig, fit, write_json
+from imagine.losses import JointConfig, joint_loss, on_own_frames
+from imagine.model import WorldActionModel
+from imagine.noise import Shares
+from imagine.types import DatasetError
+from policy.adapter import DREAM_TARGETS, Learner
+
+
+class RefineConfig(BaseModel):
+    """How the adapter is shaped and fitted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = 12
+    remembers: bool = True
+    joint: JointConfig = JointConfig(
+        shares=Shares(dynamics=0.85, inverse=0.15, joint=0, free=0),
+        video_only=0,
+        video_pure=0.95,
+        policy_passes=0,
+        context_noise=0.05,
+        context_repeat=0.25,
+        own_frames=0.67,
+        own_chunks=4,
+    )
+    fit: FitConfig = FitConfig(
+        steps=1000,
+        batch=48,
+        lr=1.5e-3,
+        warmup=50,
+        decay=0.5,
+        weight_decay=0.0,
+        ema=0.99,
+        eval_every=250,
+        save_every=250,
+    )
+
+
+def refine(model: WorldActionModel, windows: Windows, cfg: RefineConfig, folder: Path) -> Path:
+    """Fit an adapter that dreams what latent windows show; ``model`` itself is not changed.
+
+    Args:
+        model: the base.
+        windows: latent windows, of the model's own codec.
+        cfg: adapter and fit.
+        folder: run folder; resumes what it holds. The adapter is written to ``folder/adapter``.
+
+    Returns:
+        The adapter's folder.
+
+    Raises:
+        DatasetError: there is nothing to train on.
+    """
+    rows, held = windows.rows("train"), windows.rows("held_out")
+    if not len(rows):
+        raise DatasetError("the dataset has no training window; record more or longer episodes.")
+    learner = Learner(model, rank=cfg.rank, seed=cfg.fit.seed, targets=DREAM_TARGETS)
+    learner.model.remembers = cfg.remembers
+    batches = WindowSampler(rows, cfg.fit.batch, cfg.fit.seed)
+    check = WindowSampler(held if len(held) else rows, 128, 1)
+    if cfg.fit.compile:
+        torch._dynamo.config.recompile_limit = 64
+        for block in learner.model.dit.blocks:
+            block.compile(dynamic=False)
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        at = batches.at(step)
+        batch = on_own_frames(learner.model, windows, at, windows.batch(at), cfg.joint, generator)
+        return joint_loss(learner.model, batch, cfg.joint, generator)
+
+    @torch.no_grad()
+    def held_out(ema: nn.Module) -> dict[str, float]:
+        """The same loss on held-out windows, the same ones every time: dreamt in full, and from real frames alone."""
+        assert isinstance(ema, WorldActionModel)
+        sums: dict[str, list[float]] = {}
+        for share in (0.0, 1.0):
+            asked = cfg.joint.model_copy(update={"own_frames": share, "shares": Shares(inverse=0, joint=0, free=0)})
+            for i in range(4):
+                generator, at = torch.Generator().manual_seed(i), check.at(i)
+                batch = on_own_frames(ema, windows, at, windows.batch(at), asked, generator)
+                for name, value in joint_loss(ema, batch, asked, generator)[1].items():
+                    sums.setdefault(f"{name}_{'own' if share else 'real'}", []).append(value)
+        return {k: sum(v) / len(v) for k, v in sums.items()}
+
+    def publish(ema: nn.Module, numbers: dict[str, float]) -> None:
+        values = dict(ema.dit.named_parameters())  # type: ignore[union-attr, operator]
+        learner.save(folder / "adapter", {k: values[k] for k in learner.parameters()})
+        write_json(folder / "adapter" / "training.json", numbers)
+
+    fit(learner.model, loss, cfg.fit, folder / "fit", evaluate=held_out, publish=publish, name="refine")
+    return folder / "adapter"

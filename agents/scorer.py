@@ -1,0 +1,321 @@
+"""What a planner asks: ``score(scene, candidates) -> value ± spread``, and the scorer that answers by dreaming.
+
+What this is: the only thing that a planner, ours or another library's, knows of worlds and judges. Any judge will do: a
+head on latents, a vision-language model, rules; so will any function of a context and candidates (:class:`Plain`).
+What this is not: a learnt value. A candidate is worth what the judge says of the dream ``depth`` chunks later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from imagine.cache import ContextCache
+from imagine.model import WorldActionModel
+from imagine.questions import DYNAMICS, INVERSE
+from imagine.sampler import sample
+from imagine.tiles import TILE, in_tiles
+from imagine.types import Clip, Context, ImagineError, Observation, RewardModel, Score, ShapeError
+from policy.policy import JointPolicy
+
+_STREAM = 31, 7  # the dream's noise, of a seed; apart from the policy's, whose chunk INVERSE would else recognise
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where a decision is made, in B lanes.
+
+    Attributes:
+        context: what is observed now.
+        start: what was observed when the episode began; success often means "changed since then".
+        instruction: one per lane.
+        seeds: one per lane; all noise of a decision comes from its lane's seed.
+        cache: what the dreaming model read of ``context``, where it is at hand; see :func:`read`.
+    """
+
+    context: Context
+    start: Context
+    instruction: tuple[str, ...]
+    seeds: tuple[int, ...]
+    cache: ContextCache | None = None
+
+    def __post_init__(self) -> None:
+        told = len(self.context), len(self.start), len(self.instruction), len(self.seeds)
+        if len(set(told)) > 1:
+            raise ShapeError(
+                f"a scene has {told[0]} contexts, {told[1]} starts, {told[2]} instructions and {told[3]} seeds; "
+                "give one of each per lane."
+            )
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def seen_by(self, model: WorldActionModel) -> Context:
+        """What a model that dreams on from here looks at."""
+        return model.recall(self.context, self.start.video[:, -1], self.start.proprio[:, -1])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Values of candidates and what they are made of.
+
+    Attributes:
+        value: (B, N) float32, higher is better; minus infinity where the candidate could not be judged.
+        spread: (B, N) float32, at least 0: how far the value can be off, in its own unit.
+        terms: named (B, N) float32 reasons.
+        video: (B, N, F, C, h, w) imagined latents, None where the scorer imagines nothing.
+    """
+
+    value: Tensor
+    spread: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    video: Tensor | None = None
+
+    def lower(self, pessimism: float) -> Tensor:
+        """(B, N) float32, ``value - pessimism * spread``; minus infinity where either is not a number."""
+        low = self.value - pessimism * self.spread
+        return torch.where(low.isnan(), torch.full_like(low, -torch.inf), low)
+
+    @staticmethod
+    def join(parts: Sequence[Scores]) -> Scores:
+        """The candidates of several scores of the same lanes, side by side; a term that one of them lacks is NaN."""
+        names = dict.fromkeys(name for part in parts for name in part.terms)
+        films = [part.video for part in parts if part.video is not None]
+        return Scores(
+            torch.cat([p.value for p in parts], 1),
+            torch.cat([p.spread for p in parts], 1),
+            {k: torch.cat([p.terms.get(k, torch.full_like(p.value, torch.nan)) for p in parts], 1) for k in names},
+            torch.cat(films, 1) if len(films) == len(parts) else None,
+        )
+
+
+class Scorer(Protocol):
+    """Scores candidate chunks."""
+
+    def __call__(self, scene: Scene, candidates: Tensor) -> Scores:
+        """Score (B, N, K, A) float32 candidates in robot units, of a scene of B lanes."""
+        ...
+
+
+@runtime_checkable
+class Graded(Protocol):
+    """A scorer that can look more or less closely; what successive halving needs."""
+
+    steps: int
+
+    def __call__(self, scene: Scene, candidates: Tensor) -> Scores:
+        """See :class:`Scorer`."""
+        ...
+
+    def at(self, steps: int) -> Scorer:
+        """The same scorer, looking ``steps`` denoising steps closely."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A ``Scorer`` made of any function of (context, candidates (B, N, K, A)): to (B, N) values, or values and spreads.
+
+    >>> scorer = Plain(lambda context, candidates: -candidates.square().sum((2, 3)))
+    """
+
+    call: Callable[[Context, Tensor], Tensor | tuple[Tensor, Tensor]]
+
+    def __call__(self, scene: Scene, candidates: Tensor) -> Scores:
+        """See :class:`Scorer`.
+
+        Raises:
+            ShapeError: the function gave something of another shape.
+        """
+        answer = self.call(scene.context, candidates)
+        value, spread = answer if isinstance(answer, tuple) else (answer, torch.zeros_like(answer))
+        for name, got in (("values", value), ("spreads", spread)):
+            if tuple(got.shape) != tuple(candidates.shape[:2]):
+                raise ShapeError(
+                    f"the scorer gave {name} of shape {tuple(got.shape)} for candidates {tuple(candidates.shape)}, "
+                    f"expected {tuple(candidates.shape[:2])}."
+                )
+        return Scores(value.float(), spread.float())
+
+
+def read(model: WorldActionModel, context: Context, tile: int = TILE) -> ContextCache:
+    """``model.prefill`` in tiles, so that what is read of a lane does not depend on how many others there are."""
+    if not tile:
+        return model.prefill(context)
+    lanes = len(context)
+    parts = []
+    for begin in range(0, lanes, tile):
+        rows = (torch.arange(tile) + begin).clamp(max=lanes - 1)
+        parts.append(model.prefill(context.index(rows)).index(torch.arange(min(tile, lanes - begin))))
+    return ContextCache.join(parts)
+
+
+def check_candidates(candidates: Tensor, lanes: int, shape: tuple[int, ...]) -> None:
+    """Refuse candidates that are not (lanes, N >= 1, *shape) finite numbers.
+
+    Raises:
+        ShapeError: says which.
+    """
+    got = tuple(candidates.shape)
+    if len(got) != 4 or got[0] != lanes or got[1] < 1 or got[2:] != shape:
+        raise ShapeError(f"candidates are {got}, expected (B, N >= 1, K, A) = ({lanes}, N, {shape[0]}, {shape[1]}).")
+    if not candidates.isfinite().all():
+        wrong = (~candidates.isfinite()).flatten(2).any(2).nonzero()[0].tolist()
+        raise ShapeError(f"candidate {wrong[1]} of lane {wrong[0]} holds NaN or infinity; is the policy's input sound?")
+
+
+@dataclass(frozen=True)
+class _Imagined:
+    """One chunk of a dream of n rows, and its judgement: (n, F, C, h, w), (n, F, P), and (n,) throughout."""
+
+    video: Tensor
+    proprio: Tensor
+    score: Score
+    doubt: Tensor
+
+
+@dataclass(frozen=True)
+class DreamScorer:
+    """Imagines what each candidate brings and asks the judge; ``value = progress + success - doubt_weight * doubt``.
+
+    All candidates of a lane dream under the same noise, so that they differ by their actions alone. The spread is the
+    judge's own term ``spread`` (0 where it has none) and, with several ``draws``, the deviation of the value among
+    dreams: the root of the mean square of the one plus the variance of the other.
+
+    Attributes:
+        model: dreams.
+        judge: what it says of ``progress`` (0 where it has no such term) and success makes the value.
+        steps: denoising steps per imagined chunk.
+        doubt_weight: value lost per normalised action unit between a chunk and what INVERSE reads from its dream.
+        depth: chunks imagined; from the second one on ``follow`` acts. One chunk is often too short to see what a
+            candidate was good for.
+        end: of a dream of several chunks, the ``last`` one counts, or the best (``max``), since an episode would have
+            ended there.
+        follow: acts after the candidate; it sees the decoded frame, as on the robot.
+        draws: dreams per candidate; more than one measure how much of a value is luck.
+        tile: rows per network call; see :mod:`imagine.tiles`.
+
+    Source: best-of-N over a joint model's own imagination as in Cosmos Policy, arXiv:2601.16163.
+    """
+
+    model: WorldActionModel
+    judge: RewardModel
+    steps: int = field(default=1, kw_only=True)
+    doubt_weight: float = field(default=0.1, kw_only=True)
+    depth: int = field(default=1, kw_only=True)
+    end: Literal["max", "last"] = field(default="max", kw_only=True)
+    follow: JointPolicy | None = field(default=None, kw_only=True)
+    draws: int = field(default=1, kw_only=True)
+    tile: int = field(default=TILE, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "depth", "draws"):
+            if getattr(self, name) < 1:
+                raise ImagineError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if self.end not in ("max", "last"):
+            raise ImagineError(f"end is {self.end!r}, expected max or last.")
+        if self.depth > 1 and self.follow is None:
+            raise ImagineError(f"depth is {self.depth}, but nobody acts after the candidate; give follow=, a policy.")
+
+    def at(self, steps: int) -> DreamScorer:
+        """The same scorer with that many denoising steps per imagined chunk."""
+        return replace(self, steps=steps)
+
+    @torch.inference_mode()
+    def __call__(self, scene: Scene, candidates: Tensor) -> Scores:
+        """See :class:`Scorer`; a row's bytes do not depend on how many lanes and candidates are beside it.
+
+        Raises:
+            ShapeError: there are no candidates, or they are misshapen or not finite.
+        """
+        check_candidates(candidates, len(scene), self.model.chunk_shapes["action"])
+        b, n = candidates.shape[:2]
+        chunks = candidates.flatten(0, 1).to(self.model.device)
+        cache = read(self.model, scene.seen_by(self.model), self.tile) if scene.cache is None else scene.cache
+        names: list[str] = []
+
+        def judge(rows: Tensor) -> tuple[Tensor, ...]:
+            lanes = rows // n
+            draws = [self._draw(scene, lanes, cache.index(lanes), chunks[rows], i) for i in range(self.draws)]
+            values, spreads = (torch.stack([getattr(d, k) for d in draws]) for k in ("value", "spread"))
+            names[:] = draws[0].terms
+            terms = [torch.stack([d.terms[k] for d in draws]).mean(0) for k in names]
+            spread = (spreads.square().mean(0) + values.var(0, unbiased=False)).sqrt()
+            assert draws[0].video is not None
+            return values.mean(0), spread, draws[0].video, *terms
+
+        value, spread, video, *terms = in_tiles(judge, b * n, self.tile)
+        shaped = {k: v.view(b, n) for k, v in zip(names, terms, strict=True)}
+        # A dream that could not be judged has no spread: minus infinity says it all.
+        return Scores(value.view(b, n), spread.nan_to_num(0.0).view(b, n), shaped, video.unflatten(0, (b, n)))
+
+    def _draw(self, scene: Scene, lanes: Tensor, cache: ContextCache, chunks: Tensor, draw: int) -> Scores:
+        """One dream of n rows; every field lacks the axis of lanes."""
+        times, plus = _STREAM
+        seeds = [scene.seeds[i] * times + plus + draw for i in lanes.tolist()]
+        told = [scene.instruction[i] for i in lanes.tolist()]
+        film = self._film(scene.context.index(lanes), scene.start.index(lanes), cache, chunks, told, seeds)
+        stack = {
+            name: torch.stack([_term(step.score, name) for step in film])
+            for name in ("progress", "spread", *film[0].score.terms)
+        }
+        stack["success"] = torch.stack([step.score.success for step in film])
+        valid = torch.stack([step.score.valid for step in film])
+        merit = torch.where(valid, stack["success"] + stack["progress"], torch.full_like(stack["success"], -torch.inf))
+        at = merit.argmax(0) if self.end == "max" else torch.full_like(merit[0], self.depth - 1, dtype=torch.long)
+        terms = {name: x.gather(0, at[None])[0] for name, x in stack.items()}
+        terms["hallucination"] = torch.stack([step.doubt for step in film]).mean(0)
+        if self.depth > 1:
+            terms["chunk"] = at.float()
+        value = merit.gather(0, at[None])[0] - self.doubt_weight * terms["hallucination"]
+        return Scores(value, terms["spread"], terms, torch.cat([step.video for step in film], 1))
+
+    def _film(
+        self, context: Context, start: Context, cache: ContextCache, chunks: Tensor, told: list[str], seeds: list[int]
+    ) -> list[_Imagined]:
+        """``depth`` chunks of a dream of n rows: the candidates (n, K, A) in robot units, then what ``follow`` does."""
+        film = [self._imagine(context, start, cache, chunks, told, seeds)]
+        keep = context.video.shape[1]
+        for k in range(1, self.depth):
+            assert self.follow is not None
+            video = torch.cat([context.video, film[-1].video], 1)[:, -keep:]
+            proprio = torch.cat([context.proprio, film[-1].proprio], 1)[:, -keep:]
+            context = replace(context, video=video, proprio=proprio)
+            seen = Observation(self.model.decode(video[:, -1:]), self.model.restore_proprio(proprio[:, -1:]))
+            noise = [s + k * 104_729 for s in seeds]
+            chunks = torch.from_numpy(self.follow.act_on(self.follow.model.encode(seen, told), noise)).to(chunks)
+            cache = self.model.prefill(self.model.recall(context, start.video[:, -1], start.proprio[:, -1]))
+            film.append(self._imagine(context, start, cache, chunks, told, noise))
+        return film
+
+    def _imagine(
+        self, context: Context, start: Context, cache: ContextCache, chunks: Tensor, told: list[str], seeds: list[int]
+    ) -> _Imagined:
+        model, action = self.model, self.model.normalise_action(chunks)
+        dream = sample(model, DYNAMICS, context, action=action, steps=self.steps, seeds=seeds, cache=cache)
+        video, proprio = dream.video, dream.proprio
+        assert video is not None and proprio is not None
+        read = sample(model, INVERSE, context, video=video, proprio=proprio, steps=1, seeds=seeds, cache=cache).action
+        assert read is not None
+        doubt = (read - action).square().mean((1, 2)).sqrt()
+        latents = torch.cat([start.video[:, -1:], video], 1)
+        before = model.restore_proprio(context.proprio[:, -1])[:, model.anchor] * model.anchored
+        moved = chunks + before[:, None]
+        clip = Clip(
+            latents=latents,
+            proprio=torch.cat([start.proprio[:, -1:], proprio], 1),
+            decode=model.film(latents),
+            action=moved,
+            pose=torch.where(model.anchored > 0, before, moved[:, 0]),  # as in a dream: absolute commands tell no pose
+            doubt=doubt,
+        )
+        return _Imagined(video, proprio, self.judge(clip, told), doubt)
+
+
+def _term(score: Score, name: str) -> Tensor:
+    """A term of a judgement, (n,) float32; 0 where it is missing or not a number."""
+    return score.terms[name].float().nan_to_num(0.0) if name in score.terms else torch.zeros_like(score.success)

@@ -1,0 +1,97 @@
+"""Policies with a flaw: what an evaluator's estimates are held against must be spread from hopeless to perfect.
+
+A flaw changes what any policy does in a way that real deployments know: noisy or late actuators, a miscalibrated frame,
+a gripper wired the wrong way, a controller that now and then does nothing. Dream and robot get the very same chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from imagine.embodiment import Embodiment
+from imagine.types import ImagineError, Policy
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """What is wrong with a policy; zero is nothing.
+
+    Attributes:
+        noise: standard deviation of where a chunk ends beside its goal, as a share of each action's range; drawn once
+            per chunk and approached evenly, as an arm would.
+        bias: likewise, but the same for a whole episode.
+        delay: ticks by which every chunk begins late; what does not fit any more is not done.
+        idle: chance that a chunk does nothing.
+        grip: chance that, for one chunk, the grippers do the opposite.
+    """
+
+    noise: float = 0.0
+    bias: float = 0.0
+    delay: int = 0
+    idle: float = 0.0
+    grip: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Flaw:
+        """Read ``noise=0.05+delay=6``.
+
+        Raises:
+            ImagineError: another name, no number, or a number out of range.
+        """
+        known, got = {f.name for f in fields(cls)}, dict[str, float]()
+        for part in text.split("+"):
+            name, _, value = part.partition("=")
+            try:
+                got[name] = int(value) if name == "delay" else float(value)
+            except ValueError:
+                got[name] = float("nan")
+            most = 1.0 if name in ("idle", "grip") else np.inf
+            if name not in known or not 0 <= got[name] <= most:
+                raise ImagineError(f"flaw {part!r} is not known, expected NAME=NUMBER with {', '.join(sorted(known))}.")
+        return cls(**got)  # type: ignore[arg-type]
+
+
+class Flawed:
+    """A ``Policy`` with a flaw. Its draws follow from its seeds alone, whatever else is in the batch."""
+
+    def __init__(self, policy: Policy, flaw: Flaw, body: Embodiment):
+        """``body`` says what a chunk's numbers mean: which are relative (arms), which are not (grippers)."""
+        self.policy, self.flaw, self.body = policy, flaw, body
+
+    def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
+        """See :class:`imagine.types.Policy`.
+
+        Raises:
+            ImagineError: no seeds; a flaw's draws would not be repeatable.
+        """
+        if seeds is None:
+            raise ImagineError("a flawed policy draws its flaws from seeds; got none.")
+        chunk, flaw, body = self.policy.act(observation, seeds), self.flaw, self.body
+        relative = np.array(body.anchors_in_proprio()) >= 0
+        low, high, k = body.action_low, body.action_high, body.chunk_actions
+        ramp = np.linspace(0, 1, k + 1)[1:, None]
+        out = chunk.copy()
+        for i, seed in enumerate(seeds):
+            draw = np.random.default_rng([abs(int(seed)), 17])
+            always = np.random.default_rng(
+                [abs(int(seed)) // 1_009, 18]
+            )  # agents.rollout: seed = episode * 1009 + chunk
+            idle, grip = draw.uniform() < flaw.idle, draw.uniform() < flaw.grip
+            off = flaw.noise * draw.normal(size=len(low)) + flaw.bias * always.normal(size=len(low))
+            if flaw.delay:
+                late = min(flaw.delay, k)
+                waiting = np.where(relative, 0, chunk[i, :1]).repeat(late, 0)
+                out[i] = np.concatenate([waiting, chunk[i]])[:k]
+            if idle:
+                out[i] = np.where(relative, 0, out[i, :1])
+            if grip:
+                out[i] = np.where(relative, out[i], low + high - out[i])
+            out[i] += off * (high - low) * np.where(relative, ramp, 1)
+        return np.clip(out, low, high).astype(np.float32)
+
+    def reset(self, lanes: np.ndarray | None = None) -> None:
+        """See :class:`imagine.types.Policy`."""
+        self.policy.reset(lanes)

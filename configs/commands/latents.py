@@ -1,0 +1,39 @@
+"""Recorded datasets as latent windows of a model's own codec, for the commands that fine-tune it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from imagine.data.lerobot import LeRobotDataset
+from imagine.data.windows import Windows, build_cache
+from imagine.model import WorldActionModel
+
+from .common import console
+
+
+def latent_windows(model: WorldActionModel, datasets: Sequence[str], folder: Path) -> tuple[Windows, int]:
+    """All windows of some LeRobot datasets together, and how many episodes they hold.
+
+    Args:
+        model: whose codec encodes.
+        datasets: their folders.
+        folder: where the latents are kept.
+    """
+    opened = [LeRobotDataset.open(Path(d)) for d in datasets]
+    codec = model.codec
+    tag = hashlib.sha256(b"".join(v.numpy().tobytes() for v in codec.state_dict().values())).hexdigest()[:8]
+
+    @torch.no_grad()
+    def encode(canvas: torch.Tensor) -> torch.Tensor:
+        return codec.encode(canvas)
+
+    caches = []
+    for i, dataset in enumerate(opened):
+        console.print(f"encoding {dataset.root}")
+        caches.append(build_cache(dataset, model.body, encode, folder / str(i), tag=tag))
+    windows = Windows(caches, model.body, context_frames=model.cfg.context_frames)
+    return windows, sum(len(d) for d in opened)

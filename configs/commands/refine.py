@@ -1,0 +1,60 @@
+"""``imagine refine``: a truer dream from recorded episodes, as an adapter on the joint model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from imagine.types import ImagineError
+
+from ..runfolder import RunFolder
+from .common import Common, Words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Common):
+    """Refine a model's dream on a LeRobot dataset, above all on what its policies get wrong, as a LoRA adapter.
+
+    Attributes:
+        dataset: folder of a LeRobot dataset (v2.1 or v3.0); several, joined by commas, are used together.
+        model: a shipped model's name, a folder, or a hub id; it is not changed.
+        steps: training steps.
+        lr: learning rate.
+        rank: of the adapter.
+        compile: fuse each block with torch.compile; needs a C++ compiler on a CPU.
+    """
+
+    dataset: Words = ("datasets/clumsy",)
+    model: str = "g1-table-tiny"
+    steps: int = 1000
+    lr: float = 1.5e-3
+    rank: int = 12
+    compile: bool = False
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Refine; the adapter is written to ``adapter/`` of the run folder. Resumes after a kill.
+
+    A model folder whose ``dream.json`` says ``"adapter": "dream"`` dreams with the adapter in its folder ``dream/``.
+
+    Raises:
+        ImagineError: an option is out of range, or the dataset is unusable.
+    """
+    for name in ("steps", "rank"):
+        if getattr(args, name) < 1:
+            raise ImagineError(f"--{name} is {getattr(args, name)}, expected at least 1.")
+    from agents.finetune.refining import RefineConfig, refine
+    from imagine.model import WorldActionModel
+
+    from .latents import latent_windows
+
+    model = WorldActionModel.from_pretrained(args.model)
+    folder = RunFolder.of("refine", args)
+    windows, episodes = latent_windows(model, args.dataset, folder.path / "cache")
+    cfg = RefineConfig(rank=args.rank)
+    asked = {"steps": args.steps, "lr": args.lr, "seed": args.seed, "compile": args.compile}
+    cfg = cfg.model_copy(update={"fit": cfg.fit.model_copy(update=asked)})
+    adapter = refine(model, windows, cfg, folder.path)
+    answer = {"adapter": str(adapter), "episodes": episodes, "windows": len(windows)}
+    folder.save_metrics(answer)
+    return answer

@@ -1,0 +1,113 @@
+"""Reads requests: observations and candidates as a robot names them, into arrays that a policy can be shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from imagine.embodiment import Embodiment
+from imagine.types import INSTRUCTION_BYTES, ShapeError, pack_instruction
+
+
+def describe(body: Embodiment, *, scores: bool) -> dict[str, Any]:
+    """What a client is told on connecting: the embodiment, what requests may carry, and RoboArena's configuration."""
+    wrists = [v for v in body.views if "wrist" in v.name or "hand" in v.name]
+    return {
+        "embodiment": body.name,
+        "control_hz": body.control_hz,
+        "chunk_actions": body.chunk_actions,
+        "action_dim": body.action_dim,
+        "action_names": body.action_names,
+        "proprio_dim": body.proprio_dim,
+        "views": {v.name: [v.height, v.width] for v in body.views},
+        "accepts": ["seed", "session_id", *(["score"] if scores else [])],
+        "image_resolution": [body.views[0].height, body.views[0].width],
+        "needs_wrist_camera": bool(wrists),
+        "n_external_cameras": len(body.views) - len(wrists),
+        "needs_stereo_camera": False,
+        "needs_session_id": False,
+        "action_space": body.action[0].name,
+    }
+
+
+def read_observation(request: Mapping[str, Any], body: Embodiment) -> dict[str, np.ndarray]:
+    """A batch of one, as ``imagine.spaces.observation_space`` describes, from a request; of a film the newest frame.
+
+    Raises:
+        ShapeError: something is missing, misshapen or not finite.
+    """
+
+    def find(name: str) -> Any:
+        return request[name] if name in request else request.get(f"observation/{name}")
+
+    seen: dict[str, np.ndarray] = {}
+    for view in body.views:
+        image, want = find(view.name), (view.height, view.width, 3)
+        image = _newest(image, 3) if isinstance(image, np.ndarray) else image
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != want:
+            got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+            got = "nothing" if image is None else got
+            raise ShapeError(f"view {view.name!r}: got {got}, expected uint8 {want} of embodiment {body.name!r}.")
+        seen[view.name] = image[None].copy()
+    proprio = find("proprio")
+    if proprio is None and all(find(n) is not None for n in body.proprio):
+        proprio = np.concatenate([_newest(read_numbers(find(n), n), 1).ravel() for n in body.proprio])
+    proprio = _newest(read_numbers(proprio, "proprio"), 1)
+    seen["proprio"] = read_numbers(proprio, "proprio", (body.proprio_dim,))[None]
+    seen["instruction"] = _instruction(request)[None]
+    return seen
+
+
+def read_candidates(given: Any, body: Embodiment) -> np.ndarray:
+    """(N, K, A) float32 in robot units, N at least 1, clipped to the embodiment's bounds.
+
+    Raises:
+        ShapeError: none are given, or they are another robot's, not finite, or far out of bounds.
+    """
+    chunks = read_numbers(given, "candidates", finite=False)
+    want = (body.chunk_actions, body.action_dim)
+    if chunks.ndim != 3 or len(chunks) < 1 or chunks.shape[1:] != want:
+        raise ShapeError(
+            f"candidates have shape {chunks.shape}, expected (N, {want[0]}, {want[1]}) with N at least 1, chunks of "
+            f"embodiment {body.name!r}."
+        )
+    return body.check_action(chunks)
+
+
+def _newest(values: np.ndarray, axes: int) -> np.ndarray:
+    """The last of several frames in time; what has ``axes`` axes is one."""
+    return values[-1] if values.ndim == axes + 1 and len(values) else values
+
+
+def _instruction(request: Mapping[str, Any]) -> np.ndarray:
+    told = request.get("prompt", request.get("instruction"))
+    if isinstance(told, str):
+        return pack_instruction(told)
+    if isinstance(told, np.ndarray) and told.dtype == np.uint8 and told.shape == (INSTRUCTION_BYTES,) and told.any():
+        return told
+    got = "nothing" if told is None else f"{getattr(told, 'dtype', type(told).__name__)} {getattr(told, 'shape', '')}"
+    raise ShapeError(f"got {got.strip()} for the instruction, expected text as 'prompt' or 'instruction'.")
+
+
+def read_numbers(value: Any, name: str, shape: tuple[int, ...] | None = None, *, finite: bool = True) -> np.ndarray:
+    """Float32 array of the wanted shape, or of any.
+
+    Raises:
+        ShapeError: no numbers, another shape, or not finite.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError:  # a ragged list
+        array = np.asarray(None)
+    if array.dtype.kind not in "iuf":
+        got = "nothing" if value is None else array.dtype
+        raise ShapeError(f"{name}: got {got}, expected numbers.")
+    if shape is not None and array.shape != shape:
+        raise ShapeError(f"{name} has shape {array.shape}, expected {shape}.")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, and is told so
+        array = array.astype(np.float32)
+    if finite and not np.isfinite(array).all():
+        raise ShapeError(f"{name} holds NaN or infinity, expected finite numbers.")
+    return array
