@@ -158,7 +158,7 @@ class Planner:
         seen = scene.context if seen is None else seen
         cache = prefill(self.policy.model, seen)
         if self._dreams is not None and scene.cache is None:  # read once for all slices
-            known = cache if self._dreams is self.policy.model else prefill(self._dreams, scene.seen_by(self._dreams))
+            known = cache if self._dreams is self.policy.model else prefill(self._dreams, scene.context)
             scene = replace(scene, cache=known)
         desk = _Desk(scene, self.score, self.cfg, self._clock, begin, self._pace)
         if self.cfg.method in ("best_of_n", "halving"):

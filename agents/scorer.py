@@ -54,10 +54,6 @@ class Scene:
     def __len__(self) -> int:
         return len(self.context)
 
-    def seen_by(self, model: WorldActionModel) -> Context:
-        """What a model that dreams on from here looks at."""
-        return model.recall(self.context, self.start.video[:, -1], self.start.proprio[:, -1])
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -235,7 +231,7 @@ class DreamScorer:
         check_candidates(candidates, len(scene), self.model.chunk_shapes["action"])
         b, n = candidates.shape[:2]
         chunks = candidates.flatten(0, 1).to(self.model.device)
-        cache = read(self.model, scene.seen_by(self.model), self.tile) if scene.cache is None else scene.cache
+        cache = read(self.model, scene.context, self.tile) if scene.cache is None else scene.cache
         names: list[str] = []
 
         def judge(rows: Tensor) -> tuple[Tensor, ...]:
@@ -288,8 +284,7 @@ class DreamScorer:
             seen = Observation(self.model.decode(video[:, -1:]), self.model.restore_proprio(proprio[:, -1:]))
             noise = [s + k * 104_729 for s in seeds]
             chunks = torch.from_numpy(self.follow.act_on(self.follow.model.encode(seen, told), noise)).to(chunks)
-            cache = self.model.prefill(self.model.recall(context, start.video[:, -1], start.proprio[:, -1]))
-            film.append(self._imagine(context, start, cache, chunks, told, noise))
+            film.append(self._imagine(context, start, self.model.prefill(context), chunks, told, noise))
         return film
 
     def _imagine(

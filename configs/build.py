@@ -122,9 +122,7 @@ def dreamer(model: WorldActionModel, folder: str | Path, cfg: DreamConfig | None
     cfg = cfg or dream_config(folder)
     if cfg.adapter is None:
         return model
-    mind = merged(model, resolve(folder) / cfg.adapter)
-    mind.remembers = cfg.remembers
-    return mind
+    return merged(model, resolve(folder) / cfg.adapter)
 
 
 def robot_starts(model: WorldActionModel) -> RobotStarts:

@@ -17,17 +17,19 @@ from imagine.env import episode_seed
 from imagine.model import WorldActionModel, resolve
 from imagine.starts import RobotStarts
 from imagine.types import Clip, RewardModel, Score, pack_instruction
-from policy.policy import JointPolicy, RandomPolicy
 from policy.robots.g1_table.env import TableRobot
 from policy.robots.g1_table.scene import COLOURS
 from policy.robots.g1_table.tasks import FAMILIES, Task
 from policy.robots.g1_table.truth import accomplished, is_there, truth
 
-from .build import HORIZON, dream_config, dreamer, families_of, judge
+from .build import HORIZON, dream_config, dreamer, families_of, judge, policy
 
 Tell = Callable[[int, int], None]
 POLICIES = ("base", "clumsy", "misled", "random")
-"""Whose rollouts are judged: the policy; with each hand off by a few cm; told of the other block; random actions."""
+"""Whose rollouts are judged: the policy; with each hand off by a few cm; told of the other block; random actions.
+
+Any other name is that of a policy, see :func:`configs.build.policy`.
+"""
 
 
 @dataclass
@@ -90,6 +92,8 @@ class Rollouts:
         seeds: start seeds.
         truths: (N, 1 + T, S) what was true on the twin at those moments.
         kind: (N,) whose rollouts.
+        latents: (N, 1 + T, C, h, w) float16, the frames of ``films`` as the dream has them.
+        proprio: (N, 1 + T, P) float32, normalised, likewise.
     """
 
     films: np.ndarray
@@ -100,6 +104,8 @@ class Rollouts:
     seeds: np.ndarray
     truths: np.ndarray
     kind: np.ndarray
+    latents: np.ndarray
+    proprio: np.ndarray
 
     @property
     def label(self) -> np.ndarray:
@@ -131,24 +137,34 @@ def rollouts(
     *,
     kinds: Sequence[str] = POLICIES,
     workers: int = 2,
+    chunks: int = HORIZON,
+    fast: bool = False,
 ) -> Rollouts:
-    """Roll out kinds of policy in the dream, an equal share of the seeds each, and their actions on the twin."""
+    """Roll out kinds of policy in the dream, an equal share of the seeds each, and their actions on the twin.
+
+    ``fast`` imagines many lanes at once, in bfloat16; the last bits then depend on the machine.
+    """
+    group_size = 64 if fast else 16
+    told_how = {"chunks": chunks, "fast": fast}
     kind = np.array([kinds[i % len(kinds)] for i in range(len(seeds))])
     parts = []
     for name in dict.fromkeys(kinds):
         own = np.asarray(seeds)[kind == name]
-        for begin in range(0, len(own), 16):
-            parts.append((name, own[begin : begin + 16]))
+        for begin in range(0, len(own), group_size):
+            parts.append((name, own[begin : begin + group_size]))
     order = np.concatenate([group for _, group in parts])
     made = []
     for name, group in parts:
-        made.append(_dreamt(model, folder, name, group.tolist()))
-        tell(sum(len(m[4]) for m in made), len(seeds))
-    films, actions, doubt, second = (np.concatenate([m[i] for m in made]) for i in range(4))
-    told = [i for m in made for i in m[4]]
+        made.append(_dreamt(model, folder, name, group.tolist(), **told_how))
+        tell(sum(len(m.instruction) for m in made), len(seeds))
+    films, actions, doubt, second, latents, proprio = (
+        np.concatenate([getattr(m, k) for m in made])
+        for k in ("films", "actions", "doubt", "second", "latents", "proprio")
+    )
+    told = [i for m in made for i in m.instruction]
     truths = replayed(model, order.tolist(), actions, workers=workers)
     whose = np.concatenate([[name] * len(group) for name, group in parts])
-    return Rollouts(films, actions, doubt, second, told, order, truths, whose)
+    return Rollouts(films, actions, doubt, second, told, order, truths, whose, latents, proprio)
 
 
 def dreamt_under(
@@ -156,40 +172,68 @@ def dreamt_under(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Films (N, 1 + T, H, W, 3), doubts (N, T) and instructions of dreams under given actions (N, T, K, A)."""
     parts = [slice(begin, begin + 16) for begin in range(0, len(seeds), 16)]
-    made = [_dreamt(model, folder, "given", list(seeds[p]), actions[p]) for p in parts]
-    films, doubt = (np.concatenate([m[i] for m in made]) for i in (0, 2))
-    return films, doubt, [i for m in made for i in m[4]]
+    made = [_dreamt(model, folder, "given", list(seeds[p]), actions[p], chunks=actions.shape[1]) for p in parts]
+    films, doubt = (np.concatenate([getattr(m, k) for m in made]) for k in ("films", "doubt"))
+    return films, doubt, [i for m in made for i in m.instruction]
+
+
+@dataclass
+class _Dreamt:
+    """A few lanes of :class:`Rollouts`."""
+
+    films: np.ndarray
+    actions: np.ndarray
+    doubt: np.ndarray
+    second: np.ndarray
+    instruction: list[str]
+    latents: np.ndarray
+    proprio: np.ndarray
 
 
 def _dreamt(
-    model: WorldActionModel, folder: str | Path, name: str, seeds: list[int], given: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Films, actions, doubts, second verdicts and instructions of at most 16 lanes."""
+    model: WorldActionModel,
+    folder: str | Path,
+    name: str,
+    seeds: list[int],
+    given: np.ndarray | None = None,
+    *,
+    chunks: int = HORIZON,
+    fast: bool = False,
+) -> _Dreamt:
+    """Roll out a few lanes side by side, ``given`` actions (N, T, K, A) or those of the policy ``name``."""
     n, body = len(seeds), model.body
     starts = RobotStarts(TableRobot(body), body, families=families_of(model))
+    cfg = dream_config(folder)
+    if fast:
+        cfg = cfg.model_copy(update={"tile": 0, "autocast": True})
     second = judge("latent", folder) if (resolve(folder) / "judge.json").is_file() else None
-    world = Dream(dreamer(model, folder), _Silent(second), starts, dream_config(folder))
+    world = Dream(dreamer(model, folder), _Silent(second), starts, cfg)
     world.allocate(n)
     world.reset(np.arange(n), [episode_seed(s, 0) for s in seeds], {})
     told = list(world.instruction)
-    joint = JointPolicy(model, steps=4)
-    wild = RandomPolicy(body.action_low, body.action_high, body.chunk_actions)
+    acts = policy("base" if name in ("given", *POLICIES[:3]) else name, model, folder)
     offset = np.stack([_offset(body, s) for s in seeds])
     films, actions, doubt, said = [world.canvas.cpu().numpy().copy()], [], [], []
-    for k in range(HORIZON):
+    latents, proprio = [world.video[:, -1].half().cpu().numpy()], [world.proprio[:, -1].cpu().numpy()]
+    for k in range(chunks):
         seen, noise = world.observe(), [s * 1_009 + k for s in seeds]
         if name == "misled":
             others = [_other(i, s, families_of(model)) for i, s in zip(told, seeds, strict=True)]
             seen = {**seen, "instruction": np.stack([pack_instruction(i) for i in others])}
-        act = given[:, k] if given is not None else (wild if name == "random" else joint).act(seen, noise)
+        act = given[:, k] if given is not None else acts.act(seen, noise)
         if name == "clumsy":
             act = np.clip(act + offset[:, None], body.action_low, body.action_high).astype(np.float32)
         outcome = world.step(act)
         films.append(world.canvas.cpu().numpy().copy())
+        latents.append(world.video[:, -1].half().cpu().numpy())
+        proprio.append(world.proprio[:, -1].cpu().numpy())
         actions.append(act)
         doubt.append(outcome.info["hallucination"])
         said.append(outcome.info["success_probability"] > 0)
-    return np.stack(films, 1), np.stack(actions, 1), np.stack(doubt, 1), np.stack(said, 1), told
+    film, act, doubts, verdicts, seen_latents, felt = (
+        np.stack(x, 1) for x in (films, actions, doubt, said, latents, proprio)
+    )
+    return _Dreamt(film, act, doubts, verdicts, told, seen_latents, felt)
 
 
 def _offset(body: Embodiment, seed: int) -> np.ndarray:

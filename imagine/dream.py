@@ -33,7 +33,6 @@ class DreamConfig(BaseModel):
     inverse_steps: int = 2  # denoising steps of the check; 0 leaves the check out
     hallucination_limit: float | None = None  # above it (normalised action units) a lane is no longer believable
     adapter: str | None = None  # LoRA folder beside the weights that the dream has and the policy has not
-    remembers: bool = False  # whether the adapter was made to look at the frame that the episode began with as well
     autocast: bool = False  # imagine in bfloat16: about twice as fast on chips that have it; the last bits differ
     doubt_cost: float = 0.0  # reward lost per normalised action unit of doubt, every chunk (MOPO, arXiv:2005.13239)
 
@@ -215,7 +214,7 @@ class Dream:
 
         Doubt is the root mean square between the action and the one that INVERSE reads from what was imagined.
         """
-        context = self.model.recall(self.context(), self.start_video, self.start_proprio).index(rows)
+        context = self.context().index(rows)
         cache = self.model.prefill(context)
         dream = sample(self.model, DYNAMICS, context, action=action, steps=self.cfg.steps, seeds=seeds, cache=cache)
         video, proprio = dream.video, dream.proprio

@@ -67,7 +67,13 @@ def encode(model: WorldActionModel, batch: WindowBatch) -> tuple[Context, Tensor
 
 @torch.inference_mode()
 def one_chunk(
-    model: WorldActionModel, windows: Windows, rows: np.ndarray, *, steps: int = 1, tell: Tell | None = None
+    model: WorldActionModel,
+    windows: Windows,
+    rows: np.ndarray,
+    *,
+    steps: int = 1,
+    tell: Tell | None = None,
+    actor: WorldActionModel | None = None,
 ) -> dict[str, np.ndarray]:
     """Per window: error of the dream under true and shuffled actions, of the last frame repeated, of the codec alone.
 
@@ -77,6 +83,7 @@ def one_chunk(
         rows: (n,) window numbers.
         steps: denoising steps of the dream.
         tell: progress.
+        actor: asked for POLICY; the same model when None.
 
     Returns:
         ``true``, ``shuffled``, ``copy``, ``codec`` (n,) mean squared errors (:func:`decibel`); ``episode`` (n,);
@@ -90,8 +97,7 @@ def one_chunk(
         batch = windows.batch(part)
         context, truth, latents, proprio = encode(model, batch)
         action = model.normalise_action(batch.action.to(model.device))
-        start = context.video[:, -1], context.proprio[:, -1]  # such a dream begins where its context ends
-        cache, seeds = model.prefill(model.recall(context, *start)), [int(r) for r in part]
+        cache, seeds = model.prefill(context), [int(r) for r in part]
         valid = batch.video_valid.to(model.device)
         other = torch.roll(torch.arange(len(part)), max(1, len(part) // 2))
         dreams = {
@@ -111,7 +117,7 @@ def one_chunk(
             sums.add(read, action, known)  # type: ignore[arg-type]
         imitate = (batch.policy_valid & batch.action_valid).to(model.device)
         for name, ctx in {"policy_rms": context, "policy_rms_wrong": _wrong(model, context, batch)}.items():
-            read = sample(model, POLICY, ctx, steps=4, seeds=seeds).action
+            read = sample(actor or model, POLICY, ctx, steps=4, seeds=seeds).action
             assert read is not None
             policy[name][0] += float(((read - action).square().mean(2) * imitate).sum())
             policy[name][1] += float(imitate.sum())
@@ -151,8 +157,7 @@ def doubts(
         told = [batch.instructions[i] for i in batch.instruction_id]
         context = model.context(batch.video[:, :t].to(model.device, torch.float32), proprio, told)
         action = model.normalise_action(batch.action.to(model.device))
-        start = context.video[:, -1], context.proprio[:, -1]
-        cache, seeds = model.prefill(model.recall(context, *start)), [int(r) for r in part]
+        cache, seeds = model.prefill(context), [int(r) for r in part]
         dream = sample(model, DYNAMICS, context, action=action, steps=steps, seeds=seeds, cache=cache)
         read = sample(
             model, INVERSE, context, video=dream.video, proprio=dream.proprio, steps=inverse, seeds=seeds, cache=cache
@@ -183,7 +188,6 @@ def horizon(model: WorldActionModel, windows: Windows, chains: np.ndarray, *, st
         raise DatasetError("no held-out episode is long enough for this horizon; record more episodes or fewer chunks.")
     context, *_ = encode(model, windows.batch(chains[:, 0]))
     video, proprio = context.video, context.proprio
-    start = video[:, -1], proprio[:, -1]
     first = windows.batch(chains[:, 0]).video[:, model.cfg.context_frames - 1, None]
     scores: list[Tensor] = []
     copies: list[Tensor] = []
@@ -192,8 +196,7 @@ def horizon(model: WorldActionModel, windows: Windows, chains: np.ndarray, *, st
     for h in range(chains.shape[1]):
         batch = windows.batch(chains[:, h])
         action = model.normalise_action(batch.action.to(model.device))
-        seen = model.recall(context, *start)
-        dream = sample(model, DYNAMICS, seen, action=action, steps=steps, seeds=[int(r) for r in chains[:, h]])
+        dream = sample(model, DYNAMICS, context, action=action, steps=steps, seeds=[int(r) for r in chains[:, h]])
         assert dream.video is not None and dream.proprio is not None
         truth = batch.video[:, model.cfg.context_frames :].to(model.device)
         frames = model.decode(dream.video)

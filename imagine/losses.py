@@ -109,15 +109,12 @@ def on_own_frames(
     first = windows.earlier(rows[:n], depth)
     found = first >= 0
     first = np.where(found, first, rows[:n])  # always n lanes: a compiled block knows one size
-    begun = windows.batch(first)
-    context, _, _ = to_tensors(model, begun)
-    start = begun.video[:, t - 1].to(model.device, torch.float32), context.proprio[:, -1]
+    context, _, _ = to_tensors(model, windows.batch(first))
     for k in range(depth):
         relative, known = windows.actions(np.where(found, first + k * windows.embodiment.chunk_frames, first))
         found &= known.all(1)
         action = model.normalise_action(torch.from_numpy(relative).to(model.device))
-        seen = model.recall(context, *start)
-        dream = sample(model, DYNAMICS, seen, action=action, steps=1, generator=generator)
+        dream = sample(model, DYNAMICS, context, action=action, steps=1, generator=generator)
         assert dream.video is not None and dream.proprio is not None
         video = torch.cat([context.video, dream.video.to(context.video)], 1)[:, -t:]
         proprio = torch.cat([context.proprio, dream.proprio.to(context.proprio)], 1)[:, -t:]
@@ -130,11 +127,7 @@ def on_own_frames(
     astray = (proprio[lanes, t - 1] - felt[:, -1])[:, model.anchor.cpu()] * model.anchored.cpu()
     video[lanes, :t], proprio[lanes, :t] = dreamt.video.to(video), felt
     action[lanes] += astray[:, None]
-    start_video, start_proprio = batch.start_video.clone(), batch.start_proprio.clone()
-    start_video[lanes], start_proprio[lanes] = begun.video[lanes, t - 1], begun.proprio[lanes, t - 1]
-    return replace(
-        batch, video=video, proprio=proprio, action=action, start_video=start_video, start_proprio=start_proprio
-    )
+    return replace(batch, video=video, proprio=proprio, action=action)
 
 
 def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
@@ -202,9 +195,6 @@ def joint_loss(
     Source: UWM, arXiv:2504.02792 (decoupled levels); Wan I2V (newest frame as input channels).
     """
     context, clean, masks = to_tensors(model, batch)
-    if model.remembers:
-        start = model.normalise_proprio(batch.start_proprio.to(model.device))
-        context = model.recall(context, batch.start_video.to(model.device, torch.float32), start)
     context = disturb(context, cfg, generator)
     cache = model.prefill(context)
     b, device = len(context), model.device

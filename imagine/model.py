@@ -71,10 +71,7 @@ class WorldActionModel(nn.Module):
     Attributes:
         answers: the questions this checkpoint was trained to answer; :func:`imagine.sample` refuses any other.
         chunk_shapes: per modality, the shape of one lane's chunk.
-        remembers: whether DYNAMICS and INVERSE also look at the frame that the episode began with (:meth:`recall`).
     """
-
-    remembers: bool = False
 
     proprio_mean: Tensor
     proprio_std: Tensor
@@ -163,25 +160,6 @@ class WorldActionModel(nn.Module):
             video = torch.cat([video[:, :1].expand(-1, missing, -1, -1, -1), video], 1)
             proprio = torch.cat([proprio[:, :1].expand(-1, missing, -1), proprio], 1)
         return Context(video=video[:, -keep:], proprio=proprio[:, -keep:], text=self.embed_text(instruction))
-
-    def recall(self, context: Context, start_video: Tensor, start_proprio: Tensor) -> Context:
-        """The context with the frame that the episode began with in front, if this model remembers it.
-
-        What a hand covers for longer than the context lasts would else be forgotten.
-
-        Args:
-            context: the newest frames.
-            start_video: (B, C, h, w) normalised latents.
-            start_proprio: (B, P) normalised.
-
-        Source: attention sinks, arXiv:2309.17453, as a memory of what was there.
-        """
-        if not self.remembers:
-            return context
-        n = self.cfg.dit.patch[0]
-        video = start_video[:, None].expand(-1, n, -1, -1, -1).to(context.video)
-        proprio = start_proprio[:, None].expand(-1, n, -1).to(context.proprio)
-        return Context(torch.cat([video, context.video], 1), torch.cat([proprio, context.proprio], 1), context.text)
 
     def embed_text(self, instruction: Sequence[str]) -> Tensor:
         """(B, L, D) float."""

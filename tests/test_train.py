@@ -23,7 +23,7 @@ from imagine.data.writer import DatasetWriter, EpisodeData
 from imagine.dit import DiTConfig
 from imagine.embodiment import Embodiment
 from imagine.fit import FitConfig, fit, rate
-from imagine.losses import JointConfig, joint_loss, masked_mse, on_own_frames, sketch_loss, to_tensors
+from imagine.losses import JointConfig, joint_loss, masked_mse, on_own_frames, sketch_loss
 from imagine.model import WorldActionModel
 from imagine.noise import Shares
 from imagine.painter import PainterConfig
@@ -144,31 +144,6 @@ def test_a_killed_refinement_resumes_to_the_same_adapter_and_leaves_the_base_alo
     assert (straight / name).read_bytes() == (resumed / name).read_bytes()
     assert weights_hash(model) == frozen
     assert weights_hash(merged(model, straight)) != frozen
-
-
-def test_only_a_model_that_remembers_sees_how_an_episode_began(windows: Windows) -> None:
-    model = model_of(windows)
-    context, _, _ = to_tensors(model, windows.batch(np.arange(3)))
-    start = torch.randn_like(context.video[:, 0]), torch.randn_like(context.proprio[:, 0])
-    assert model.recall(context, *start) is context
-    model.remembers = True
-    seen = model.recall(context, *start)
-    assert torch.equal(seen.video[:, -2:], context.video) and torch.equal(seen.proprio[:, -2:], context.proprio)
-    assert all(torch.equal(seen.video[:, i], start[0]) for i in range(2))
-
-
-def test_a_lane_on_its_own_frames_remembers_the_real_frame_it_began_at(windows: Windows) -> None:
-    model = model_of(windows)
-    rows = np.array([r for r in rows_of(windows, with_action=True) if windows.earlier(np.array([r]), 1)[0] >= 0][:4])
-    batch, cfg = windows.batch(rows), JointConfig(own_frames=1.0, own_chunks=1)
-    lived = on_own_frames(model, windows, rows, batch, cfg, torch.Generator().manual_seed(0))
-    begun = windows.batch(windows.earlier(rows, 1))
-    t = windows.context_frames
-    changed = [i for i in range(len(rows)) if not torch.equal(lived.video[i, :t], batch.video[i, :t])]
-    assert changed
-    for i in changed:
-        assert torch.equal(lived.start_video[i], begun.video[i, t - 1])
-        assert torch.equal(lived.start_proprio[i], begun.proprio[i, t - 1])
 
 
 # ---------------------------------------------------------------------- resume

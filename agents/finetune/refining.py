@@ -1,8 +1,7 @@
 """Refining a dream: a LoRA adapter that makes DYNAMICS true where the policies to come will be.
 
 What it departs from: nothing; it is the joint loss with the noise levels that DYNAMICS and INVERSE ask about, most of
-it on frames that the model has just dreamt itself, and with the episode's first frame in sight. The policy keeps the
-base's weights; only the dream is another.
+it on frames that the model has just dreamt itself. The policy keeps the base's weights; only the dream is another.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ class RefineConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rank: int = 12
-    remembers: bool = True
     joint: JointConfig = JointConfig(
         shares=Shares(dynamics=0.85, inverse=0.15, joint=0, free=0),
         video_only=0,
@@ -71,7 +69,6 @@ def refine(model: WorldActionModel, windows: Windows, cfg: RefineConfig, folder:
     if not len(rows):
         raise DatasetError("the dataset has no training window; record more or longer episodes.")
     learner = Learner(model, rank=cfg.rank, seed=cfg.fit.seed, targets=DREAM_TARGETS)
-    learner.model.remembers = cfg.remembers
     batches = WindowSampler(rows, cfg.fit.batch, cfg.fit.seed)
     check = WindowSampler(held if len(held) else rows, 128, 1)
     if cfg.fit.compile:

@@ -100,7 +100,8 @@ class Demo:
 
         data = heldout.record(self.model, self.args.seed + 10_000, 40, self.folder.path)
         source = heldout.windows(self.model, [data], self.folder.path)
-        numbers, _ = measure(self.model, source, 200, 4, 1)
+        dreamer = self.build.dreamer(self.model, self.args.model)
+        numbers, _ = measure(self.model, source, 200, 4, 1, dreamer=dreamer)
         self.answer["fidelity"] = numbers
         self.report.section(
             "Can it be believed?",

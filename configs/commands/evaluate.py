@@ -145,7 +145,7 @@ def caveat(model: str, judge: str, unchecked: bool = False) -> dict[str, Any]:
 
     if judge == "latent":
         error = read(resolve(model), "judge_metrics.json")
-        names: tuple[str, ...] = ("false_positive", "false_negative", "n")
+        names: tuple[str, ...] = ("auroc", "false_positive", "false_negative", "n")
     elif judge.startswith(("http://", "https://")):
         error, names = {}, ()
     else:
@@ -161,7 +161,7 @@ def caveat(model: str, judge: str, unchecked: bool = False) -> dict[str, Any]:
         if not got and not unchecked:
             raise ImagineError(
                 f"the {what} has not been measured, so an imagined success rate would say nothing; measure it with "
-                f"`{how}`, or add --unchecked."
+                f"`{how} --write`, or add --unchecked."
             )
     return {
         "judge": {"name": judge, **known} if known else {"name": judge, "error": "not measured"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ class Args(Common):
         windows: at most so many one-chunk windows, drawn evenly.
         chunks: horizon of the dream on its own frames.
         steps: denoising steps per chunk.
+        write: keep the figures beside the model, so that imagined success rates can be read with them in mind; the
+            model must be a folder.
     """
 
     model: str = "g1-table-tiny"
@@ -36,6 +39,7 @@ class Args(Common):
     windows: int = 600
     chunks: int = 4
     steps: int = 1
+    write: bool = False
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -47,32 +51,43 @@ def run(args: Args) -> dict[str, Any]:
     for name in ("episodes", "windows", "chunks", "steps"):
         if getattr(args, name) < 1:
             raise ImagineError(f"--{name} is {getattr(args, name)}, expected at least 1.")
-    from imagine.model import WorldActionModel
+    from imagine.fit import write_json
+    from imagine.model import WorldActionModel, resolve
 
-    from .. import heldout
+    from .. import build, heldout
 
+    home = resolve(args.model)
+    if args.write and not Path(args.model).is_dir():
+        raise ImagineError(f"--write puts figures beside a model of yours; {args.model!r} is no folder.")
     model = WorldActionModel.from_pretrained(args.model)
     folder = RunFolder.of("fidelity", args)
     datasets = [Path(d) for d in args.dataset] or [heldout.record(model, args.seed, args.episodes, folder.path)]
     source = heldout.windows(model, datasets, folder.path)
-    answer, film = measure(model, source, args.windows, args.chunks, args.steps)
+    dreamer = build.dreamer(model, args.model)
+    answer, film = measure(model, source, args.windows, args.chunks, args.steps, dreamer=dreamer)
     folder.save_metrics(answer)
+    if args.write:
+        kept = home / "metrics.json"
+        known = json.loads(kept.read_text()) if kept.is_file() else {}
+        write_json(kept, {**known, "fidelity": answer})
     _picture(film, folder / "horizon.png")
     console.print(f"dream (above) and truth (below): {folder / 'horizon.png'}")
     return answer
 
 
-def measure(model: Any, source: Any, n: int, chunks: int, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All figures of ``imagine fidelity`` and the films of its long dreams."""
+def measure(
+    model: Any, source: Any, n: int, chunks: int, steps: int, *, dreamer: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All figures of ``imagine fidelity`` and the films of its long dreams; ``model`` acts, ``dreamer`` dreams."""
     from agents.statistics import decibel_gain
     from imagine.fidelity import decibel, horizon, one_chunk
 
     rows = source.rows("all")
     rows = np.sort(rows[np.random.default_rng(0).permutation(len(rows))[:n]])
     with bar("one chunk") as tell:
-        one = one_chunk(model, source, rows, steps=steps, tell=tell)
+        one = one_chunk(dreamer, source, rows, steps=steps, tell=tell, actor=model)
     chains = source.chains(chunks)
-    far = horizon(model, source, chains[:64], steps=steps)
+    far = horizon(dreamer, source, chains[:64], steps=steps)
     names = ("true", "shuffled", "copy", "codec")
     answer: dict[str, Any] = {f"psnr_{k}": round(decibel(one[k]), 3) for k in names}
     for name in ("copy", "shuffled"):

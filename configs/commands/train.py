@@ -14,7 +14,7 @@ from ..load import load
 from ..runfolder import RunFolder
 from .common import Common, Words, console
 
-STAGES = ("codec", "model", "judge", "vlm")
+STAGES = ("codec", "model", "judge", "rollouts", "vlm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Args(Common):
         embodiment: YAML file that names the dataset's state, action and camera slices (docs/embodiment.md).
         preset: recipe, a YAML file or the name of one in configs/.
         set: changes to the recipe, as model.steps=2000; several joined by commas.
-        stages: which of codec, model, judge, vlm to run; finished ones are skipped anyway.
+        stages: which of codec, model, judge, rollouts, vlm to run; finished ones are skipped anyway.
         init: start from this model (name or folder): its codec and weights instead of fresh ones.
         name: name of the new model; it is written to OUT/NAME.
     """
@@ -48,6 +48,7 @@ def recipe_class() -> type[BaseModel]:
     from imagine.losses import JointConfig
     from rewards.latent import HeadConfig
 
+    from .train_rollouts import RolloutConfig
     from .train_vlm import VLMConfig
 
     class Recipe(BaseModel):
@@ -60,6 +61,8 @@ def recipe_class() -> type[BaseModel]:
         model_fit: FitConfig = FitConfig()
         head: HeadConfig = HeadConfig()
         judge_fit: FitConfig = FitConfig()
+        rollouts: RolloutConfig = RolloutConfig()
+        rollouts_fit: FitConfig = FitConfig()
         vlm: VLMConfig = VLMConfig()
         vlm_fit: FitConfig = FitConfig()
 

@@ -16,7 +16,7 @@ from imagine.dream import DreamConfig
 from imagine.embodiment import Embodiment
 from imagine.fidelity import doubts
 from imagine.fit import write_json
-from imagine.model import WorldActionModel, load_weights
+from imagine.model import WorldActionModel, load_weights, resolve
 from imagine.train import build_model, train_codec, train_joint
 from imagine.types import ImagineError
 
@@ -106,6 +106,22 @@ class Training:
         write_json(self.out / "dream.json", DreamConfig(hallucination_limit=limit).model_dump())
         self.metrics["judge"] = _read(where / "metrics.json")
         write_json(self.out / "judge_metrics.json", self.metrics["judge"])
+
+    def rollouts(self) -> None:
+        """Teach the success head on whole dreams of many policies, labelled by the twin; ``judge.*`` in the model."""
+        from rewards.latent import LatentJudge
+
+        from .train_rollouts import train_rollouts
+
+        dreamer = self.out if (self.out / "config.json").is_file() else self.args.init
+        if not dreamer:
+            raise ImagineError("stage rollouts needs a joint model and its head; add the stages before, or --init one.")
+        where, model = self.folder / "rollouts_fit", WorldActionModel.from_pretrained(dreamer)
+        before, fit = LatentJudge.load(resolve(dreamer)), self.recipe.rollouts_fit
+        self.out.mkdir(parents=True, exist_ok=True)
+        train_rollouts(model, dreamer, before, self.recipe.rollouts, fit, where).save(self.out)
+        self.metrics["rollouts"] = _read(where / "metrics.json")
+        write_json(self.out / "judge_metrics.json", self.metrics["rollouts"])
 
     def vlm(self) -> None:
         """Train a vision-language judge on the canvases and on what the model imagines; ``OUT/judge-tiny``."""

@@ -1,0 +1,143 @@
+"""Teaches the success heads on whole dreams of many policies, labelled by what their actions did on the twin.
+
+A head that only knew recorded behaviour takes a dream's faults for failures: a block that fades under a hand has still
+been pushed. So it is shown such dreams with the truth, of good policies and of flawed ones, up to the first success, as
+far as an evaluation watches.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from imagine.fit import FitConfig, fit, write_json
+from imagine.model import WorldActionModel
+from rewards.calibrate import auroc
+from rewards.latent import LatentJudge
+
+from ..material import Rollouts, rollouts
+from .train_judge import LATENT_NOISE, calibrate
+from .worlds import bar
+
+MOST = 20.0  # of a normalised latent; wild actions may drive a dream out of half precision
+
+
+class RolloutConfig(BaseModel):
+    """Whose dreams teach.
+
+    Attributes:
+        policies: see :func:`configs.material.rollouts`.
+        episodes: of all policies together; half as many seeds again are held out.
+        chunks: per episode.
+        first_seed: of the starts.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    policies: tuple[str, ...] = ("base", "clumsy", "misled", "random")
+    episodes: int = 256
+    chunks: int = 6
+    first_seed: int = 860_000
+
+
+def train_rollouts(
+    model: WorldActionModel, dreamer: str | Path, judge: LatentJudge, cfg: RolloutConfig, run: FitConfig, folder: Path
+) -> LatentJudge:
+    """Go on training a LatentJudge on rollouts; its threshold then makes held-out dreams succeed as often as the twin.
+
+    Held-out numbers go to ``metrics.json``, what was rolled out to ``rollouts.npz``.
+
+    Args:
+        model: dreams.
+        dreamer: its folder.
+        judge: to go on from.
+        cfg: whose dreams.
+        run: how long and how fast.
+        folder: resumes what it holds.
+    """
+    made = _made(model, dreamer, cfg, folder)
+    latents = torch.from_numpy(np.clip(made["latents"], -MOST, MOST))
+    proprio = torch.from_numpy(made["proprio"])
+    done = made["label"]  # (N, T), by the end of each chunk
+    before = np.concatenate([np.zeros((len(done), 1), bool), done[:, :-1]], 1)
+    words = judge.word_counts(made["instruction"].tolist())
+    held = made["seed"] % 5 == 0
+    clips = np.argwhere(~before & ~held[:, None])
+    near, wanted = nearness(done, judge.cfg.head.discount), torch.from_numpy(done)
+
+    def inputs(i: np.ndarray, t: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        pair = np.stack([np.zeros_like(t), t + 1], 1)
+        return latents[i[:, None], pair].float(), proprio[i[:, None], pair], words[i]
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        judge.train()
+        pick = torch.randint(len(clips), (run.batch,), generator=generator).numpy()
+        i, t = clips[pick].T
+        seen, felt, told = inputs(i, t)
+        level = torch.rand(len(i), 1, 1, 1, generator=generator) * LATENT_NOISE
+        seen[:, 1] += level * torch.randn(seen[:, 1].shape, generator=generator)
+        return judge.loss(seen, felt, told, wanted[i, t], torch.from_numpy(near[i, t])), {}
+
+    @torch.no_grad()
+    def said(ema: nn.Module, rows: np.ndarray) -> np.ndarray:
+        """(n, T) success probability as the judge reports it, of its most doubtful head."""
+        assert isinstance(ema, LatentJudge)
+        steps = range(done.shape[1])
+        each = [torch.sigmoid(ema.logits(*inputs(rows, np.full(len(rows), t)))).min(0).values[:, 0] for t in steps]
+        return torch.stack(each, 1).numpy()
+
+    def evaluate(ema: nn.Module) -> dict[str, float]:
+        rows = np.flatnonzero(held)
+        p, shown = said(ema, rows), ~before[held]
+        brier = float(np.square(p - done[held])[shown].mean())
+        return {"auroc": auroc(p[shown], done[held][shown]), "brier": brier, "n": float(shown.sum())}
+
+    torch.manual_seed(run.seed)  # dropout and each head's share of a batch
+    ema = fit(judge, loss, run, folder, evaluate=evaluate, name="rollouts")
+    assert isinstance(ema, LatentJudge)
+    rows = np.flatnonzero(held)
+    p = said(ema, rows)
+    threshold, found = calibrate(p.ravel(), done[rows].ravel(), np.repeat(np.arange(len(rows)), p.shape[1]))
+    ema.cfg = ema.cfg.model_copy(update={"head": ema.cfg.head.model_copy(update={"threshold": threshold})})
+    judged, true = p.max(1) > threshold, done[rows].any(1)
+    found |= {
+        "false_positive": float((judged & ~true).sum() / max(1, (~true).sum())),
+        "false_negative": float((~judged & true).sum() / max(1, true.sum())),
+        "episodes": len(rows),
+    }
+    per = {
+        k: {
+            "judged": float(judged[made["kind"][rows] == k].mean()),
+            "twin": float(true[made["kind"][rows] == k].mean()),
+        }
+        for k in dict.fromkeys(made["kind"].tolist())
+    }
+    write_json(folder / "metrics.json", {**evaluate(ema), **found, "policies": per})
+    return ema
+
+
+def _made(model: WorldActionModel, dreamer: str | Path, cfg: RolloutConfig, folder: Path) -> dict[str, np.ndarray]:
+    """The rollouts, from the file of an earlier run if there is one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "rollouts.npz"
+    if not file.is_file():
+        seeds = list(range(cfg.first_seed, cfg.first_seed + cfg.episodes))
+        with bar("dreaming for the judge") as tell:
+            r: Rollouts = rollouts(model, dreamer, seeds, tell, kinds=cfg.policies, chunks=cfg.chunks, fast=True)
+        columns = {"latents": r.latents, "proprio": r.proprio, "label": r.label, "seed": r.seeds, "kind": r.kind}
+        with open(file.with_suffix(".tmp"), "wb") as out:
+            np.savez(out, instruction=np.array(r.instruction), **columns)
+        file.with_suffix(".tmp").rename(file)
+    with np.load(file) as kept:
+        made = dict(kept)
+    return made
+
+
+def nearness(done: np.ndarray, discount: float) -> np.ndarray:
+    """(N, T) float32 progress: the discount to the power of chunks until the first success; 0 where there is none."""
+    first = np.where(done.any(1), done.argmax(1), 10**6)
+    return np.asarray(discount ** np.clip(first[:, None] - np.arange(done.shape[1]), 0, 10**4), np.float32)
