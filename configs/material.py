@@ -145,7 +145,6 @@ def rollouts(
     ``fast`` imagines many lanes at once, in bfloat16; the last bits then depend on the machine.
     """
     group_size = 64 if fast else 16
-    told_how = {"chunks": chunks, "fast": fast}
     kind = np.array([kinds[i % len(kinds)] for i in range(len(seeds))])
     parts = []
     for name in dict.fromkeys(kinds):
@@ -155,7 +154,7 @@ def rollouts(
     order = np.concatenate([group for _, group in parts])
     made = []
     for name, group in parts:
-        made.append(_dreamt(model, folder, name, group.tolist(), **told_how))
+        made.append(_dreamt(model, folder, name, group.tolist(), chunks=chunks, fast=fast))
         tell(sum(len(m.instruction) for m in made), len(seeds))
     films, actions, doubt, second, latents, proprio = (
         np.concatenate([getattr(m, k) for m in made])

@@ -24,6 +24,7 @@ from policy.robots.g1_table.expert import expert_target
 from policy.robots.g1_table.privileged import expert_chunk
 from policy.robots.g1_table.tasks import Task
 from policy.robots.g1_table.world import G1Table
+from rewards.latent import LatentJudge
 from rewards.vlm import JudgeSettings, VLMJudge
 
 pytestmark = pytest.mark.slow
@@ -100,6 +101,16 @@ def test_fidelity(tmp_path: Path) -> None:
     named = {"psnr_true", "psnr_shuffled", "psnr_copy", "psnr_codec", "inverse_r2", "inverse_r2_imagined", "n"}
     assert named <= got.keys() and len(got["horizon_psnr"]) == 2
     assert got["psnr_copy"] < got["psnr_true"] < got["psnr_codec"]
+
+
+def test_heads_are_taught_on_whole_dreams(tmp_path: Path) -> None:
+    small = "rollouts.policies=[base],rollouts.episodes=10,rollouts.chunks=2,rollouts_fit.steps=2,rollouts_fit.batch=4"
+    words = ("train", "--stages", "rollouts", "--init", "g1-table-tiny", "--set", small, "--out", str(tmp_path / "run"))
+    got = run(*words)
+    assert {"auroc", "threshold", "false_positive", "false_negative", "policies"} <= got["rollouts"].keys()
+    taught = LatentJudge.load(got["model"])
+    assert taught.cfg.head.threshold == got["rollouts"]["threshold"]
+    assert run(*words) == got, "what is finished is kept"
 
 
 def test_improve_then_use_the_adapter(tmp_path: Path) -> None:

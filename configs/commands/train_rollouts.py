@@ -65,7 +65,7 @@ def train_rollouts(
     done = made["label"]  # (N, T), by the end of each chunk
     before = np.concatenate([np.zeros((len(done), 1), bool), done[:, :-1]], 1)
     words = judge.word_counts(made["instruction"].tolist())
-    held = made["seed"] % 5 == 0
+    held: np.ndarray = np.equal(made["seed"] % 5, 0)
     clips = np.argwhere(~before & ~held[:, None])
     near, wanted = nearness(done, judge.cfg.head.discount), torch.from_numpy(done)
 
@@ -128,9 +128,11 @@ def _made(model: WorldActionModel, dreamer: str | Path, cfg: RolloutConfig, fold
         seeds = list(range(cfg.first_seed, cfg.first_seed + cfg.episodes))
         with bar("dreaming for the judge") as tell:
             r: Rollouts = rollouts(model, dreamer, seeds, tell, kinds=cfg.policies, chunks=cfg.chunks, fast=True)
-        columns = {"latents": r.latents, "proprio": r.proprio, "label": r.label, "seed": r.seeds, "kind": r.kind}
+        told = np.array(r.instruction)
         with open(file.with_suffix(".tmp"), "wb") as out:
-            np.savez(out, instruction=np.array(r.instruction), **columns)
+            np.savez(
+                out, latents=r.latents, proprio=r.proprio, label=r.label, seed=r.seeds, kind=r.kind, instruction=told
+            )
         file.with_suffix(".tmp").rename(file)
     with np.load(file) as kept:
         made = dict(kept)
