@@ -1,8 +1,8 @@
 """What imagined episodes save: PPI++ from 30 real and 1,000 imagined episodes against 30 real ones alone.
 
-``python benchmarks/ppi.py --policy novice`` runs the policy from 1,000 starts (from 920000 on) in both worlds, then draws
-30 of them 500 times: those are known in both worlds, the rest in the dream alone. It prints how wide both intervals are,
-and how often each holds the real rate of all 1,000. The dream is told by the judge's probability, not its verdict.
+``python benchmarks/ppi.py --policy novice`` runs the policy from 1,000 starts (from 920000 on) in both worlds, then
+draws 30 of them 500 times: those are known in both worlds, the rest in the dream alone. It prints how wide both
+intervals are, and how often each holds the real rate of all 1,000. Of a dream the judge's probability counts.
 """
 
 from __future__ import annotations

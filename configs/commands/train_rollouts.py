@@ -103,20 +103,18 @@ def train_rollouts(
     p = said(ema, rows)
     threshold, found = calibrate(p.ravel(), done[rows].ravel(), np.repeat(np.arange(len(rows)), p.shape[1]))
     ema.cfg = ema.cfg.model_copy(update={"head": ema.cfg.head.model_copy(update={"threshold": threshold})})
-    judged, true = p.max(1) > threshold, done[rows].any(1)
-    found |= {
+    judged = np.asarray(p.max(1) > threshold, bool).reshape(-1)
+    true = done[rows].max(1)
+    kind: np.ndarray = made["kind"][rows]
+    wrong = {
         "false_positive": float((judged & ~true).sum() / max(1, (~true).sum())),
         "false_negative": float((~judged & true).sum() / max(1, true.sum())),
-        "episodes": len(rows),
     }
     per = {
-        k: {
-            "judged": float(judged[made["kind"][rows] == k].mean()),
-            "twin": float(true[made["kind"][rows] == k].mean()),
-        }
-        for k in dict.fromkeys(made["kind"].tolist())
+        str(k): {"judged": float(judged[np.isin(kind, [k])].mean()), "twin": float(true[np.isin(kind, [k])].mean())}
+        for k in dict.fromkeys(kind.tolist())
     }
-    write_json(folder / "metrics.json", {**evaluate(ema), **found, "policies": per})
+    write_json(folder / "metrics.json", {**evaluate(ema), **found, **wrong, "episodes": len(rows), "policies": per})
     return ema
 
 
