@@ -25,8 +25,10 @@ COMMANDS = {
     "told_colour": "evaluate --policy base --world real --told colour --episodes 100 --seed 900000",
     "told_colour_on": "evaluate --policy base --world real --told colour --go-on --episodes 100 --seed 900000",
     "told_task": "evaluate --policy base --world real --told task --episodes 100 --seed 900000",
-    "plan_1": "plan --candidates 1 --episodes 100 --seed 900000",
-    "plan_8": "plan --candidates 8 --episodes 100 --seed 900000",
+    "zoo": "evaluate --zoo --episodes 100 --seed 910000",
+    "zoo_8": "evaluate --zoo --episodes 100 --seed 900000 --horizon 8",
+    "plan_1": "plan --policy novice --no-planning --episodes 200 --seed 900000",
+    "plan_8": "plan --policy novice --candidates 8 --episodes 200 --seed 900000",
     "improve": "improve --preset nft --set look_every=100 --seed 1",
     "bench": "bench",
     "calibrate": "calibrate",
@@ -88,6 +90,13 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
             ("… the same in the dream", f"{rate(m['imagined_before'])} → {rate(m['imagined_after'])}"),
             ("… imagined gain / real gain", f"{points(m['imagined_gain'])} / {points(m['gain'])} = {ratio:.2f}"),
         ]
+    if name in ("zoo", "zoo_8"):
+        names = {"pearson": "Pearson's r", "spearman": "Spearman's ρ", "mmrv": "MMRV", "pairs": "pairs ordered alike"}
+        said = ", ".join(
+            f"{what} {m[k]['value']:.3f} [{m[k]['ci_low']:.3f}, {m[k]['ci_high']:.3f}]" for k, what in names.items()
+        )
+        title = f"imagined against real success of {len(m['policies'])} policies, n = {m['n']} starts each, 3 chunks"
+        return [(title if name == "zoo" else "… within 8 chunks, other starts", said)]
     if name == "bench":
         speed = ", ".join(f"{v:g} at {k}" for k, v in m["env_steps_per_s"].items())
         face = m["face_overhead_us"] or {}
@@ -113,8 +122,8 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
         "told_colour": "base policy, real, told the other block's colour",
         "told_colour_on": "… and acting on after it has done what it was told",
         "told_task": "base policy, real, told another task",
-        "plan_1": "one sample, real",
-        "plan_8": "best of 8, real",
+        "plan_1": "`novice`, one sample, real",
+        "plan_8": "… best of 8, same starts and draws",
     }
     tasks = ", ".join(f"{k.replace('_', ' ')} {100 * v['success_rate']:.0f}" for k, v in m["per_task"].items())
     return [(f"{titles[name]}, n = {m['n']}", f"{rate(m)}; {tasks}")]

@@ -16,6 +16,7 @@ from .worlds import Episodes, bar
 
 PART = 16  # starts per part: what a kill can lose, and what one worker is given at a time
 WORLDS = ("real", "imagined", "both")
+HORIZON, ZOO_HORIZON = 8, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,10 @@ class Args(Episodes):
         told: what the policy is told: right, or another colour, or another task than its success is measured by.
         go_on: with --told, act on to the horizon instead of ending an episode once what was told is done.
         steps: denoising steps of the policy.
-        horizon: chunks (of 0.8 s on the table) within which an episode must succeed.
+        horizon: chunks (of 0.8 s on the table) within which an episode must succeed; by default 8, and 3 with --zoo,
+            as far as a dream was trained to go on its own frames.
+        judge: who scores a dream: latent, a shipped judge's name, a folder or hub id of an image-text-to-text model, or
+            http://HOST/v1#MODEL.
         ray: address of a Ray cluster to work on, or local; in this process when empty.
         workers: Ray workers, one CPU each.
         unchecked: print an imagined success rate although the error of its judge or the fidelity of its dream has not
@@ -48,7 +52,8 @@ class Args(Episodes):
     told: str = "right"
     go_on: bool = False
     steps: int = 4
-    horizon: int = 8
+    horizon: int | None = None
+    judge: str = "latent"
     ray: str = ""
     workers: int = 2
     unchecked: bool = False
@@ -64,8 +69,9 @@ def run(args: Args) -> dict[str, Any]:
     """
     seeds = args.seeds()
     policies = _policies(args)
-    if args.horizon < 1 or args.steps < 1:
-        raise ImagineError(f"--horizon is {args.horizon} and --steps {args.steps}, expected at least 1.")
+    horizon = (ZOO_HORIZON if args.zoo else HORIZON) if args.horizon is None else args.horizon
+    if horizon < 1 or args.steps < 1:
+        raise ImagineError(f"--horizon is {horizon} and --steps {args.steps}, expected at least 1.")
     if "expert" in policies and args.told != "right":
         raise ImagineError(f"the scripted expert hears nothing, so --told {args.told} says nothing of it; drop one.")
     if args.world not in WORLDS:
@@ -88,7 +94,7 @@ def run(args: Args) -> dict[str, Any]:
         args.steps,
         args.told,
         args.go_on,
-        args.horizon,
+        horizon,
         args.dataset,
         str(folder / "canvases"),
     )
