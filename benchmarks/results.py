@@ -27,8 +27,7 @@ COMMANDS = {
     "told_task": "evaluate --policy base --world real --told task --episodes 100 --seed 900000",
     "zoo": "evaluate --zoo --episodes 100 --seed 910000",
     "zoo_8": "evaluate --zoo --episodes 100 --seed 900000 --horizon 8",
-    "plan_1": "plan --policy novice --no-planning --episodes 200 --seed 900000",
-    "plan_8": "plan --policy novice --candidates 8 --episodes 200 --seed 900000",
+    "plan": "plan --policy novice --candidates 8 --compare --episodes 200 --seed 900000",
     "improve": "improve --preset nft --set look_every=100 --seed 1",
     "bench": "bench",
     "calibrate": "calibrate",
@@ -97,6 +96,12 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
         )
         title = f"imagined against real success of {len(m['policies'])} policies, n = {m['n']} starts each, 3 chunks"
         return [(title if name == "zoo" else "… within 8 chunks, other starts", said)]
+    if name == "plan":
+        cost = f"{m['ms_per_decision'] / m['ms_alone']:.0f} times the time of one chunk, 16 lanes at once"
+        return [
+            (f"`novice`, one sample → best of 8, real, n = {m['n']}", f"{rate(m['alone'])} → {rate(m)}"),
+            ("… paired difference, points", f"{points(m['gain'])}; {cost}"),
+        ]
     if name == "bench":
         speed = ", ".join(f"{v:g} at {k}" for k, v in m["env_steps_per_s"].items())
         face = m["face_overhead_us"] or {}
@@ -122,8 +127,6 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
         "told_colour": "base policy, real, told the other block's colour",
         "told_colour_on": "… and acting on after it has done what it was told",
         "told_task": "base policy, real, told another task",
-        "plan_1": "`novice`, one sample, real",
-        "plan_8": "… best of 8, same starts and draws",
     }
     tasks = ", ".join(f"{k.replace('_', ' ')} {100 * v['success_rate']:.0f}" for k, v in m["per_task"].items())
     return [(f"{titles[name]}, n = {m['n']}", f"{rate(m)}; {tasks}")]
@@ -138,19 +141,41 @@ def table(metrics: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def zoo_table(metrics: dict) -> str:
+    """The zoo of docs/evaluate.md: every policy in both worlds, within 3 chunks and within 8."""
+    lines = ["| policy | real, 3 chunks | imagined | real, 8 chunks | imagined |", "|---|---|---|---|---|"]
+    for short, long in zip(metrics["zoo"]["policies"], metrics["zoo_8"]["policies"], strict=True):
+        cells = [rate(one[w]) for one in (short, long) for w in ("real", "imagined")]
+        lines.append(f"| `{short['policy']}` | {' | '.join(cells)} |")
+    for k in ("pearson", "spearman", "kendall", "mmrv", "pairs", "regret", "bias", "rmse"):
+        values = [
+            f"{m[k]['value']:.3f} [{m[k]['ci_low']:.3f}, {m[k]['ci_high']:.3f}]"
+            for m in (metrics["zoo"], metrics["zoo_8"])
+        ]
+        lines.append(f"| {k} | | {values[0]} | | {values[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+def renew(path: Path, mark: str, body: str) -> None:
+    """Put a table between its marks in a page."""
+    text = f"<!-- {mark} -->\n{body}<!-- /{mark} -->"
+    path.write_text(re.sub(rf"<!-- {mark} -->.*?<!-- /{mark} -->", lambda _: text, path.read_text(), flags=re.S))
+
+
 def main() -> None:
     """Measure what was asked for (by default everything) and renew metrics and README."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"some of {', '.join(COMMANDS)}")
+    parser.add_argument("names", nargs="*", help=f"some of {', '.join(COMMANDS)}; tables renews the pages alone")
     folder = ROOT / "imagine" / "checkpoints" / MODEL
     path = folder / "metrics.json"
     metrics = json.loads(path.read_text()) if path.is_file() else {}
-    for name in parser.parse_args().names or COMMANDS:
+    names = parser.parse_args().names
+    for name in [] if names == ["tables"] else names or COMMANDS:
         metrics[name] = measure(name)
         path.write_text(json.dumps(metrics, indent=1))
-    readme = ROOT / "README.md"
-    body = f"<!-- results -->\n{table(metrics)}<!-- /results -->"
-    readme.write_text(re.sub(r"<!-- results -->.*?<!-- /results -->", lambda _: body, readme.read_text(), flags=re.S))
+    renew(ROOT / "README.md", "results", table(metrics))
+    if {"zoo", "zoo_8"} <= metrics.keys():
+        renew(ROOT / "docs" / "evaluate.md", "zoo", zoo_table(metrics))
 
 
 if __name__ == "__main__":

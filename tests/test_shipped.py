@@ -90,8 +90,9 @@ def test_evaluate(tmp_path: Path, world: str) -> None:
 
 
 def test_plan(tmp_path: Path) -> None:
-    got = run("plan", "--candidates", "2", "--episodes", "2", "--out", str(tmp_path / "run"))
+    got = run("plan", "--candidates", "2", "--compare", "--episodes", "2", "--out", str(tmp_path / "run"))
     assert {"candidates", "success_rate", "ci_low", "ci_high", "n", "ms_per_decision"} <= got.keys()
+    assert {"value", "ci_low", "ci_high"} == got["gain"].keys() and got["alone"]["n"] == 2
     pictures = list((tmp_path / "run" / "decisions").glob("*.png"))
     assert pictures and all(p.stat().st_size > 1000 for p in pictures)
 

@@ -38,6 +38,7 @@ class Args(Episodes):
         budget_ms: milliseconds per decision of all lanes; when they are over, the best one yet is done.
         steps: denoising steps per imagined chunk; halving goes on to twice and four times as many.
         pictures: episodes of which every decision is drawn.
+        compare: let the policy act alone on the same starts too, and report the paired difference.
     """
 
     policy: str = "base"
@@ -54,6 +55,7 @@ class Args(Episodes):
     budget_ms: float | None = None
     steps: int = 1
     pictures: int = 2
+    compare: bool = False
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -68,6 +70,7 @@ def run(args: Args) -> dict[str, Any]:
             raise ImagineError(f"--{option} is {getattr(args, option)}, expected at least {least}.")
     from agents.evaluate import evaluate
     from agents.planner import DreamScorer, Planner, PlannerConfig
+    from agents.statistics import paired_difference
     from imagine.model import WorldActionModel
     from policy.policy import JointPolicy
 
@@ -94,9 +97,16 @@ def run(args: Args) -> dict[str, Any]:
     planner = _Timed(Planner(proposer, scorer, cfg) if args.planning else proposer, drawn)
     name = f"{args.method.replace('_', ' ')}, {args.candidates} candidates" if args.planning else "no planning"
     with bar(name) as tell:
-        result, _ = evaluate(lanes, planner, seeds, task_of=build.task_of, tell=tell)
+        result, records = evaluate(lanes, planner, seeds, task_of=build.task_of, tell=tell)
     how = {"method": args.method, "candidates": args.candidates} if args.planning else {"method": "none"}
     answer = {**how, "world": args.world, "policy": args.policy, **result, "seed": args.seed, **planner.numbers()}
+    if args.compare:
+        alone = _Timed(proposer)
+        with bar("no planning") as tell:
+            answer["alone"], before = evaluate(lanes, alone, seeds, task_of=build.task_of, tell=tell)
+        gain = paired_difference([r.success for r in records], [r.success for r in before])
+        answer["gain"] = {"value": gain.value, "ci_low": gain.low, "ci_high": gain.high}
+        answer["ms_alone"] = alone.numbers()["ms_per_decision"]
     folder.save_metrics(answer)
     return answer
 
