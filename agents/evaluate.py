@@ -86,7 +86,7 @@ def row(part: Part, record: EpisodeRecord, task: str, start_id: str) -> dict[str
 
 def carry_out(
     wanted: Sequence[Part], make: Callable[[], Work], folder: Path, *, ray: str | None = None, workers: int = 1,
-    tell: Tell | None = None,
+    stamp: str = "", tell: Tell | None = None,
 ) -> pa.Table:  # fmt: skip
     """Carry out all parts that ``folder`` does not hold yet; each is written whole, so a kill loses one at most.
 
@@ -96,6 +96,7 @@ def carry_out(
         folder: holds ``parts/`` and, at the end, ``episodes.parquet``.
         ray: address of a Ray cluster, or "local" for one on this machine; None works in this process.
         workers: Ray actors, one CPU each.
+        stamp: stands for the weights behind the names; parts of other weights are not taken for these.
         tell: progress in episodes.
 
     Returns:
@@ -109,7 +110,7 @@ def carry_out(
 
     if workers < 1:
         raise ImagineError(f"asked for {workers} workers, expected at least 1.")
-    place = folder / "parts"
+    place = folder / "parts" / stamp
     place.mkdir(parents=True, exist_ok=True)
     files = {part: place / f"{part.name}.parquet" for part in wanted}
     missing = [part for part in wanted if not files[part].is_file()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +15,10 @@ from agents.evaluate import Part, row
 from agents.rollout import DreamLanes, EpisodeRecord, Lanes, rollout
 from imagine.data.lerobot import LeRobotDataset
 from imagine.dream import Dream
-from imagine.model import WorldActionModel
+from imagine.model import WorldActionModel, resolve
 from imagine.starts import DatasetStarts
 from imagine.types import ImagineError, Policy
+from rewards.vlm import judge_folder
 
 from . import build
 from .told import Told
@@ -65,6 +67,24 @@ class Setup:
     horizon: int = build.HORIZON
     dataset: str = ""
     cache: str = ""
+
+
+def stamp(setup: Setup, policies: Sequence[str]) -> str:
+    """Twelve digits that stand for all weights and settings of an evaluation.
+
+    What answers behind ``ws://`` or ``module:name`` is not known; evaluate a changed one in another folder.
+    """
+    folders = [resolve(setup.model)]
+    names = [p.partition("+")[0] for p in policies]
+    folders += [resolve(setup.model) / n if n in build.ADAPTERS else Path(n) for n in names]
+    if not setup.judge.startswith(("http://", "https://")) and setup.judge != "latent":
+        folders.append(Path(judge_folder(setup.judge)))
+    digest = hashlib.sha256()
+    for folder in sorted({f for f in folders if f.is_dir()}):
+        for file in sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json")):
+            if "metrics" not in file.name:
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 class Worker:

@@ -80,6 +80,13 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
     assert carry_out(WANTED, lambda: third, tmp_path / "killed").equals(whole) and not third.done
 
 
+def test_parts_of_other_weights_are_not_taken_for_these(tmp_path: Path) -> None:
+    first, other, again = Counted(), Counted(), Counted()
+    for work, weights in ((first, "a"), (other, "b"), (again, "a")):
+        carry_out(WANTED, lambda work=work: work, tmp_path, stamp=weights)  # type: ignore[misc]
+    assert (len(first.done), len(other.done), len(again.done)) == (len(WANTED), len(WANTED), 0)
+
+
 @pytest.mark.slow
 def test_one_and_two_ray_workers_give_the_table_of_none(tmp_path: Path) -> None:
     here = carry_out(WANTED, Counted, tmp_path / "here")

@@ -138,7 +138,7 @@ def test_rollout_films(tmp_path: Path) -> None:
         (["evaluate", "--lanes", "0"], "expected at least 1"),
         (["evaluate", "--policy", "expert", "--world", "imagined"], "reads the true state"),
         (["evaluate", "--policy", "expert", "--told", "task"], "the scripted expert hears nothing"),
-        (["evaluate", "--world", "mars"], "expected real or imagined"),
+        (["evaluate", "--world", "mars"], "expected real, imagined or both"),
         (["rollout", "--instruction", "nimm den roten block"], "never heard"),
         (["plan", "--candidates", "0"], "expected at least 1"),
         (["plan", "--policy", "random"], "cannot propose"),
@@ -268,8 +268,11 @@ def test_the_gym_reports_every_part_of_the_verdict() -> None:
     assert "doubt" not in plain.step(np.zeros(env.action_space.shape, np.float32))[4]["reward_terms"]
 
 
-def test_an_imagined_rate_is_not_told_without_the_judges_error() -> None:
-    result = run("evaluate", "--world", "imagined", "--episodes", "2", "--lanes", "2", "--seed", "900000")
+def test_an_imagined_rate_is_not_told_without_the_judges_error(tmp_path: Path) -> None:
+    words = ("evaluate", "--world", "imagined", "--episodes", "2", "--lanes", "2", "--seed", "900000")
+    heads = run(*words, "--out", str(tmp_path / "heads"))["judge"]
+    assert heads["name"] == "latent" and 0 <= heads["false_positive"] <= 1
+    result = run(*words, "--judge", "judge-tiny", "--out", str(tmp_path / "vlm"))
     assert result["judge"]["name"] == "judge-tiny" and 0 <= result["judge"]["fpr"] <= 1
 
 

@@ -84,7 +84,7 @@ def run(args: Args) -> dict[str, Any]:
     trust = caveat(args.model, args.judge, args.unchecked) if imagined else {}
     from agents.evaluate import carry_out, parts
 
-    from ..evaluation import Setup, Worker
+    from ..evaluation import Setup, Worker, stamp
 
     folder = RunFolder.of("evaluate", args)
     setup = Setup(
@@ -108,7 +108,7 @@ def run(args: Args) -> dict[str, Any]:
     with bar("episodes") as tell:
         table = carry_out(
             wanted, partial(Worker, setup) if args.ray else lambda: here, folder.path, ray=args.ray or None,
-            workers=args.workers, tell=tell,
+            workers=args.workers, stamp=stamp(setup, () if args.dataset else policies), tell=tell,
         )  # fmt: skip
     from .evaluate_report import answer_of, write_report
 
