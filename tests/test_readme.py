@@ -14,21 +14,23 @@ from configs import cli
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
+DOCS = [
+    block
+    for page in ("judge.md", "evaluate.md")
+    for block in re.findall(r"```(python|bash)\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+]
 COMMANDS = [
     line.split("#")[0].strip()
-    for kind, text in BLOCKS
+    for kind, text in BLOCKS + DOCS
     if kind == "bash"
-    for line in text.splitlines()
+    for line in text.replace("\\\n", " ").splitlines()
     if "imagine " in line
 ]
 
 
-JUDGE = re.findall(r"```(python)\n(.*?)```", (ROOT / "docs" / "judge.md").read_text(), re.S)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "code", [text for kind, text in BLOCKS + JUDGE if kind == "python"], ids=lambda c: c.split("\n")[0]
+    "code", [text for kind, text in BLOCKS + DOCS if kind == "python"], ids=lambda c: c.split("\n")[0]
 )
 def test_python_blocks_run(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
