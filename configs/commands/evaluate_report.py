@@ -123,7 +123,7 @@ def correlation_figure(each: Sequence[dict[str, Any]], worlds: Sequence[str]) ->
             [[one[w]["success_rate"] - one[w]["ci_low"]], [one[w]["ci_high"] - one[w]["success_rate"]]] for w in worlds
         ]
         axes.errorbar(
-            at[0], at[1], xerr=bars[0], yerr=bars[1], fmt="o", markersize=5, linewidth=1,
+            at[0], at[1], xerr=bars[0], yerr=bars[1], fmt="os^v"[k // 10 % 4], markersize=5, linewidth=1,
             color=f"C{k % 10}", label=f"{one['policy']}",
         )  # fmt: skip
     axes.set(
