@@ -77,6 +77,8 @@ def stamp(setup: Setup, policies: Sequence[str]) -> str:
     folders = [resolve(setup.model)]
     names = [p.partition("+")[0] for p in policies]
     folders += [resolve(setup.model) / n if n in build.ADAPTERS else Path(n) for n in names]
+    if (dreams := build.dream_config(setup.model).adapter) is not None:
+        folders.append(resolve(setup.model) / dreams)
     if not setup.judge.startswith(("http://", "https://")) and setup.judge != "latent":
         folders.append(Path(judge_folder(setup.judge)))
     digest = hashlib.sha256()
@@ -172,9 +174,6 @@ class Recorded:
             whole = self.windows.actions(chain)[1].all(1) & (np.cumsum(told != told[0]) == 0)
             self.chains.append(chain[: int(whole.argmin()) if not whole.all() else len(chain)])
         self.longest = max(1, max(len(c) for c in self.chains))
-
-    def __len__(self) -> int:
-        return len(self.chains)
 
     def usable(self) -> list[int]:
         """Numbers of the episodes that hold a whole chunk of actions for one instruction."""

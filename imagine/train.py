@@ -109,15 +109,20 @@ def rms(a: Tensor | None, b: Tensor | None, mask: Tensor) -> float:
     return float((((a - b).square().mean(2) * mask).sum() / mask.sum().clamp(min=1)).sqrt())
 
 
+def compile_blocks(model: WorldActionModel) -> None:
+    """Fuse each block of the transformer with torch.compile; needs a C++ compiler on a CPU."""
+    # Whole batches, part batches on own frames, with and without gradients: more sizes than the default allows.
+    torch._dynamo.config.recompile_limit = 64
+    for block in model.dit.blocks:
+        block.compile(dynamic=False)
+
+
 def train_joint(
     windows: Windows, model: WorldActionModel, cfg: JointConfig, run: FitConfig, folder: Path, *, out: Path
 ) -> WorldActionModel:
     """Train (or resume) the joint model and publish its moving average, with metrics beside it, to ``out``."""
     if run.compile:
-        # Whole batches, part batches on own frames, with and without gradients: more sizes than the default allows.
-        torch._dynamo.config.recompile_limit = 64
-        for block in model.dit.blocks:
-            block.compile(dynamic=False)
+        compile_blocks(model)
     dit = model.cfg.dit
     if cfg.sketches and not (dit.painter.blocks and dit.steer_tokens):
         raise ImagineError(

@@ -165,6 +165,16 @@ def test_episodes_follow_from_their_seed_and_line_up() -> None:
     assert (np.diff(one.view_index) >= 0).all() and one.view_index[6] == 1
 
 
+def test_a_clumsy_hand_fails_on_demand_and_often_nearly_succeeds() -> None:
+    told = {"families": ("pick_up",), "failure_share": 1, "modes": ("clumsy",)}
+    made = [episode(s, seconds=2.0, **told) for s in range(220, 228)]
+    assert {e.failure_mode for e in made} == {"clumsy"} and not any(e.is_expert.any() for e in made)
+    won = [bool(e.success[:45].any()) for e in made]  # within a second and a half
+    assert any(won) and not all(won)
+    with pytest.raises(ImagineError, match="expected some of miss, drop, wrong, wander, clumsy"):
+        episode(0, modes=("careless",))
+
+
 def test_failures_are_never_shown_as_expert_work() -> None:
     failed = [e for e in (episode(s, seconds=1.6) for s in range(200, 212)) if e.failure_mode != "none"]
     assert failed and not any(e.is_expert.any() for e in failed)

@@ -17,6 +17,7 @@ from imagine.fit import FitConfig, fit, write_json
 from imagine.losses import JointConfig, joint_loss, on_own_frames
 from imagine.model import WorldActionModel
 from imagine.noise import Shares
+from imagine.train import compile_blocks
 from imagine.types import DatasetError
 from policy.adapter import DREAM_TARGETS, Learner
 
@@ -72,9 +73,7 @@ def refine(model: WorldActionModel, windows: Windows, cfg: RefineConfig, folder:
     batches = WindowSampler(rows, cfg.fit.batch, cfg.fit.seed)
     check = WindowSampler(held if len(held) else rows, 128, 1)
     if cfg.fit.compile:
-        torch._dynamo.config.recompile_limit = 64
-        for block in learner.model.dit.blocks:
-            block.compile(dynamic=False)
+        compile_blocks(learner.model)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         at = batches.at(step)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from imagine.types import ImagineError
@@ -16,7 +15,7 @@ from .worlds import Episodes, bar
 
 PART = 16  # starts per part: what a kill can lose, and what one worker is given at a time
 WORLDS = ("real", "imagined", "both")
-HORIZON, ZOO_HORIZON = 8, 3
+ZOO_HORIZON = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +68,8 @@ def run(args: Args) -> dict[str, Any]:
     """
     seeds = args.seeds()
     policies = _policies(args)
+    from ..build import HORIZON
+
     horizon = (ZOO_HORIZON if args.zoo else HORIZON) if args.horizon is None else args.horizon
     if horizon < 1 or args.steps < 1:
         raise ImagineError(f"--horizon is {horizon} and --steps {args.steps}, expected at least 1.")
@@ -158,7 +159,7 @@ def caveat(model: str, judge: str, unchecked: bool = False) -> dict[str, Any]:
         error = read(judge_folder(judge), "metrics.json").get("imagined", {})
         names = ("auroc", "fpr", "fpr_ci", "fnr", "fnr_ci", "n")
     known = {k: error[k] for k in names if k in error}
-    dream = read(Path(resolve(model)), "metrics.json").get("fidelity", {})
+    dream = read(resolve(model), "metrics.json").get("fidelity", {})
     fidelity = {k: dream[k] for k in ("psnr_true", "psnr_copy", "inverse_r2_imagined") if k in dream}
     for what, got, how in (
         (f"error of judge {judge!r}", known, "imagine calibrate"),

@@ -31,7 +31,7 @@ class RolloutConfig(BaseModel):
 
     Attributes:
         policies: see :func:`configs.material.rollouts`.
-        episodes: of all policies together; half as many seeds again are held out.
+        episodes: of all policies together; those whose seed 5 divides are held out.
         chunks: per episode.
         first_seed: of the starts.
     """
