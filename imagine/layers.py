@@ -26,11 +26,15 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float = 10000.0) -> tu
     Source: RoFormer (arXiv:2104.09864), split over three axes as in Wan 2.1 (arXiv:2503.20314).
     """
     side = 2 * (head_dim // 6)
-    parts = []
-    for axis, dim in enumerate((head_dim - 2 * side, side, side)):
-        freqs = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim)
-        parts.append(positions[:, axis : axis + 1].double() * freqs)
-    angle = torch.cat(parts, -1)
+    axes = zip(positions.unbind(1), (head_dim - 2 * side, side, side), strict=True)
+    cos, sin = zip(*(rotary_axis(at, dim, theta) for at, dim in axes), strict=True)
+    return torch.cat(cos, -1), torch.cat(sin, -1)
+
+
+def rotary_axis(positions: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary positions (N,) along one axis, each (N, head_dim // 2) float32."""
+    freqs = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim)
+    angle = positions.double()[:, None] * freqs
     return angle.cos().float(), angle.sin().float()
 
 
@@ -63,11 +67,18 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose queries and keys are RMS-normalised over all heads together, as in Wan."""
+    """Multi-head attention whose queries and keys are RMS-normalised over all heads together, as in Wan.
 
-    def __init__(self, dim: int, heads: int, eps: float):
+    With ``image`` it has keys and values of its own for image tokens, as the cross-attention of Wan I2V.
+    """
+
+    def __init__(self, dim: int, heads: int, eps: float, image: bool = False):
         super().__init__()
         self.heads = heads
+        if image:
+            self.add_k_proj = nn.Linear(dim, dim)
+            self.add_v_proj = nn.Linear(dim, dim)
+            self.norm_added_k = RMSNorm(dim, eps=eps)
         self.to_q = nn.Linear(dim, dim)
         self.to_k = nn.Linear(dim, dim)
         self.to_v = nn.Linear(dim, dim)
@@ -86,30 +97,73 @@ class Attention(nn.Module):
         v = self.to_v(x).unflatten(-1, (self.heads, -1))
         return (k if table is None else rotate(k, table)), v
 
-    def out(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend and project back to (B, N, dim)."""
-        return self.to_out[0](attend(q, k, v))
+    def image_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of image tokens (B, M, dim), each (B, M, heads, d)."""
+        k = self.norm_added_k(self.add_k_proj(x)).unflatten(-1, (self.heads, -1))
+        return k, self.add_v_proj(x).unflatten(-1, (self.heads, -1))
+
+    def out(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        image: tuple[Tensor, Tensor] | None = None,
+        alone: Tensor | None = None,
+    ) -> Tensor:
+        """Attend and project back to (B, N, dim).
+
+        Args:
+            q: (B, N, heads, d).
+            k: (B, M, heads, d).
+            v: (B, M, heads, d).
+            image: keys and values of image tokens, attended to separately and added.
+            alone: (B, n, heads, d) values of tokens that see themselves alone; they come after those of ``q``.
+        """
+        seen = attend(q, k, v)
+        if image is not None:
+            seen = seen + attend(q, *image)
+        if alone is not None and alone.shape[1]:
+            seen = torch.cat([seen, alone.flatten(2).to(seen)], 1)
+        return self.to_out[0](seen)
 
 
 class _GeluIn(nn.Module):
-    def __init__(self, dim: int, hidden: int):
+    def __init__(self, dim: int, hidden: int, approximate: str):
         super().__init__()
         self.proj = nn.Linear(dim, hidden)
+        self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
+        return F.gelu(self.proj(x), approximate=self.approximate)
 
 
 class FeedForward(nn.Module):
-    """dim -> hidden -> dim with tanh-GELU; parameters net.0.proj and net.2."""
+    """dim -> hidden -> out with GELU, by default the tanh one and back to dim; parameters net.0.proj and net.2."""
 
-    def __init__(self, dim: int, hidden: int):
+    def __init__(self, dim: int, hidden: int, out: int | None = None, approximate: str = "tanh"):
         super().__init__()
-        self.net = nn.ModuleList([_GeluIn(dim, hidden), nn.Identity(), nn.Linear(hidden, dim)])
+        last = nn.Linear(hidden, dim if out is None else out)
+        self.net = nn.ModuleList([_GeluIn(dim, hidden, approximate), nn.Identity(), last])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) to (..., dim)."""
+        """(..., dim) to (..., out)."""
         return self.net[2](self.net[0](x))
+
+
+class ImageEmbedder(nn.Module):
+    """Image tokens (CLIP's) into the width of the network, as Wan I2V does."""
+
+    def __init__(self, image_dim: int, dim: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(image_dim)
+        self.ff = FeedForward(image_dim, image_dim, dim, "none")
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, M, image_dim) to (B, M, dim)."""
+        image = self.ff(self.norm1(image.to(self.norm1.weight)).to(self.ff.net[2].weight))  # type: ignore[arg-type]
+        return self.norm2(image.to(self.norm2.weight)).to(image)
 
 
 class TwoLinear(nn.Module):
@@ -124,6 +178,8 @@ class TwoLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_dim) to (..., out_dim)."""
         x = self.linear_1(x)
+        if self.activation == "relu":
+            return self.linear_2(F.relu(x))
         x = F.silu(x) if self.activation == "silu" else F.gelu(x, approximate="tanh")
         return self.linear_2(x)
 

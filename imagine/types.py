@@ -94,11 +94,17 @@ class Context(_Batched):
         video: (B, T, C, h, w) float, normalised latents of observed frames, newest last.
         proprio: (B, T, P) float, normalised.
         text: (B, L, D) float, the encoded instruction, zero after its last word (as Wan does; no mask).
+        image: (B, I, E) float, tokens of the first frame for models that look at them (Wan I2V), else None.
+        condition: (B, n, Cc, h, w) float, what frames are given beside their own latents, for models that take it (Wan
+            I2V: a mask and the first frame), else None. Row i belongs to the i-th of the frames that are remembered at
+            the time, the chunk's own behind them, so n = most that are remembered + F serves an endless episode.
     """
 
     video: Tensor
     proprio: Tensor
     text: Tensor
+    image: Tensor | None = None
+    condition: Tensor | None = None
 
     def __len__(self) -> int:
         return self.video.shape[0]
@@ -124,7 +130,8 @@ class NoiseLevels(_Batched):
     """How noisy each modality of a chunk is: 0 is clean, 1 is pure noise.
 
     Attributes:
-        video: (B,) float in [0, 1]; also the level of the predicted proprioception.
+        video: (B,) float in [0, 1], or (B, F / pt) where temporal patches differ; also the level of the predicted
+            proprioception.
         action: (B,) float in [0, 1].
     """
 

@@ -11,7 +11,7 @@ from conftest import TINY_DIT, randomise
 from torch import Tensor
 
 from imagine.cache import ContextCache
-from imagine.dit import DiTConfig, JointDiT
+from imagine.dit import DiTConfig, JointDiT, Kept
 from imagine.layers import rotary_table, rotate, waves
 from imagine.painter import PainterConfig
 from imagine.types import Chunk, Context, NoiseLevels, ShapeError
@@ -98,7 +98,11 @@ def test_without_action_proprio_and_context_it_is_diffusers_wan(
     video = torch.randn(2, size[0], 4, *size[1:], generator=g)
     text, sigma = torch.randn(2, words, 20, generator=g), torch.tensor([0.937, 0.25])
     want = theirs(video.transpose(1, 2), 1000 * sigma, text, return_dict=False)[0].transpose(1, 2)
-    got = ours(Chunk(video=video), NoiseLevels(sigma, sigma), ours._text(text)).video
+    got = ours(
+        Chunk(video=video),
+        NoiseLevels(sigma, sigma),
+        ours.read(Context(video=video[:, :0], proprio=video.new_zeros(2, 0, 0), text=text)),
+    ).video
     assert got is not None and got.shape == want.shape
     assert (got - want).norm() <= 1e-5 * want.norm()
     assert (got - want).abs().max() <= 1e-5 * want.abs().max()
@@ -366,25 +370,99 @@ def test_observed_past_is_read_in_order(dit: JointDiT) -> None:
     assert all((x - present(b)[n]).abs().max() > 1e-4 for n, x in present(a).items())
 
 
+def observed(dit: JointDiT, cache: ContextCache, blocks: int, seed: int = 3) -> None:
+    """Append some blocks of random frames."""
+    g = torch.Generator().manual_seed(seed)
+    for _ in range(blocks):
+        video = torch.randn(B, PT, 4, 4, 6, generator=g)
+        dit.extend(cache, video, torch.randn(B, PT, 3, generator=g))
+
+
+def remembering(dit: JointDiT, **options: object) -> JointDiT:
+    """The same weights with another memory."""
+    return randomise(JointDiT(dit.cfg.model_copy(update=options)), seed=5).eval()  # type: ignore[return-value]
+
+
 @torch.no_grad()
-def test_answer_does_not_depend_on_when_the_episode_began(dit: JointDiT) -> None:
-    """Rotary positions are relative, so an episode that is 1000 blocks old looks like a fresh one."""
+def test_answer_does_not_depend_on_when_the_episode_began() -> None:
+    """One layer sees nothing of what is forgotten, so an endless episode answers as a fresh one of its last blocks."""
+    dit = made({"layers": 1, "max_context_blocks": 2})
+    long = dit.read(context())
+    observed(dit, long, 40, seed=9)
     ctx = context()
-    late = dit._text(ctx.text)
-    late.blocks = 1000
     for i in range(0, BLOCKS * PT, PT):
-        dit.extend(late, ctx.video[:, i : i + PT], ctx.proprio[:, i : i + PT])
-    assert_same(dit(chunk(), levels(), late), dit(chunk(), levels(), dit.prefill(ctx)), atol=1e-4)
+        dit.extend(long, ctx.video[:, i : i + PT], ctx.proprio[:, i : i + PT])
+    assert long.blocks == 40 + BLOCKS and long.frames == BLOCKS
+    assert_same(dit(chunk(), levels(), long), dit(chunk(), levels(), dit.prefill(ctx)))
 
 
 @torch.no_grad()
-def test_oldest_block_is_forgotten_whole_and_positions_go_on(dit: JointDiT) -> None:
-    short = randomise(JointDiT(dit.cfg.model_copy(update={"max_context_blocks": 2})), seed=5).eval()
-    cache = short.prefill(context(frames=3 * PT))
-    full = dit.prefill(context(frames=3 * PT))
-    per = full.block_tokens
-    assert cache.blocks == full.blocks == 3 and cache.keys[0].shape[1] == 2 * per
-    assert torch.equal(cache.keys[0], full.keys[0][:, per:])  # layer 0 has not looked at the past yet
+def test_oldest_block_is_forgotten_whole_and_its_place_taken(dit: JointDiT) -> None:
+    short = remembering(dit, max_context_blocks=2)
+    cache, full = short.prefill(context(frames=3 * PT)), dit.prefill(context(frames=3 * PT))
+    per = full.spans[0].tokens
+    assert cache.blocks == full.blocks == 3 and cache.frames == 2 and cache.keys[0].shape[1] == 2 * per
+    assert [s.start for s in cache.spans] == [per, 0]  # the newest lies where the forgotten one was
+    # Layer 0 has not looked at the past yet, so its keys are those of a cache that forgets nothing.
+    assert torch.equal(cache.keys[0][:, per:], full.keys[0][:, per : 2 * per])
+    assert torch.equal(cache.keys[0][:, :per], full.keys[0][:, 2 * per :])
+
+
+@torch.no_grad()
+def test_sinks_stay_and_move_up_to_what_is_remembered(dit: JointDiT) -> None:
+    """First and newest blocks, renumbered from 0, are all that a one-layer network knows."""
+    dit = remembering(dit, layers=1, max_context_blocks=3, sink_blocks=1)
+    g = torch.Generator().manual_seed(4)
+    video, proprio = torch.randn(B, 7 * PT, 4, 4, 6, generator=g), torch.randn(B, 7 * PT, 3, generator=g)
+    text, left = context().text, [*range(PT), *range(5 * PT, 7 * PT)]
+    rolled = dit.prefill(Context(video=video, proprio=proprio, text=text))
+    fresh = dit.prefill(Context(video=video[:, left], proprio=proprio[:, left], text=text))
+    assert rolled.frames == fresh.frames == 3 and rolled.spans[0].start == 0
+    assert_same(dit(chunk(), levels(), rolled), dit(chunk(), levels(), fresh))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seen", [1, 3, 9])
+def test_reserved_room_changes_no_bit(dit: JointDiT, seen: int) -> None:
+    """A ring that is written in place, and one that is copied at every pass."""
+    dit = remembering(dit, max_context_blocks=3, sink_blocks=1)
+    plain, ring = dit.read(context()), dit.read(context())
+    for i in range(seen):
+        observed(dit, plain, 1, seed=i), observed(dit, ring, 1, seed=i)
+        ring.reserve(40)
+        where = [x.data_ptr() for x in ring.turned]
+        a, b = dit(chunk(), levels(), plain), dit(chunk(), levels(), ring)
+        assert all(torch.equal(v, present(b)[n]) for n, v in present(a).items())
+    if seen > 3:
+        observed(dit, ring, 1)
+        assert where == [x.data_ptr() for x in ring.turned]  # nothing was allocated anew
+
+
+@torch.no_grad()
+def test_copies_of_a_reserved_cache_are_their_own(dit: JointDiT) -> None:
+    dit = remembering(dit, max_context_blocks=2)
+    cache = dit.prefill(context())
+    cache.reserve(40)
+    other = cache.index(torch.arange(B))
+    before = dit(chunk(), levels(), other)
+    observed(dit, cache, 1)
+    after = dit(chunk(), levels(), other)
+    assert all(torch.equal(v, present(after)[n]) for n, v in present(before).items())
+
+
+@torch.no_grad()
+def test_what_a_pass_keeps_is_what_observing_its_video_would_leave() -> None:
+    """Clean video without actions: remembering the pass and observing the frames come to the same."""
+    dit = made({"see_last_frame": False, "block": FUTURE // PT})
+    x, ctx = chunk(), context()
+    clean = NoiseLevels(torch.zeros(B), torch.ones(B))
+    passed, seen = dit.prefill(ctx), dit.prefill(ctx)
+    kept = Kept([], [], torch.empty(0), 0)
+    dit(replace(x, action=None), clean, passed, kept)
+    dit.remember(passed, kept, x.video, x.proprio)  # type: ignore[arg-type]
+    dit.extend(seen, x.video, x.proprio)  # type: ignore[arg-type]
+    assert passed.spans == seen.spans and torch.equal(passed.position, seen.position)  # type: ignore[arg-type]
+    assert_same(dit(x, levels(), passed), dit(x, levels(), seen))
 
 
 @torch.no_grad()
@@ -448,6 +526,26 @@ def test_untrained_clean_model_predicts_that_nothing_changes() -> None:
     assert torch.equal(out.video, ctx.video[:, -1:].expand_as(out.video))
     assert torch.equal(out.proprio, ctx.proprio[:, -1:].expand_as(out.proprio))
     assert (out.action == 0).all()
+
+
+# ---------------------------------------------------------------------- blank cells
+@torch.no_grad()
+def test_blank_cells_cost_nothing_and_say_nothing() -> None:
+    """A black quadrant is neither computed nor read, and predicted as zero; with nothing blank all is as before."""
+    plain, dit = made({"prediction": "velocity"}), made({"prediction": "velocity", "blank": (1, 1, 2, 3)})
+    x, ctx, seen = chunk(), context(), []
+    hook = dit.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    out = dit(x, levels(), dit.prefill(ctx))
+    hook.remove()
+    assert seen[-1] == 2 * (2 * 3 - 2 + 1) + 4  # two temporal patches of 4 cells and a proprio token, 4 of action
+    assert (out.video[..., 2:, 2:] == 0).all() and (out.video[..., :2, :] != 0).any()
+    other, elsewhere = x.video.clone(), ctx.video.clone()
+    other[..., 2:, 2:] += 1
+    elsewhere[:, :-1, :, 2:, 2:] += 1
+    same = dit(replace(x, video=other), levels(), dit.prefill(replace(ctx, video=elsewhere)))
+    assert all(torch.equal(v, present(same)[n]) for n, v in present(out).items())
+    none = made({"prediction": "velocity", "blank": (0, 0, 0, 0)})
+    assert_same(none(x, levels(), none.prefill(ctx)), plain(x, levels(), plain.prefill(ctx)), atol=0)
 
 
 # ---------------------------------------------------------------------- shapes
