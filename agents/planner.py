@@ -246,8 +246,8 @@ class Firsts:
         for row, key in enumerate(keys):
             self._of.setdefault(key, now.index([row]))
         first = [self._of[key] for key in keys]
-        video, proprio, text = (torch.cat([getattr(c, k) for c in first]) for k in ("video", "proprio", "text"))
-        return Context(video=video, proprio=proprio, text=text)
+        named = [c.named() for c in first]
+        return Context(**{name: torch.cat([c[name] for c in named]) for name in named[0]})
 
     def forget(self, lanes: np.ndarray | None = None) -> None:
         """Forget all lanes, or the rows of a (B,) bool mask; episodes of other seeds are told apart anyway."""

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from imagine.cache import ContextCache
+from imagine.follow import follow
 from imagine.model import WorldActionModel
-from imagine.questions import DYNAMICS, INVERSE
-from imagine.sampler import sample
 from imagine.tiles import TILE, in_tiles
 from imagine.types import Clip, Context, ImagineError, Observation, RewardModel, Score, ShapeError
 from policy.policy import JointPolicy
@@ -275,13 +274,11 @@ class DreamScorer:
     ) -> list[_Imagined]:
         """``depth`` chunks of a dream of n rows: the candidates (n, K, A) in robot units, then what ``follow`` does."""
         film = [self._imagine(context, start, cache, chunks, told, seeds)]
-        keep = context.video.shape[1]
         for k in range(1, self.depth):
             assert self.follow is not None
-            video = torch.cat([context.video, film[-1].video], 1)[:, -keep:]
-            proprio = torch.cat([context.proprio, film[-1].proprio], 1)[:, -keep:]
-            context = replace(context, video=video, proprio=proprio)
-            seen = Observation(self.model.decode(video[:, -1:]), self.model.restore_proprio(proprio[:, -1:]))
+            context = self.model.after(context, film[-1].video, film[-1].proprio)
+            newest = self.model.decode(context.video[:, -1:], context.video[:, :-1])
+            seen = Observation(newest, self.model.restore_proprio(context.proprio[:, -1:]))
             noise = [s + k * 104_729 for s in seeds]
             chunks = torch.from_numpy(self.follow.act_on(self.follow.model.encode(seen, told), noise)).to(chunks)
             film.append(self._imagine(context, start, self.model.prefill(context), chunks, told, noise))
@@ -291,19 +288,15 @@ class DreamScorer:
         self, context: Context, start: Context, cache: ContextCache, chunks: Tensor, told: list[str], seeds: list[int]
     ) -> _Imagined:
         model, action = self.model, self.model.normalise_action(chunks)
-        dream = sample(model, DYNAMICS, context, action=action, steps=self.steps, seeds=seeds, cache=cache)
-        video, proprio = dream.video, dream.proprio
-        assert video is not None and proprio is not None
-        read = sample(model, INVERSE, context, video=video, proprio=proprio, steps=1, seeds=seeds, cache=cache).action
-        assert read is not None
-        doubt = (read - action).square().mean((1, 2)).sqrt()
+        next_ = follow(model, context, action, steps=self.steps, inverse_steps=1, seeds=seeds, cache=cache)
+        video, proprio, doubt = next_.video, next_.proprio, next_.doubt
         latents = torch.cat([start.video[:, -1:], video], 1)
         before = model.restore_proprio(context.proprio[:, -1])[:, model.anchor] * model.anchored
         moved = chunks + before[:, None]
         clip = Clip(
             latents=latents,
             proprio=torch.cat([start.proprio[:, -1:], proprio], 1),
-            decode=model.film(latents),
+            decode=model.film(latents, before=context.video),
             action=moved,
             pose=torch.where(model.anchored > 0, before, moved[:, 0]),  # as in a dream: absolute commands tell no pose
             doubt=doubt,

@@ -83,7 +83,7 @@ class Steered:
         if self.cfg.slow > k:
             raise ImagineError(f"slow is {self.cfg.slow}, expected at most the {k} actions of a chunk.")
         self._rows = cosines(self.cfg.slow, k).to(dream.model.device)
-        d = 2 * int(np.prod(dit[1:])) + body.proprio_dim + dream.model.text.cfg.dim
+        d = 2 * int(np.prod(dit[1:])) + body.proprio_dim + dream.model.text_shape[1]
         most = self.cfg.limit if self.cfg.how == "noise" else 1.0
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (d,), np.float32)
         self.single_action_space = gym.spaces.Box(-most, most, (self.cfg.slow * a,), np.float32)

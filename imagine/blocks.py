@@ -71,7 +71,8 @@ class Embedder(nn.Module):
 
     def time(self, sigma: Tensor, pooled: Tensor | None, steer: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Noise levels (B, G), and what else steers each group (B, G, D), to (B, G, D) and six modulations of it."""
-        emb = self.time_embedder(sinusoid(1000 * sigma, self.freq_dim).to(self.time_proj.weight.dtype))
+        waves = sinusoid(1000 * sigma, self.freq_dim).to(self.time_embedder.linear_1.weight.dtype)
+        emb = self.time_embedder(waves).to(self.time_proj.weight.dtype)
         if self.pooled_text is not None and pooled is not None:
             emb = emb + self.pooled_text(pooled)[:, None]
         if steer is not None:

@@ -172,6 +172,29 @@ class ContextCache:
         """Keep some lanes."""
         return self._map(lambda x: x[rows])
 
+    def put(self, rows: Tensor, other: ContextCache) -> None:
+        """Overwrite some lanes with those of a cache that remembers blocks of the same sizes, wherever these lie in it.
+
+        Raises:
+            ValueError: the two remember blocks of other sizes.
+        """
+        sizes = [[(s.tokens, s.frames) for s in c.spans] for c in (self, other)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"blocks of (tokens, frames) {sizes[1]} cannot take the place of {sizes[0]}.")
+        mine, theirs = (
+            torch.cat([torch.arange(s.start, s.start + s.tokens) for s in c.spans] or [_NONE]).to(rows.device)
+            for c in (self, other)
+        )
+        for name in _LISTS:
+            for old, new in zip(getattr(self, name), getattr(other, name), strict=True):
+                if name in ("keys", "values", "turned"):
+                    old[rows[:, None], mine] = new[:, theirs]
+                else:
+                    old[rows] = new
+        for name in _SINGLE:
+            if (old := getattr(self, name)) is not None:
+                old[rows] = getattr(other, name)
+
     @classmethod
     def join(cls, parts: Sequence[ContextCache]) -> ContextCache:
         """The lanes of several caches of equal length, one after another."""

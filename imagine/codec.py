@@ -26,6 +26,11 @@ class CodecConfig(BaseModel):
         """Pixels per latent cell along each side."""
         return 8
 
+    @property
+    def temporal(self) -> int:
+        """Frames per latent frame."""
+        return 1
+
 
 class _Residual(nn.Module):
     def __init__(self, width: int):

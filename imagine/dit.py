@@ -11,7 +11,9 @@ video of their own time; a :class:`imagine.painter.Painter` instead of one linea
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,15 @@ class Kept:
     values: list[Tensor]
     position: Tensor
     frames: int
+
+
+@lru_cache(maxsize=64)
+def visible(blank: tuple[int, int, int, int], grid: tuple[int, ...], device: torch.device) -> Tensor:
+    """Which tokens of a (time, row, column) grid are not blank, (n,) int64; made once, since finding them waits."""
+    top, left, bottom, right = blank
+    row, column = (torch.arange(n).view(shape) for n, shape in ((grid[1], (1, -1, 1)), (grid[2], (1, 1, -1))))
+    hidden = (row >= top) & (row < bottom) & (column >= left) & (column < right)
+    return (~hidden).expand(grid).flatten().nonzero()[:, 0].to(device)
 
 
 class JointDiT(nn.Module):
@@ -105,21 +116,15 @@ class JointDiT(nn.Module):
         x = video.view(b, f // pt, pt, c, h // ph, ph, w // pw, pw).permute(0, 1, 4, 6, 3, 2, 5, 7)
         grid = torch.cartesian_prod(*(torch.arange(n, device=video.device) for n in (f // pt, h // ph, w // pw)))
         weight = self.patch_embedding.weight.flatten(1)
-        tokens = F.linear(x.reshape(b, -1, weight.shape[1]), weight, self.patch_embedding.bias)
+        tokens = F.linear(x.reshape(b, -1, weight.shape[1]).to(weight.dtype), weight, self.patch_embedding.bias)
         if self.cfg.place_frequencies:
-            period = grid.new_tensor([8.0, 2.0 * (h // ph), 2.0 * (w // pw)], dtype=torch.float32)
-            tokens = tokens + self.place(waves(grid / period, self.cfg.place_frequencies).to(tokens))
+            period = (8.0, 2.0 * (h // ph), 2.0 * (w // pw))
+            place = torch.stack([at / p for at, p in zip(grid.unbind(1), period, strict=True)], 1)
+            tokens = tokens + self.place(waves(place, self.cfg.place_frequencies).to(tokens))
         if self.cfg.blank:
-            seen = self._seen(grid)
+            seen = visible(self.cfg.blank, (f // pt, h // ph, w // pw), video.device)
             tokens, grid = tokens[:, seen], grid[seen]
         return tokens, grid.float()
-
-    def _seen(self, grid: Tensor) -> Tensor:
-        """Which of the (N, 3) places are not blank, (n,) int64."""
-        assert self.cfg.blank
-        top, left, bottom, right = self.cfg.blank
-        row, column = grid[:, 1], grid[:, 2]
-        return (~((row >= top) & (row < bottom) & (column >= left) & (column < right))).nonzero()[:, 0]
 
     def _action_tokens(self, action: Tensor, blocks: int, origin: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, K, A) to tokens (B, M, D) and their positions (M, 3); ``origin`` (B, A) is where a zero action leads."""
@@ -144,7 +149,8 @@ class JointDiT(nn.Module):
     # ------------------------------------------------------------------ passes
     def read(self, context: Context) -> ContextCache:
         """Read what is said and given, not yet what was observed: instruction, image tokens, condition, state."""
-        words = self.condition_embedder.text_embedder(context.text)
+        embed = self.condition_embedder.text_embedder
+        words = embed(context.text.to(embed.linear_1.weight.dtype))
         text = [block.attn2.keys_values(words) for block in self.blocks]  # type: ignore[operator, union-attr]
         cache = ContextCache(
             [k for k, _ in text], [v for _, v in text], words.mean(1) if self.cfg.pooled_text else None
@@ -223,7 +229,14 @@ class JointDiT(nn.Module):
         normed = F.layer_norm(x.float(), (self.cfg.dim,), eps=self.cfg.eps)
         return x, torch.addcmul(per_group(shift, sizes), normed, 1 + per_group(scale, sizes)).to(emb.dtype), emb
 
-    def forward(self, noisy: Chunk, sigma: NoiseLevels, cache: ContextCache, kept: Kept | None = None) -> Chunk:
+    def forward(
+        self,
+        noisy: Chunk,
+        sigma: NoiseLevels,
+        cache: ContextCache,
+        kept: Kept | None = None,
+        wanted: Collection[str] | None = None,
+    ) -> Chunk:
         """Predict every present modality of a chunk.
 
         Args:
@@ -232,6 +245,7 @@ class JointDiT(nn.Module):
                 (B,).
             cache: from :meth:`prefill`; it is read, never changed.
             kept: filled with what the video leaves behind for :meth:`remember`; None where it is not wanted.
+            wanted: names of the modalities to predict; None is all. Painting what nobody looks at costs as much.
 
         Returns:
             Chunk of raw predictions, same shapes: velocities, or clean values if ``cfg.prediction`` is "clean".
@@ -283,6 +297,8 @@ class JointDiT(nn.Module):
         x = torch.cat([t.to(tokens[0]) for t in tokens], 1)
         hidden, x, emb = self._run(x, table, torch.cat(levels, 1), sizes, cache, steer=steer, alone=alone, kept=kept)
         told = emb[:, :frames] if steer is not None else emb[:, :1].expand(-1, frames, -1)
+        if wanted is not None and not {"video", "proprio"} & set(wanted):
+            return self._heads(hidden, x, told, Chunk(action=noisy.action), sigma, (), cache)
         return self._heads(hidden, x, told, noisy, sigma, grid, cache)
 
     def _action_part(
@@ -331,7 +347,7 @@ class JointDiT(nn.Module):
         if noisy.video is not None:
             total, seen = grid[0] * grid[1] * grid[2], None
             if self.cfg.blank:
-                seen = self._seen(torch.cartesian_prod(*(torch.arange(k, device=x.device) for k in grid)))
+                seen = visible(self.cfg.blank, grid, x.device)
             n = total if seen is None else len(seen)
             b, f, c, h, w = noisy.video.shape
             if self.cfg.painter.blocks:

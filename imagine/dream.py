@@ -6,7 +6,7 @@ Everything stays in latents; of a chunk only the newest frame is decoded, and ot
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from .env import Outcome
-from .model import WorldActionModel, as_observation
-from .questions import DYNAMICS, INVERSE
-from .sampler import sample
+from .follow import follow
+from .memory import Memory
+from .model import WorldActionModel, as_observation, compile_blocks
 from .spaces import action_space, observation_space
 from .starts import Starts
 from .tiles import TILE, in_tiles
@@ -33,6 +33,8 @@ class DreamConfig(BaseModel):
     inverse_steps: int = 2  # denoising steps of the check; 0 leaves the check out
     hallucination_limit: float | None = None  # above it (normalised action units) a lane is no longer believable
     adapter: str | None = None  # LoRA folder beside the weights that the dream has and the policy has not
+    memory: Literal["read", "extend", "kept", "reset"] = "read"  # see `imagine.memory`
+    compile: bool = False  # fuse the blocks of the model with torch.compile; needs a C++ compiler on a CPU
     autocast: bool = False  # imagine in bfloat16: about twice as fast on chips that have it; the last bits differ
     doubt_cost: float = 0.0  # reward lost per normalised action unit of doubt, every chunk (MOPO, arXiv:2005.13239)
 
@@ -84,6 +86,8 @@ class Dream:
         self._make_shaping = shaping
         self.shaping: Shaping | None = None
         self.model, self.judge, self.starts, self.cfg = model, judge, starts, cfg or DreamConfig()
+        if self.cfg.compile:
+            compile_blocks(model)
         self.single_observation_space = observation_space(model.body)
         self.single_action_space = action_space(model.body)
         hz = model.body.control_hz
@@ -98,8 +102,12 @@ class Dream:
         self.proprio = torch.zeros(n, t, p, device=device)
         self.start_video = torch.zeros(n, *latent, device=device)
         self.start_proprio = torch.zeros(n, p, device=device)
-        self.text = torch.zeros(n, self.model.text.cfg.length, self.model.text.cfg.dim, device=device)
+        self.text = torch.zeros(n, *self.model.text_shape, device=device)
+        self.image: Tensor | None = None  # what the first frame tells some giants, from the first reset on
+        self.condition: Tensor | None = None
+        self.memory = None if self.cfg.memory == "read" else Memory(self.model, self.cfg.memory, n, self.cfg.tile)
         self.newest = torch.zeros(n, *self.model.chunk_shapes["video"], device=device)
+        self.before = self.video.clone()  # the context of the newest chunk
         seen = (n, self.model.body.canvas_height, self.model.body.canvas_width, 3)
         self.canvas = torch.zeros(seen, dtype=torch.uint8, device=device)  # the newest frame, as anybody sees it
         self.start_canvas = self.canvas.clone()
@@ -125,14 +133,24 @@ class Dream:
         )
         heard = [b.instruction for b in begun]
 
+        names: list[str] = []
+
         def encode(rows: Tensor) -> tuple[Tensor, ...]:
             context = self.model.encode(seen.index(rows), [heard[i] for i in rows.tolist()])
-            return context.video, context.proprio, context.text, self.model.decode(context.video[:, -1:])[:, 0]
+            names[:] = context.named()
+            shown = self.model.decode(context.video[:, -1:], context.video[:, :-1])[:, 0]
+            return *context.named().values(), shown
 
-        video, proprio, text, canvas = in_tiles(encode, len(begun), self.cfg.tile)
+        *parts, canvas = in_tiles(encode, len(begun), self.cfg.tile)
         at = torch.as_tensor(lanes, device=self.model.device)
-        self.video[at], self.proprio[at], self.text[at] = video, proprio, text
-        self.start_video[at], self.start_proprio[at] = video[:, -1], proprio[:, -1]
+        for name, part in zip(names, parts, strict=True):
+            if getattr(self, name) is None:
+                setattr(self, name, part.new_zeros(len(self.seeds), *part.shape[1:]))
+            getattr(self, name)[at] = part
+        video, proprio = self.video[at], self.proprio[at]
+        self.start_video[at], self.start_proprio[at], self.before[at] = video[:, -1], proprio[:, -1], video
+        if self.memory is not None:
+            self.memory.begin(self.context(), lanes)
         self.start_canvas[at] = self.canvas[at] = canvas
         self.newest[at] = video[:, -1:].expand(-1, self.newest.shape[1], -1, -1, -1)
         for lane, seed, start in zip(lanes, seeds, begun, strict=True):
@@ -152,7 +170,7 @@ class Dream:
 
     def context(self) -> Context:
         """What the model is given in every lane now."""
-        return Context(video=self.video, proprio=self.proprio, text=self.text)
+        return Context(self.video, self.proprio, self.text, self.image, self.condition)
 
     @torch.inference_mode()
     def step(self, actions: np.ndarray) -> Outcome:
@@ -173,20 +191,21 @@ class Dream:
         def imagine(rows: Tensor) -> tuple[Tensor, ...]:
             picked = rows.tolist()
             video, proprio, doubt = self._imagine(rows, action[rows], [seeds[i] for i in picked])
-            canvas = self.model.decode(video[:, -1:])[:, 0]
+            passed = torch.cat([self.video[rows], video[:, :-1]], 1)
+            canvas = self.model.decode(video[:, -1:], passed)[:, 0]
             score = self._judge(rows, video, proprio, canvas, robot_units[rows], doubt)
             names[:] = score.terms
-            return video, proprio, canvas, doubt, score.reward, score.success, score.valid, *score.terms.values()
+            said = (score.reward, score.success, *score.terms.values())
+            reward, success, *terms = (x.float() for x in said)  # a judge answers in the precision it was asked in
+            return video, proprio, canvas, doubt.float(), reward, success, score.valid, *terms
 
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.cfg.autocast):
             video, proprio, self.canvas, doubt, reward, success, valid, *terms = in_tiles(
                 imagine, len(chunk), self.cfg.tile
             )
         video, proprio = video.float(), proprio.float()
-        keep = self.video.shape[1]
-        self.video = torch.cat([self.video, video], 1)[:, -keep:]
-        self.proprio = torch.cat([self.proprio, proprio], 1)[:, -keep:]
-        self.newest = video
+        after = self.model.after(self.context(), video, proprio)
+        self.before, self.newest, self.video, self.proprio = self.video, video, after.video, after.proprio
         self.steps = self.steps + 1
         limit = self.cfg.hallucination_limit
         told = {"hallucination": doubt, "success_probability": success, "valid": valid}
@@ -215,16 +234,12 @@ class Dream:
         Doubt is the root mean square between the action and the one that INVERSE reads from what was imagined.
         """
         context = self.context().index(rows)
-        cache = self.model.prefill(context)
-        dream = sample(self.model, DYNAMICS, context, action=action, steps=self.cfg.steps, seeds=seeds, cache=cache)
-        video, proprio = dream.video, dream.proprio
-        assert video is not None and proprio is not None
-        if not self.cfg.inverse_steps:
-            return video, proprio, torch.zeros(len(rows), device=action.device)
-        k = self.cfg.inverse_steps
-        read = sample(self.model, INVERSE, context, video=video, proprio=proprio, steps=k, seeds=seeds, cache=cache)
-        assert read.action is not None
-        return video, proprio, (read.action - action).square().mean((1, 2)).sqrt()
+        ask: dict[str, Any] = {"steps": self.cfg.steps, "inverse_steps": self.cfg.inverse_steps}
+        if self.memory is None:
+            seen = follow(self.model, context, action, seeds=seeds, **ask)
+        else:
+            seen = self.memory.follow(rows, context, action, seeds=seeds, **ask)
+        return seen.video, seen.proprio, seen.doubt
 
     def _judge(
         self, rows: Tensor, video: Tensor, proprio: Tensor, canvas: Tensor, action: Tensor, doubt: Tensor
@@ -236,7 +251,9 @@ class Dream:
         clip = Clip(
             latents=latents,
             proprio=torch.cat([self.start_proprio[rows, None], proprio], 1),
-            decode=self.model.film(latents, {0: self.start_canvas[rows], video.shape[1]: canvas}),
+            decode=self.model.film(
+                latents, {0: self.start_canvas[rows], video.shape[1]: canvas}, before=self.video[rows]
+            ),
             action=moved,
             pose=torch.where(anchored > 0, before, moved[:, 0]),  # an absolute command tells no pose; none is assumed
             doubt=doubt if self.cfg.inverse_steps else None,
@@ -253,24 +270,31 @@ class Dream:
     @torch.inference_mode()
     def frames(self, lane: int) -> np.ndarray:
         """(F, H, W, 3) uint8, the newest chunk of one lane."""
-        return self.model.decode(self.newest[lane : lane + 1])[0].cpu().numpy()
+        one = slice(lane, lane + 1)
+        return self.model.motion(self.newest[one], self.before[one])[0].cpu().numpy()
 
     _STATE = (
-        *("video", "proprio", "canvas", "text", "newest", "packed", "seeds", "steps"),
+        *("video", "proprio", "canvas", "text", "image", "condition", "newest", "before", "packed", "seeds", "steps"),
         *("start_video", "start_proprio", "start_canvas"),
     )
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that the future of all lanes depends on."""
-        copy = {k: v.clone() if isinstance(v, Tensor) else v.copy() for k in self._STATE for v in [getattr(self, k)]}
+        copy = {k: _copy(getattr(self, k)) for k in self._STATE}
         paid = None if self.shaping is None else self.shaping.snapshot()
-        return {**copy, "instruction": list(self.instruction), "shaping": paid}
+        known = None if self.memory is None else self.memory.snapshot()
+        return {**copy, "instruction": list(self.instruction), "shaping": paid, "memory": known}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a snapshot; it can be restored any number of times."""
         for name in self._STATE:
-            value = state[name]
-            setattr(self, name, value.clone() if isinstance(value, Tensor) else value.copy())
+            setattr(self, name, _copy(state[name]))
         self.instruction = list(state["instruction"])
         if self.shaping is not None:
             self.shaping.restore(state["shaping"])
+        if self.memory is not None:
+            self.memory.restore(state["memory"])
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else None if value is None else value.copy()

@@ -159,6 +159,16 @@ class Embodiment(_Frozen):
             for i in range(a.size)
         ]
 
+    def commanded_in_proprio(self) -> list[tuple[int, bool]]:
+        """Per action dimension, the proprioception dimension that it commands, -1 if none, and whether relatively."""
+        starts = dict(zip(self.proprio, np.cumsum([0] + [self._state(n).size for n in self.proprio]), strict=False))
+        moved = [(a.relative_to or a.name, a) for a in self.action]
+        return [
+            (int(starts[name]) + i if name in starts else -1, a.relative_to is not None)
+            for name, a in moved
+            for i in range(a.size)
+        ]
+
     def action_of(self, row: dict[str, np.ndarray]) -> np.ndarray:
         """Pick the recorded absolute action (..., A) float32; subtract :meth:`anchor_of` to get the model's action."""
         return np.concatenate([np.asarray(row[a.key], np.float32)[..., a.start : a.stop] for a in self.action], -1)

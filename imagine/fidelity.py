@@ -7,6 +7,7 @@ like repeating the last frame; one whose motion is not the commanded motion is b
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .data.windows import WindowBatch, Windows
+from .follow import follow
 from .model import WorldActionModel
 from .questions import DYNAMICS, INVERSE, POLICY
 from .sampler import sample
@@ -132,7 +134,7 @@ def _wrong(model: WorldActionModel, context: Context, batch: WindowBatch) -> Con
     """The same contexts under another instruction each, going through all that the windows know."""
     names = batch.instructions
     told = [names[(int(i) + 1 + k % max(1, len(names) - 1)) % len(names)] for k, i in enumerate(batch.instruction_id)]
-    return Context(context.video, context.proprio, model.embed_text(told))
+    return replace(context, text=model.embed_text(told))
 
 
 @torch.inference_mode()
@@ -157,13 +159,8 @@ def doubts(
         told = [batch.instructions[i] for i in batch.instruction_id]
         context = model.context(batch.video[:, :t].to(model.device, torch.float32), proprio, told)
         action = model.normalise_action(batch.action.to(model.device))
-        cache, seeds = model.prefill(context), [int(r) for r in part]
-        dream = sample(model, DYNAMICS, context, action=action, steps=steps, seeds=seeds, cache=cache)
-        read = sample(
-            model, INVERSE, context, video=dream.video, proprio=dream.proprio, steps=inverse, seeds=seeds, cache=cache
-        ).action
-        assert read is not None
-        out.append((read - action).square().mean((1, 2)).sqrt().cpu().numpy())
+        seeds = [int(r) for r in part]
+        out.append(follow(model, context, action, steps=steps, inverse_steps=inverse, seeds=seeds).doubt.cpu().numpy())
     return np.concatenate(out)
 
 
@@ -187,7 +184,6 @@ def horizon(model: WorldActionModel, windows: Windows, chains: np.ndarray, *, st
     if not len(chains):
         raise DatasetError("no held-out episode is long enough for this horizon; record more episodes or fewer chunks.")
     context, *_ = encode(model, windows.batch(chains[:, 0]))
-    video, proprio = context.video, context.proprio
     first = windows.batch(chains[:, 0]).video[:, model.cfg.context_frames - 1, None]
     scores: list[Tensor] = []
     copies: list[Tensor] = []
@@ -204,10 +200,7 @@ def horizon(model: WorldActionModel, windows: Windows, chains: np.ndarray, *, st
         copies.append(clip_mse(first.to(model.device).expand_as(truth), truth))
         seen.append(frames)
         true.append(truth)
-        keep = model.cfg.context_frames
-        video = torch.cat([video, dream.video], 1)[:, -keep:]
-        proprio = torch.cat([proprio, dream.proprio], 1)[:, -keep:]
-        context = Context(video, proprio, context.text)
+        context = model.after(context, dream.video, dream.proprio)
     return {
         "mse": torch.stack(scores, 1).cpu().numpy(),
         "copy": torch.stack(copies, 1).cpu().numpy(),

@@ -76,7 +76,7 @@ def disturb(context: Context, cfg: JointConfig, generator: torch.Generator) -> C
     again = (torch.rand(b, generator=generator) < cfg.context_repeat).to(video.device)
     video = torch.where(again[:, None, None, None, None], video[:, -1:], video)
     proprio = torch.where(again[:, None, None], proprio[:, -1:], proprio)
-    return Context(video=video, proprio=proprio, text=context.text)
+    return replace(context, video=video, proprio=proprio)
 
 
 @torch.no_grad()
@@ -116,9 +116,7 @@ def on_own_frames(
         action = model.normalise_action(torch.from_numpy(relative).to(model.device))
         dream = sample(model, DYNAMICS, context, action=action, steps=1, generator=generator)
         assert dream.video is not None and dream.proprio is not None
-        video = torch.cat([context.video, dream.video.to(context.video)], 1)[:, -t:]
-        proprio = torch.cat([context.proprio, dream.proprio.to(context.proprio)], 1)[:, -t:]
-        context = Context(video=video, proprio=proprio, text=context.text)
+        context = model.after(context, dream.video, dream.proprio)
     lanes = torch.from_numpy(np.flatnonzero(found))
     dreamt = context.to("cpu").index(lanes)
     video, proprio, action = batch.video.clone(), batch.proprio.clone(), batch.action.clone()

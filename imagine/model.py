@@ -6,63 +6,32 @@ It is robot-blind: what it knows of a body is the embodiment file and the statis
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .cache import ContextCache
 from .codec import CodecConfig, FrameCodec
-from .dit import DiTConfig, JointDiT
-from .embodiment import Embodiment
+from .dit import JointDiT, Kept
+from .folder import SHIPPED, load_into, load_weights, resolve
+from .model_config import FilmConfig, ModelConfig, PromptConfig, Statistics
 from .noise import clean_from_velocity, velocity_from_clean
 from .questions import QUESTIONS, Question
+from .registers import filled
 from .text import TextConfig, WordEncoder
 from .types import CheckpointMismatch, Chunk, Context, NoiseLevels, Observation, ShapeError
 
-SHIPPED = Path(__file__).parent / "checkpoints"
-FORMAT = 1
-
-
-class Statistics(BaseModel):
-    """Mean and standard deviation of proprioception and of (relative) actions, in robot units."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    proprio_mean: tuple[float, ...]
-    proprio_std: tuple[float, ...]
-    action_mean: tuple[float, ...]
-    action_std: tuple[float, ...]
-
-
-class ModelConfig(BaseModel):
-    """Everything needed to rebuild a model around its weights; ``config.json`` in its folder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    format: int = FORMAT
-    embodiment: Embodiment
-    dit: DiTConfig
-    codec: CodecConfig
-    text: TextConfig
-    statistics: Statistics
-    context_frames: int = 2
-    answers: tuple[str, ...] = ()
-    schedule_shift: float = 1.0
-
-    @model_validator(mode="after")
-    def _known(self) -> ModelConfig:
-        if self.format != FORMAT:
-            raise ValueError(f"format is {self.format}, expected {FORMAT}; use the version of imagine that wrote it")
-        if unknown := set(self.answers) - set(QUESTIONS):
-            raise ValueError(f"answers hold {sorted(unknown)}, expected some of {sorted(QUESTIONS)}")
-        return self
+__all__ = [
+    "SHIPPED", "FilmConfig", "ModelConfig", "PromptConfig", "Statistics", "WorldActionModel", "as_observation",
+    "compile_blocks", "load_into", "load_weights", "resolve",
+]  # fmt: skip
 
 
 class WorldActionModel(nn.Module):
@@ -80,23 +49,45 @@ class WorldActionModel(nn.Module):
     anchor: Tensor
     anchored: Tensor
 
-    def __init__(self, cfg: ModelConfig):
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        *,
+        dit: JointDiT | None = None,
+        codec: nn.Module | None = None,
+        text: nn.Module | None = None,
+        eyes: nn.Module | None = None,
+    ):
+        """Build a model of untrained weights around what is given.
+
+        Args:
+            cfg: what to build.
+            dit: a transformer that is there already; ``cfg.dit`` must be its.
+            codec: what encodes film, where ``cfg.codec`` is a giant's (:class:`imagine.wan_codec.WanCodec`).
+            text: what encodes instructions, where ``cfg.text`` is a giant's (:class:`imagine.giants.PromptEncoder`).
+            eyes: what encodes first frames for ``cfg.dit.image_dim`` (:class:`imagine.giants.ImageEncoder`).
+        """
         super().__init__()
         self.cfg = cfg
         self.body = cfg.embodiment
-        self.codec = FrameCodec(cfg.codec)
-        self.text = WordEncoder(cfg.text)
-        self.dit = JointDiT(cfg.dit)
+        self.codec: Any = FrameCodec(cfg.codec) if isinstance(cfg.codec, CodecConfig) else codec
+        self.text: Any = WordEncoder(cfg.text) if isinstance(cfg.text, TextConfig) else text
+        self.eyes = eyes
+        self.dit = JointDiT(cfg.dit) if dit is None else dit
         self.answers: frozenset[Question] = frozenset(QUESTIONS[n] for n in cfg.answers)
         self.schedule_shift = cfg.schedule_shift
-        body, factor = cfg.embodiment, cfg.codec.factor
+        self.text_shape = cfg.text.length, cfg.text.dim
+        body, factor, self.temporal = cfg.embodiment, cfg.codec.factor, cfg.codec.temporal
         latent = (cfg.codec.channels, body.canvas_height // factor, body.canvas_width // factor)
+        frames = body.chunk_frames // self.temporal
         self.chunk_shapes: dict[str, tuple[int, ...]] = {
-            "video": (body.chunk_frames, *latent),
-            "proprio": (body.chunk_frames, body.proprio_dim),
-            "action": (body.chunk_actions, body.action_dim),
+            "video": (frames, *latent),
+            "proprio": (frames, body.proprio_dim),
+            "action": (body.chunk_actions, cfg.dit.action_dim if cfg.dit.registers else body.action_dim),
         }
-        self.dit.chunk_blocks = body.chunk_frames // cfg.dit.patch[0]
+        if not cfg.dit.proprio_dim or cfg.dit.registers:  # the next state is never predicted; see `felt`
+            del self.chunk_shapes["proprio"]
+        self.dit.chunk_blocks = frames // cfg.dit.patch[0]
         for name in ("proprio_mean", "proprio_std", "action_mean", "action_std"):
             self.register_buffer(name, torch.tensor(getattr(cfg.statistics, name)), persistent=False)
         anchors = body.anchors_in_proprio()
@@ -118,11 +109,15 @@ class WorldActionModel(nn.Module):
         return proprio * self.proprio_std + self.proprio_mean
 
     def normalise_action(self, action: Tensor) -> Tensor:
-        """(..., A) robot units (relative to the chunk's first state) to zero mean, unit variance."""
-        return (action - self.action_mean) / self.action_std
+        """(..., A) robot units (relative to the chunk's first state) to zero mean, unit variance.
+
+        Zeros follow up to the width of the transformer's registers, if it has any.
+        """
+        return filled((action - self.action_mean) / self.action_std, self.chunk_shapes["action"][1], "action")
 
     def restore_action(self, action: Tensor) -> Tensor:
         """Inverse of :meth:`normalise_action`, clipped to the embodiment's bounds."""
+        action = action[..., : self.body.action_dim]
         low, high = (torch.from_numpy(x).to(action) for x in (self.body.action_low, self.body.action_high))
         return torch.minimum(torch.maximum(action * self.action_std + self.action_mean, low), high)
 
@@ -148,27 +143,80 @@ class WorldActionModel(nn.Module):
         if len(instruction) != b:
             raise ShapeError(f"got {len(instruction)} instructions for {b} lanes; give one per lane.")
         canvas = observation.canvas.to(self.device)
-        video = self.codec.encode(canvas.flatten(0, 1)).unflatten(0, (b, t))
         proprio = self.normalise_proprio(observation.proprio.to(self.device, torch.float32))
+        if self.temporal > 1:
+            return self._film(canvas, proprio, instruction)
+        video = self.codec.encode(canvas.flatten(0, 1)).unflatten(0, (b, t))
         return self.context(video, proprio, instruction)
+
+    def _film(self, canvas: Tensor, proprio: Tensor, instruction: Sequence[str]) -> Context:
+        """A context from film (B, T, H, W, 3): the newest frames that fill it, the oldest one held before them."""
+        keep, step = self.cfg.context_frames, self.temporal
+        wanted = 1 + step * (keep - 1)
+        held = torch.arange(canvas.shape[1] - wanted, canvas.shape[1]).clamp(min=0)
+        canvas, proprio = canvas[:, held], proprio[:, held]
+        dit = self.cfg.dit
+        image = self.eyes(canvas[:, 0]) if dit.image_dim and self.eyes is not None else None
+        most = int(dit.first_alone) + (dit.max_context_blocks - dit.first_alone) * dit.block
+        given = (
+            self.codec.condition(canvas[:, 0], most + self.chunk_shapes["video"][0]) if dit.condition_channels else None
+        )
+        text = self.embed_text(instruction)
+        return Context(self.codec.encode(canvas), proprio[:, ::step], text, image=image, condition=given)
 
     def context(self, video: Tensor, proprio: Tensor, instruction: Sequence[str]) -> Context:
         """Latents (B, T, C, h, w) and normalised proprioception (B, T, P), newest last, into a context."""
-        keep = self.cfg.context_frames
-        missing = keep - video.shape[1]
+        missing = self.cfg.context_frames - video.shape[1]
         if missing > 0:
             video = torch.cat([video[:, :1].expand(-1, missing, -1, -1, -1), video], 1)
             proprio = torch.cat([proprio[:, :1].expand(-1, missing, -1), proprio], 1)
-        return Context(video=video[:, -keep:], proprio=proprio[:, -keep:], text=self.embed_text(instruction))
+        nothing = video[:, :0], proprio[:, :0]
+        return Context(self.slide(video, nothing[0]), self.slide(proprio, nothing[1]), self.embed_text(instruction))
+
+    def slide(self, old: Tensor, new: Tensor) -> Tensor:
+        """What a context keeps of its frames (B, T, ...) when new ones follow: the sinks, and the newest."""
+        dit = self.cfg.dit
+        sinks = dit.sink_blocks * dit.block * dit.patch[0] - (
+            dit.block - 1 if dit.first_alone and dit.sink_blocks else 0
+        )
+        rolling = torch.cat([old[:, sinks:], new], 1)
+        return torch.cat([old[:, :sinks], rolling[:, sinks - self.cfg.context_frames :]], 1)
+
+    def after(self, context: Context, video: Tensor, proprio: Tensor) -> Context:
+        """The context in which a chunk of video (B, F, C, h, w) and proprioception (B, F, P) has been observed."""
+        video, proprio = video.to(context.video), proprio.to(context.proprio)
+        return replace(context, video=self.slide(context.video, video), proprio=self.slide(context.proprio, proprio))
+
+    def felt(self, context: Context, chunk: Chunk) -> Tensor:
+        """Proprioception (B, F, P), normalised, of an imagined chunk: predicted, or else where the actions lead.
+
+        Args:
+            context: what the chunk follows.
+            chunk: with ``proprio`` or, for models that never predict it, with the action that was carried out.
+        """
+        if chunk.proprio is not None:
+            return chunk.proprio
+        assert chunk.action is not None
+        frames, now = self.chunk_shapes["video"][0], self.restore_proprio(context.proprio[:, -1])
+        ends = torch.arange(1, frames + 1, device=now.device) * (chunk.action.shape[1] // frames) - 1
+        action = self.restore_action(chunk.action)[:, ends]
+        felt = now[:, None].repeat(1, frames, 1)
+        for column, (at, relative) in enumerate(self.body.commanded_in_proprio()):
+            if at >= 0:
+                felt[..., at] = action[..., column] + (now[:, at, None] if relative else 0)
+        return self.normalise_proprio(felt)
 
     def embed_text(self, instruction: Sequence[str]) -> Tensor:
         """(B, L, D) float."""
+        if isinstance(self.cfg.text, PromptConfig):
+            return self.text([self.cfg.text.template.replace("{task}", told.lower()) for told in instruction])
         return self.text(self.text.tokenize(instruction).to(self.device))
 
     def prefill(self, context: Context) -> ContextCache:
         """Read a context once; the cache then serves any number of questions and denoising steps."""
         cache = self.dit.prefill(context)
-        cache.origin = self._origin(context.proprio[:, -1])
+        if self.cfg.dit.action_dim and not self.cfg.dit.registers:
+            cache.origin = self._origin(context.proprio[:, -1])
         return cache
 
     def _origin(self, proprio: Tensor) -> Tensor:
@@ -189,7 +237,15 @@ class WorldActionModel(nn.Module):
         assert noisy.video is not None
         return clean_from_velocity(noisy.video, raw, sigma.video)
 
-    def velocity(self, noisy: Chunk, sigma: NoiseLevels, context: Context, cache: ContextCache | None = None) -> Chunk:
+    def velocity(
+        self,
+        noisy: Chunk,
+        sigma: NoiseLevels,
+        context: Context,
+        cache: ContextCache | None = None,
+        kept: Kept | None = None,
+        wanted: Collection[str] | None = None,
+    ) -> Chunk:
         """Predict the flow velocity (eps - clean) of each present modality at decoupled noise levels.
 
         Args:
@@ -197,23 +253,42 @@ class WorldActionModel(nn.Module):
             sigma: video (B,) and action (B,), each in [0, 1]; 0 is clean, 1 is pure noise.
             context: what is given and never denoised.
             cache: :meth:`prefill` of that context, if at hand.
+            kept: filled with what ``dit.remember`` needs to go on from this pass; None where nobody will.
+            wanted: names of the modalities whose velocity is wanted; others may be None in the answer.
 
         Source: UWM, arXiv:2504.02792 (decoupled noise); flow matching with x = (1 - sigma) clean + sigma eps.
         """
-        raw = self.dit(noisy, sigma, self.prefill(context) if cache is None else cache)
+        raw = self.dit(noisy, sigma, self.prefill(context) if cache is None else cache, kept, wanted)
         return raw if self.cfg.dit.prediction == "velocity" else _each(velocity_from_clean, noisy, raw, sigma)
 
-    def decode(self, video: Tensor) -> Tensor:
-        """Latents (B, F, C, h, w) to canvases (B, F, H, W, 3) uint8."""
+    def decode(self, video: Tensor, before: Tensor | None = None) -> Tensor:
+        """Latents (B, F, C, h, w) to canvases (B, F, H, W, 3) uint8, the newest frame that each stands for.
+
+        ``before`` (B, T, C, h, w) are the latents that they follow, which a film codec must know.
+        """
+        if self.temporal > 1:
+            film = self.motion(video, before)
+            return film[:, -1 - self.temporal * (video.shape[1] - 1) :: self.temporal]
         b, f = video.shape[:2]
         return self.codec.decode(video.flatten(0, 1)).unflatten(0, (b, f))
 
-    def film(self, latents: Tensor, known: Mapping[int, Tensor] | None = None) -> Callable[..., Tensor]:
-        """A ``Clip.decode`` of latents (B, F, C, h, w): frames by index or all of them, each decoded once at most.
+    def motion(self, video: Tensor, before: Tensor | None = None) -> Tensor:
+        """As :meth:`decode`, every frame of a film codec: (B, 4 F, H, W, 3) uint8, or 1 + 4 (F - 1) from a start."""
+        if self.temporal == 1:
+            return self.decode(video)
+        if before is None:
+            return self.codec.decode(video)
+        return self.codec.decode_after(before, video)
+
+    def film(
+        self, latents: Tensor, known: Mapping[int, Tensor] | None = None, before: Tensor | None = None
+    ) -> Callable[..., Tensor]:
+        """A ``Clip.decode`` of latents (B, 1 + F, C, h, w): frames by index or all of them, each decoded once at most.
 
         Args:
-            latents: normalised.
+            latents: normalised: an episode's first frame, then its newest chunk.
             known: frames that are decoded already, (B, H, W, 3) uint8 by index from 0.
+            before: (B, T, C, h, w) latents that the chunk follows.
         """
         frames = dict(known or {})
 
@@ -221,6 +296,9 @@ class WorldActionModel(nn.Module):
         def decode(wanted: Sequence[int] | None = None) -> Tensor:
             n = latents.shape[1]
             at = range(n) if wanted is None else [int(i) % n for i in wanted]
+            if self.temporal > 1 and any(i not in frames for i in at):  # a film codec decodes a chunk in one
+                chunk = self.decode(latents[:, 1:], before)
+                frames.update({i: chunk[:, i - 1] for i in range(1, n) if i not in frames})
             for i in at:
                 if i not in frames:
                     frames[i] = self.decode(latents[:, i : i + 1])[:, 0]
@@ -230,8 +308,15 @@ class WorldActionModel(nn.Module):
 
     # ------------------------------------------------------------------ folders
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
-        """Write ``config.json`` and the weights: ``codec``, ``painter`` if there is one, and all else in ``model``."""
+        """Write ``config.json`` and the weights: ``codec``, ``painter`` if there is one, and all else in ``model``.
+
+        Of a giant it writes the transformer alone, in the precision it has.
+        """
         folder = Path(folder)
+        if isinstance(self.cfg.codec, FilmConfig):
+            from .giant import save_giant
+
+            return save_giant(self, folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in self.state_dict().items()}
         for name, prefix in self._files().items():
@@ -258,6 +343,10 @@ class WorldActionModel(nn.Module):
             cfg = ModelConfig.model_validate_json((folder / "config.json").read_bytes())
         except (OSError, ValidationError, json.JSONDecodeError) as error:
             raise CheckpointMismatch(f"{folder / 'config.json'} is not a usable model config: {error}") from None
+        if isinstance(cfg.codec, FilmConfig):
+            from .giant import rebuild
+
+            return rebuild(cfg, folder, device)
         model = cls(cfg)
         state: dict[str, Tensor] = {}
         for name, prefix in model._files().items():
@@ -271,57 +360,8 @@ def _each(convert, noisy: Chunk, raw: Chunk, sigma: NoiseLevels) -> Chunk:  # ty
     out = {}
     for name, level in levels.items():
         x, y = getattr(noisy, name), getattr(raw, name)
-        out[name] = None if x is None else convert(x, y, level)
+        out[name] = None if x is None or y is None else convert(x, y, level)
     return Chunk(**out)
-
-
-def resolve(name: str | Path) -> Path:
-    """Folder of a shipped model, a local path or a hub id; fails with what was tried."""
-    if (SHIPPED / str(name) / "config.json").is_file():
-        return SHIPPED / str(name)
-    if Path(name).is_dir():
-        return Path(name)
-    shipped = sorted(p.name for p in SHIPPED.glob("*") if (p / "config.json").is_file())
-    if str(name).count("/") == 1 and not str(name).startswith((".", "/")):
-        try:
-            from huggingface_hub import snapshot_download
-
-            return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
-        except Exception as error:
-            raise CheckpointMismatch(
-                f"{str(name)!r} is neither a folder nor a reachable hub repository ({type(error).__name__}); "
-                f"shipped models: {', '.join(shipped)}."
-            ) from None
-    raise CheckpointMismatch(f"no model at {str(name)!r}; give a folder, a hub id, or one of: {', '.join(shipped)}.")
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file as float32.
-
-    Raises:
-        CheckpointMismatch: missing or truncated.
-    """
-    if not path.is_file():
-        raise CheckpointMismatch(f"{path} is missing; copy the whole model folder.")
-    try:
-        return {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointMismatch(f"{path} is truncated or not safetensors ({error}); copy it again.") from None
-
-
-def load_into(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Strict load that names every missing, unexpected and mis-shaped tensor."""
-    own = module.state_dict()
-    wrong = [f"{k} is missing" for k in own if k not in state]
-    wrong += [f"{k} is unexpected" for k in state if k not in own]
-    wrong += [
-        f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if wrong:
-        raise CheckpointMismatch(f"weights in {source} do not fit: {'; '.join(wrong[:8])} ({len(wrong)} in all).")
-    module.load_state_dict(state)
 
 
 def as_observation(frames: np.ndarray, proprio: np.ndarray) -> Observation:
@@ -329,3 +369,11 @@ def as_observation(frames: np.ndarray, proprio: np.ndarray) -> Observation:
     return Observation(
         torch.from_numpy(np.ascontiguousarray(frames)), torch.from_numpy(np.asarray(proprio, np.float32))
     )
+
+
+def compile_blocks(model: WorldActionModel) -> None:
+    """Fuse each block of the transformer with torch.compile; needs a C++ compiler on a CPU."""
+    # Whole batches, part batches on own frames, with and without gradients: more sizes than the default allows.
+    torch._dynamo.config.recompile_limit = 64
+    for block in [*model.dit.blocks, *(model.dit.painter.blocks if model.cfg.dit.painter.blocks else ())]:
+        block.compile(dynamic=False)

@@ -60,8 +60,9 @@ class Registers(nn.Module):
         Raises:
             ShapeError: the robot has more numbers than the checkpoint has room for.
         """
-        told = self.action_encoder(filled(action, self.cfg.action_dim, "action"), sigma)
-        felt = self.state_encoder(filled(state, self.cfg.state_dim, "state"))[:, None]
+        dtype = self.action_encoder.w1.weight.dtype
+        told = self.action_encoder(filled(action, self.cfg.action_dim, "action").to(dtype), sigma)
+        felt = self.state_encoder(filled(state, self.cfg.state_dim, "state").to(dtype))[:, None]
         return torch.cat([told, felt.to(told)], 1)
 
     def actions(self, hidden: Tensor, width: int) -> Tensor:
@@ -93,4 +94,4 @@ def register_table(block: int, actions: int, head_dim: int, device: torch.device
         device: where.
     """
     order = torch.arange(block * actions, (block + 1) * actions, device=device)
-    return rotary_axis(torch.cat([order, order.new_tensor([block])]), head_dim)
+    return rotary_axis(torch.cat([order, torch.full((1,), block, device=device)]), head_dim)

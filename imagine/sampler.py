@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -26,12 +26,20 @@ class Velocity(Protocol):
         ...
 
     def velocity(self, noisy: Chunk, sigma: NoiseLevels, context: Context, cache: Any) -> Chunk:
-        """Flow velocity (eps - clean) of every present modality."""
+        """Flow velocity (eps - clean) of every present modality.
+
+        It takes two more keywords: ``wanted``, names of modalities, where others are given and may be left out of the
+        answer; and ``kept``, where the caller of :func:`sample` gives it.
+        """
         ...
 
 
 Transition = Callable[[int, Tensor, Tensor, float, float], Tensor]
 """One move of one modality: (step, x, velocity, sigma now, sigma next) to the next x."""
+
+
+_STREAMS = ("video", "proprio", "action")
+"""Streams of noise, by modality."""
 
 
 def euler(step: int, x: Tensor, velocity: Tensor, sigma: float, to: float) -> Tensor:
@@ -64,7 +72,10 @@ def sample(
     noise: Chunk | None = None,
     temperature: float = 1.0,
     cache: Any = None,
-    move: Transition = euler,
+    move: Transition | Mapping[str, Transition] = euler,
+    grid: Tensor | None = None,
+    calls: Collection[int] | None = None,
+    kept: Any = None,
     callback: Callable[[int, Chunk], None] | None = None,
 ) -> Chunk:
     """Answer one question about a batch of contexts by integration along its path in the noise square.
@@ -76,13 +87,18 @@ def sample(
         video: (B, F, C, h, w) clean latents; must be given exactly where the question starts video at 0.
         proprio: (B, F, P) clean, normalised; goes with ``video``.
         action: (B, K, A) clean, normalised; must be given exactly where the question starts action at 0.
-        steps: network calls.
+        steps: moves along the path, each after a network call unless ``calls`` says otherwise.
         seeds: one per lane, so that a lane's noise does not depend on its batch; else ``generator``.
         generator: CPU generator for the whole batch.
         temperature: scale of the drawn noise; below 1 answers crowd round the likely ones, above 1 they spread.
         noise: the initial noise itself (any missing modality is drawn); RL in noise space steers with it.
         cache: what ``model.prefill(context)`` returned, if the caller asks several questions of one context.
-        move: how a modality gets from one level to the next; stochastic ones keep the marginals and let RL explore.
+        move: how a modality gets from one level to the next; stochastic ones keep the marginals and let RL explore. One
+            for all, or one by name where they remember what they did.
+        grid: (steps + 1,) levels from 1 to 0; by default evenly spaced, shifted by ``model.schedule_shift``.
+        calls: the steps before which the network is asked, the first among them; at others its last velocity serves
+            once more, as in DreamZero's cache of velocities.
+        kept: handed to the last call, for models that leave behind what they computed (``imagine.dit.Kept``).
         callback: called after each step with (step, chunk so far).
 
     Returns:
@@ -99,10 +115,14 @@ def sample(
         raise ShapeError(f"steps is {steps}, expected at least 1.")
     given = {"video": video, "proprio": proprio, "action": action}
     paths = {"video": question.video, "proprio": question.video, "action": question.action}
+    paths = {n: path for n, path in paths.items() if n in model.chunk_shapes}  # DreamZero never predicts the next state
+    asked = range(steps) if calls is None else sorted(set(calls))
+    if not asked or asked[0] != 0 or asked[-1] >= steps:
+        raise ShapeError(f"calls are {list(asked)}, expected 0 and others below the {steps} steps.")
     _check_given(model, question, given, paths, len(context))
 
     x: dict[str, Tensor | None] = {}
-    for i, (name, path) in enumerate(paths.items()):
+    for name, path in paths.items():
         if path == (0.0, 0.0):
             x[name] = given[name]
         elif path == (1.0, 1.0):
@@ -111,7 +131,7 @@ def sample(
             start = getattr(noise, name, None) if noise is not None else None
             if start is None:
                 # A stream of its own per modality: the action noise is the same whether or not video is sampled.
-                own = None if seeds is None else [s * 3 + i for s in seeds]
+                own = None if seeds is None else [s * 3 + _STREAMS.index(name) for s in seeds]
                 start = temperature * draw_noise(model.chunk_shapes[name], len(context), own, generator)
             want = (len(context), *model.chunk_shapes[name])
             if tuple(start.shape) != want:
@@ -119,16 +139,23 @@ def sample(
             x[name] = start.to(context.video)
     chunk = Chunk(**x)  # type: ignore[arg-type]
     cache = model.prefill(context) if cache is None else cache
-    grid = schedule(steps, model.schedule_shift)
+    grid = schedule(steps, model.schedule_shift) if grid is None else grid
+    if tuple(grid.shape) != (steps + 1,):
+        raise ShapeError(f"grid has shape {tuple(grid.shape)}, expected ({steps + 1},): one level more than steps.")
+    moves = move if isinstance(move, Mapping) else dict.fromkeys(paths, move)
     levels = {n: (grid * (a - b) + b).tolist() for n, (a, b) in paths.items()}
     ones = torch.ones(len(context), device=context.video.device)
+    moving = {n for n, path in paths.items() if x[n] is not None and path[0] != path[1]}
+    asking: dict[str, Any] = {} if all(x[n] is None or n in moving for n in paths) else {"wanted": moving}
     for k in range(steps):
         sigma = NoiseLevels(video=ones * levels["video"][k], action=ones * levels["action"][k])
-        v = model.velocity(chunk, sigma, context, cache)
+        if k in asked:
+            leave = {} if kept is None or k != asked[-1] else {"kept": kept}
+            v = model.velocity(chunk, sigma, context, cache, **asking, **leave)
         moved = {
-            n: move(k, getattr(chunk, n), getattr(v, n), levels[n][k], levels[n][k + 1])
-            for n in paths
-            if x[n] is not None and levels[n][k] != levels[n][k + 1]
+            n: moves[n](k, getattr(chunk, n), getattr(v, n), levels[n][k], levels[n][k + 1])
+            for n in moving
+            if levels[n][k] != levels[n][k + 1]
         }
         chunk = replace(chunk, **moved)
         if callback is not None:
@@ -140,10 +167,10 @@ def _check_given(
     model: Velocity, question: Question, given: dict[str, Tensor | None], paths: dict[str, tuple[float, float]], n: int
 ) -> None:
     for name, value in given.items():
-        must = paths[name] == (0.0, 0.0)
+        must = paths.get(name) == (0.0, 0.0)
         if must != (value is not None):
             verb = "needs" if must else "does not take"
             raise ShapeError(f"{question.name} {verb} a clean {name}; {'give' if must else 'drop'} `{name}=`.")
-        want = (n, *model.chunk_shapes[name])
+        want = (n, *model.chunk_shapes.get(name, ()))
         if value is not None and tuple(value.shape) != want:
             raise ShapeError(f"{name} has shape {tuple(value.shape)}, expected {want}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ from .dit import DiTConfig
 from .fidelity import decibel
 from .fit import FitConfig, fit, write_json
 from .losses import JointConfig, joint_loss, on_own_frames, sketch_loss, to_tensors
-from .model import ModelConfig, Statistics, WorldActionModel
+from .model import ModelConfig, Statistics, WorldActionModel, compile_blocks
 from .questions import DYNAMICS, INVERSE, POLICY
 from .sampler import sample
 from .text import TextConfig, vocabulary
-from .types import Context, DatasetError, ImagineError
+from .types import DatasetError, ImagineError
 
 
 def trained_answers(cfg: JointConfig, has_actions: bool) -> tuple[str, ...]:
@@ -91,7 +92,7 @@ def held_out(model: WorldActionModel, windows: Windows, rows: np.ndarray, steps:
         out.setdefault("psnr_copy", []).append(psnr(still, truth))
         inverse = sample(model, INVERSE, context, video=clean.video, proprio=clean.proprio, steps=4, seeds=seeds)
         out.setdefault("inverse_rms", []).append(rms(inverse.action, clean.action, masks["action"]))
-        wrong = Context(context.video, context.proprio, context.text[other])
+        wrong = replace(context, text=context.text[other])
         for name, ctx in {"policy_rms": context, "policy_wrong": wrong}.items():
             act = sample(model, POLICY, ctx, steps=2, seeds=seeds).action
             out.setdefault(name, []).append(rms(act, clean.action, masks["policy"]))
@@ -107,14 +108,6 @@ def rms(a: Tensor | None, b: Tensor | None, mask: Tensor) -> float:
     """Root mean square over the actions that ``mask`` (B, K) keeps."""
     assert a is not None and b is not None
     return float((((a - b).square().mean(2) * mask).sum() / mask.sum().clamp(min=1)).sqrt())
-
-
-def compile_blocks(model: WorldActionModel) -> None:
-    """Fuse each block of the transformer with torch.compile; needs a C++ compiler on a CPU."""
-    # Whole batches, part batches on own frames, with and without gradients: more sizes than the default allows.
-    torch._dynamo.config.recompile_limit = 64
-    for block in model.dit.blocks:
-        block.compile(dynamic=False)
 
 
 def train_joint(

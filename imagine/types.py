@@ -109,6 +109,10 @@ class Context(_Batched):
     def __len__(self) -> int:
         return self.video.shape[0]
 
+    def named(self) -> dict[str, Tensor]:
+        """What is there, by name, always in the same order."""
+        return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+
 
 @dataclass(frozen=True)
 class Chunk(_Batched):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imagine.cache import ContextCache
 from imagine.model import WorldActionModel, as_observation
-from imagine.questions import POLICY
+from imagine.questions import JOINT, POLICY
 from imagine.sampler import sample
 from imagine.tiles import in_tiles
 from imagine.types import Context, ShapeError, unpack_instruction
@@ -19,14 +19,18 @@ from imagine.types import Context, ShapeError, unpack_instruction
 class JointPolicy:
     """Asks the joint model POLICY; it sees the newest frame alone, so the robot needs no history buffer.
 
+    A checkpoint that answers JOINT alone, as DreamZero's released ones, is asked that: it dreams while it acts.
+
     Attributes:
         model: the joint model, possibly with a merged adapter.
+        question: what it is asked.
         steps: denoising steps; each costs the action tokens only.
         temperature: scale of the initial noise; below 1 the policy is more decided, above 1 more varied.
     """
 
     def __init__(self, model: WorldActionModel, *, steps: int = 4, temperature: float = 1.0):
         self.model, self.steps, self.temperature = model, steps, temperature
+        self.question = JOINT if JOINT in model.answers and POLICY not in model.answers else POLICY
         self._calls = 0
 
     def context(self, observation: dict[str, np.ndarray], instruction: Sequence[str] | None = None) -> Context:
@@ -44,13 +48,16 @@ class JointPolicy:
         told = [unpack_instruction(row) for row in observation["instruction"]] if instruction is None else instruction
         seen = as_observation(canvas, observation["proprio"][:, None])
 
+        names: list[str] = []
+
         def encode(rows: Tensor) -> tuple[Tensor, ...]:
-            context = self.model.encode(seen.index(rows), [told[i] for i in rows.tolist()])
-            return context.video, context.proprio, context.text
+            context = self.model.encode(seen.index(rows), [told[i] for i in rows.tolist()]).named()
+            names[:] = context
+            return tuple(context.values())
 
         with torch.inference_mode():
-            video, proprio, text = in_tiles(encode, len(canvas))
-        return Context(video=video, proprio=proprio, text=text)
+            parts = in_tiles(encode, len(canvas))
+        return Context(**dict(zip(names, parts, strict=True)))
 
     @torch.inference_mode()
     def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
@@ -71,7 +78,7 @@ class JointPolicy:
             read = None if cache is None else cache.index(rows)
             noise = [seeds[i] for i in rows.tolist()]
             how = {"steps": self.steps, "temperature": self.temperature}
-            chunk = sample(self.model, POLICY, context.index(rows), seeds=noise, cache=read, **how)  # type: ignore[arg-type]
+            chunk = sample(self.model, self.question, context.index(rows), seeds=noise, cache=read, **how)  # type: ignore[arg-type]
             assert chunk.action is not None
             return (self.model.restore_action(chunk.action),)
 
@@ -82,7 +89,9 @@ class JointPolicy:
         """N candidate chunks per lane, (B, N, K, A); candidate 0 is what :meth:`act` would do with the same seed."""
         cache = (self.model.prefill(context) if cache is None else cache).repeat(n)
         many = [int(s) + 7_919 * k for s in seeds for k in range(n)]
-        return self.act_on(context.repeat(n), many, cache).reshape(len(context), n, *self.model.chunk_shapes["action"])
+        return self.act_on(context.repeat(n), many, cache).reshape(
+            len(context), n, *self.model.chunk_shapes["action"][:1], self.model.body.action_dim
+        )
 
     def reset(self, lanes: np.ndarray | None = None) -> None:
         """Nothing to forget: the policy keeps no history."""

@@ -78,7 +78,7 @@ class LinearGaussianWorld:
         self.prefills += 1
         return self.prefills
 
-    def velocity(self, noisy: Chunk, sigma: NoiseLevels, context: Context, cache: Any) -> Chunk:
+    def velocity(self, noisy: Chunk, sigma: NoiseLevels, context: Context, cache: Any, **_: Any) -> Chunk:
         """Exact E[eps - clean | noisy, o]."""
         names = [n for n in ("action", "video", "proprio") if getattr(noisy, n) is not None]
         at = {"action": [0, 1], "video": [2, 3], "proprio": [4]}
@@ -110,6 +110,6 @@ class StillModel:
     def prefill(self, context: Context) -> None:
         """Nothing to remember."""
 
-    def velocity(self, noisy: Chunk, sigma: NoiseLevels, context: Context, cache: Any) -> Chunk:
+    def velocity(self, noisy: Chunk, sigma: NoiseLevels, context: Context, cache: Any, **_: Any) -> Chunk:
         """Zeros for what is present."""
         return noisy._map(torch.zeros_like)

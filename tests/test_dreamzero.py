@@ -462,7 +462,7 @@ class Thin:
     def prefill(self, context: Context) -> ContextCache:
         return self.dit.prefill(context)
 
-    def velocity(self, noisy: Chunk, sigma: NoiseLevels, context: Context, cache: ContextCache) -> Chunk:
+    def velocity(self, noisy: Chunk, sigma: NoiseLevels, context: Context, cache: ContextCache, **_: Any) -> Chunk:
         """A DreamZero predicts no proprioception, so that whatever the sampler carries as such stands still."""
         out = self.dit(replace(noisy, proprio=None), sigma, cache)
         return replace(out, proprio=None if noisy.proprio is None else torch.zeros_like(noisy.proprio))

@@ -6,6 +6,7 @@ it also imitates what no expert did, as a policy does whose demonstrations nobod
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,4 +73,4 @@ def newest_alone(context: Context) -> Context:
     """The context as a policy sees it on the robot: the newest frame, repeated."""
     t = context.video.shape[1]
     video = context.video[:, -1:].expand(-1, t, -1, -1, -1)
-    return Context(video=video, proprio=context.proprio[:, -1:].expand(-1, t, -1), text=context.text)
+    return replace(context, video=video, proprio=context.proprio[:, -1:].expand(-1, t, -1))

@@ -156,7 +156,8 @@ def _decisions(explorer: Explorer, records: list[EpisodeRecord], lanes: int, adv
         own = range(begin, min(begin + lanes, len(records)))
         for chunk in range(max(len(records[i].rewards) for i in own)):
             episode += [i for i in own if len(records[i].rewards) > chunk]
-    context = Context(*(torch.cat([getattr(c, f) for c, _ in explorer.asked]) for f in ("video", "proprio", "text")))
+    asked = [c.named() for c, _ in explorer.asked]
+    context = Context(**{name: torch.cat([c[name] for c in asked]) for name in asked[0]})
     good = np.array([r.success and not r.unbelievable for r in records])
     at = torch.tensor(episode)
     made = Decisions(

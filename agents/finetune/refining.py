@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from imagine.data.windows import Windows, WindowSampler
 from imagine.fit import FitConfig, fit, write_json
 from imagine.losses import JointConfig, joint_loss, on_own_frames
-from imagine.model import WorldActionModel
+from imagine.model import WorldActionModel, compile_blocks
 from imagine.noise import Shares
-from imagine.train import compile_blocks
 from imagine.types import DatasetError
 from policy.adapter import DREAM_TARGETS, Learner
 
