@@ -30,7 +30,7 @@ try:
     from speed import report
     from speed.cells import Bench
     from speed.clock import Clock
-    from speed.ours import clean_up, remembered_tables
+    from speed.ours import clean_up
     from speed.shapes import GIANTS, plan
 except ModuleNotFoundError as missing:
     sys.exit(f"benchmarks/gpu.py needs {missing.name}: python -m pip install {missing.name}")
@@ -114,8 +114,7 @@ def main(given: Sequence[str] | None = None) -> int:
         print(f"{options.models} on {device.type} would take hours; --device {device.type} goes with --models tiny.")
         return 2
     torch.manual_seed(0)
-    with remembered_tables():
-        result = measure(names, device, options)
+    result = measure(names, device, options)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
     if options.markdown:

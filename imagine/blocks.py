@@ -87,6 +87,17 @@ def per_group(x: Tensor, sizes: list[int]) -> Tensor:
     return torch.cat([x[:, g : g + 1].expand(-1, n, -1) for g, n in enumerate(sizes)], 1)
 
 
+def modulated(do: Callable[..., Tensor], sizes: list[int], *x: Tensor, by: tuple[Tensor, ...]) -> Tensor:
+    """``do`` to tokens (B, N, D), group by group, with that group's row (B, 1, D) of each of ``by`` (B, G, D).
+
+    As :func:`per_group` would do it, without ever writing a row once for each of its tokens.
+    """
+    if len(sizes) == 1:
+        return do(*x, *by)
+    groups = enumerate(zip(*(each.split(sizes, 1) for each in x), strict=True))
+    return torch.cat([do(*parts, *(row[:, g : g + 1] for row in by)) for g, parts in groups], 1)
+
+
 class Block(nn.Module):
     """Wan's block: modulated self-attention, cross-attention to the instruction, modulated feed-forward."""
 
@@ -99,8 +110,15 @@ class Block(nn.Module):
         self.ffn = FeedForward(cfg.dim, cfg.ffn_dim)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, cfg.dim) / cfg.dim**0.5)
 
-    def _norm(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return torch.addcmul(shift, F.layer_norm(x.float(), (self.dim,), eps=self.eps), 1 + scale)
+    def _norm(self, x: Tensor, sizes: list[int], shift: Tensor, scale: Tensor) -> Tensor:
+        def move(part: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+            return torch.addcmul(shift, part, 1 + scale).type_as(x)
+
+        return modulated(move, sizes, F.layer_norm(x.float(), (self.dim,), eps=self.eps), by=(shift, scale))
+
+    @staticmethod
+    def _add(x: Tensor, change: Tensor, sizes: list[int], gate: Tensor) -> Tensor:
+        return modulated(torch.addcmul, sizes, x, change.type_as(x), by=(gate.type_as(x),))
 
     def forward(
         self,
@@ -129,14 +147,14 @@ class Block(nn.Module):
             The new stream, and the block's own keys, not rotated, and values, each (B, N, heads, d).
         """
         rows = (self.scale_shift_table.float()[:, None] + mod).unbind(2)
-        shift1, scale1, gate1, shift2, scale2, gate2 = (per_group(r, sizes) for r in rows)
-        h = self._norm(x, shift1, scale1).type_as(x)
+        shift1, scale1, gate1, shift2, scale2, gate2 = rows
+        h = self._norm(x, sizes, shift1, scale1)
         key, value = self.attn1.keys_values(h)
         many = x.shape[1] - alone
         queries = self.attn1.queries(h, table)[:, :many]
         seen = self.attn1.out(queries, *past(rotate(key, table), value), alone=value[:, many:])
-        x = torch.addcmul(x, seen.type_as(x), gate1.type_as(x))
+        x = self._add(x, seen, sizes, gate1)
         h = self.norm2(x.float()).type_as(x)
         x = x + self.attn2.out(self.attn2.queries(h), *text, image=image).type_as(x)
-        h = self._norm(x, shift2, scale2).type_as(x)
-        return torch.addcmul(x, self.ffn(h).type_as(x), gate2.type_as(x)), key, value
+        h = self._norm(x, sizes, shift2, scale2)
+        return self._add(x, self.ffn(h), sizes, gate2), key, value

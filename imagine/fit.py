@@ -29,7 +29,7 @@ class FitConfig(BaseModel):
     warmup: int = 200  # steps
     decay: float = 0.3  # last share of the steps, over which the rate falls to nothing
     weight_decay: float = 0.05
-    ema: float = 0.999
+    ema: float = 0.999  # 0: no average, and states hold only what trains, for models that fit into memory but once
     clip: float = 1.0  # gradient norm
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
     compile: bool = False  # fuse each block with torch.compile; needs a C++ compiler on a CPU
@@ -83,7 +83,8 @@ def fit(
     """Train ``module`` in place until ``cfg.steps``, resuming whatever ``folder`` already holds.
 
     Args:
-        module: its trainable parameters are optimised; the returned EMA copy is what to use.
+        module: its trainable parameters are optimised; the returned EMA copy is what to use. Over several processes
+            it is sharded (:func:`imagine.distributed.shard`) and has no EMA.
         loss: (step, generator) to (scalar loss, numbers to log); called inside autocast.
         cfg: how long and how fast.
         folder: ``state/`` (resume), ``log/`` (TensorBoard) and ``metrics.json``.
@@ -92,7 +93,7 @@ def fit(
         name: shown in the progress bar.
 
     Returns:
-        The exponential moving average of ``module``, in eval mode.
+        The exponential moving average of ``module`` (itself without one), in eval mode.
 
     Raises:
         ImagineError: the loss became NaN.
@@ -102,22 +103,38 @@ def fit(
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
     from torch.utils.tensorboard import SummaryWriter
 
+    from .distributed import Shards
+
     folder.mkdir(parents=True, exist_ok=True)
     AcceleratorState._reset_state(reset_partial_state=True)  # one process may train twice, at two precisions
     acc = Accelerator(mixed_precision=cfg.mixed_precision, cpu=not torch.cuda.is_available())
     module.to(acc.device)
     optimiser = torch.optim.AdamW(_groups(module, cfg), lr=cfg.lr, betas=(0.9, 0.95), fused=True)
-    ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema))
+    ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)) if cfg.ema else None
+    best = module if ema is None else ema.module
+    shards = Shards(module, optimiser) if ema is None else None
     optimiser = acc.prepare(optimiser)
     at = _Step()
-    acc.register_for_checkpointing(at, ema, _Weights(module))
-    state, old = folder / "state", folder / "state.old"
-    if old.is_dir() and not state.is_dir():  # killed between the two renames of save_state
+    if ema is not None:
+        acc.register_for_checkpointing(at, ema, _Weights(module))
+    state, old, first_process = folder / "state", folder / "state.old", acc.is_main_process
+    if first_process and old.is_dir() and not state.is_dir():  # killed between the two renames of save_state
         old.rename(state)
+    acc.wait_for_everyone()
     if state.is_dir():
-        acc.load_state(str(state))
-    log = SummaryWriter(str(folder / "log"))
-    with progress(name, cfg.steps, at.value) as tell:
+        if shards is None:
+            acc.load_state(str(state))
+        else:
+            at.value = shards.load(state)
+
+    def write(to: Path) -> None:
+        if shards is None:
+            acc.save_state(str(to))
+        else:
+            shards.save(to, at.value)
+
+    log = SummaryWriter(str(folder / "log")) if first_process else None
+    with progress(name, cfg.steps, at.value, silent=not first_process) as tell:
         begin, first, seen = time.time(), at.value, dict[str, list[float]]()
         while at.value < cfg.steps:
             for group in optimiser.param_groups:
@@ -130,33 +147,40 @@ def fit(
             acc.clip_grad_norm_(module.parameters(), cfg.clip)  # unscales fp16 gradients first
             optimiser.step()
             optimiser.zero_grad()
-            # A short memory at first: an average over 1000 random steps would hide the first minutes of learning.
-            ema.multi_avg_fn = get_ema_multi_avg_fn(min(cfg.ema, (1 + at.value) / (10 + at.value)))
-            ema.update_parameters(module)
+            if ema is not None:
+                # A short memory at first: an average over 1000 steps would hide the first minutes of learning.
+                ema.multi_avg_fn = get_ema_multi_avg_fn(min(cfg.ema, (1 + at.value) / (10 + at.value)))
+                ema.update_parameters(module)
             at.value += 1
             for key, number in ({"loss": value.item()} | numbers).items():
                 seen.setdefault(key, []).append(number)
             if at.value % cfg.log_every == 0 or at.value == cfg.steps:
                 means = {k: sum(v) / len(v) for k, v in seen.items()}
                 speed = (at.value - first) * cfg.batch / (time.time() - begin)
-                for key, number in means.items():
-                    log.add_scalar(f"{name}/{key}", number, at.value)
+                _write_scalars(log, name, means, at.value)
                 tell(at.value, means, speed)
                 seen.clear()
             done = at.value == cfg.steps
             if evaluate is not None and (at.value % cfg.eval_every == 0 or done):
-                numbers = evaluate(ema.module.eval())
-                for key, number in numbers.items():
-                    log.add_scalar(f"{name}/held-out/{key}", number, at.value)
+                numbers = evaluate(best.eval())
+                _write_scalars(log, f"{name}/held-out", numbers, at.value)
                 tell(at.value, numbers, None)
                 numbers = {"step": at.value, **numbers}
-                write_json(folder / "metrics.json", numbers)
+                if first_process:
+                    write_json(folder / "metrics.json", numbers)
                 if publish is not None:
-                    publish(ema.module, numbers)
+                    publish(best, numbers)
             if at.value % cfg.save_every == 0 or done:
-                save_state(acc, folder)
-    log.close()
-    return ema.module.eval()
+                save_state(acc, folder, write)
+    if log is not None:
+        log.close()
+    return best.eval()
+
+
+def _write_scalars(log: Any, name: str, numbers: dict[str, float], step: int) -> None:
+    if log is not None:
+        for key, number in numbers.items():
+            log.add_scalar(f"{name}/{key}", number, step)
 
 
 class _Weights:
@@ -172,18 +196,22 @@ class _Weights:
         self.module.load_state_dict(state)
 
 
-def save_state(acc: Any, folder: Path) -> None:
-    """Write ``state/`` by rename, so that a kill at any moment leaves a whole one."""
+def save_state(acc: Any, folder: Path, write: Callable[[Path], None]) -> None:
+    """Write ``state/`` by rename, so that a kill at any moment leaves a whole one; all processes together."""
     import shutil
 
     new, old = folder / "state.new", folder / "state.old"
-    shutil.rmtree(new, ignore_errors=True)
-    acc.save_state(str(new))
-    shutil.rmtree(old, ignore_errors=True)
-    if (folder / "state").exists():
-        (folder / "state").rename(old)
-    new.rename(folder / "state")
-    shutil.rmtree(old, ignore_errors=True)
+    if acc.is_main_process:
+        shutil.rmtree(new, ignore_errors=True)
+    acc.wait_for_everyone()
+    write(new)
+    acc.wait_for_everyone()
+    if acc.is_main_process:
+        shutil.rmtree(old, ignore_errors=True)
+        if (folder / "state").exists():
+            (folder / "state").rename(old)
+        new.rename(folder / "state")
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -204,11 +232,11 @@ def columns() -> tuple[Any, ...]:
 class progress:
     """A progress bar with ETA on stderr; plain lines where stderr is a file."""
 
-    def __init__(self, name: str, total: int, done: int = 0):
+    def __init__(self, name: str, total: int, done: int = 0, *, silent: bool = False):
         from rich.console import Console
         from rich.progress import Progress
 
-        self.console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 220)
+        self.console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 220, quiet=silent)
         self.bar = Progress(*columns(), console=self.console, disable=not self.console.is_terminal)
         self.name, self.task = name, self.bar.add_task(name, total=total, completed=done)
 

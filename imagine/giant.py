@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,25 +24,24 @@ from .wan import PARTS, Foreign, compose_lora, inspect, load_dit, other_parts
 
 _ASSETS = ("*.json", "*.safetensors", "*.txt", "*.model")
 SHIFT = 5.0  # of Wan's and DreamZero's noise levels
+FACTORS = {16: 8, 48: 16}  # pixels per latent cell of Wan 2.1 and 2.2, by latent channels
+LEFT_OPEN = ("parity", "blank", "max_context_blocks", "sink_blocks")
+"""What a checkpoint does not say about a transformer."""
 
 
-def load_giant(
+def describe(
     folder: str | Path,
     embodiment: Embodiment | str | Path,
     statistics: Statistics | None = None,
     *,
     template: str = "{task}",
     parts: str | Path | None = None,
-    codec: nn.Module | None = None,
-    text: nn.Module | None = None,
-    eyes: nn.Module | None = None,
     answers: Sequence[str] | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    parity: Literal["clean", "dreamzero"] = "clean",
+    factor: int | None = None,
+    length: int = 512,
     **dit: Any,
-) -> WorldActionModel:
-    """Load a foreign checkpoint and dress it as a model of ours.
+) -> ModelConfig:
+    """What a foreign checkpoint is as a model of ours, from its config and the headers of its files; no weight is read.
 
     Args:
         folder: Wan in diffusers layout, DreamZero or DreamZero-5B in either; a folder or a hub id.
@@ -50,45 +49,93 @@ def load_giant(
         statistics: of the robot's numbers; None reads those beside a DreamZero checkpoint (``experiment_cfg``).
         template: what the model was trained to be told, around ``{task}``; see :data:`imagine.wan.PROMPTS`.
         parts: a Wan pipeline in diffusers layout that has codec, text encoder and eyes; None takes the folder's own.
-        codec: one that is loaded already; likewise ``text`` and ``eyes``.
-        text: see ``codec``.
-        eyes: see ``codec``.
         answers: questions it was trained to answer; by default JOINT for a DreamZero and VIDEO for a Wan.
-        device: where to.
-        dtype: of the transformer's weights, None for that of the files.
-        parity: ``dreamzero`` has the state look at everything, as in the released inference.
-        dit: more fields of :class:`DiTConfig`: ``blank``, ``max_context_blocks``, ``sink_blocks`` (by default a
-            DreamZero keeps its first frame, which its image condition is about).
+        factor: pixels per latent cell; None is what Wan's codecs of 16 and 48 channels have.
+        length: tokens that a prompt is filled up to.
+        dit: fields of :class:`DiTConfig` that the checkpoint leaves open: ``parity``, ``blank``,
+            ``max_context_blocks``, ``sink_blocks`` (by default a DreamZero keeps its first frame, which its image
+            condition is about).
 
     Raises:
-        CheckpointMismatch: as :func:`imagine.wan.load_dit`, or a part or the statistics are nowhere to be found.
+        CheckpointMismatch: as :func:`imagine.wan.inspect`, or the statistics are nowhere to be found.
         ShapeError: the embodiment's chunk or canvas is not the checkpoint's.
     """
     where = resolve(folder, _ASSETS)
     body = embodiment if isinstance(embodiment, Embodiment) else Embodiment.load(embodiment)
     foreign = inspect(where)
-    load = compose_lora if foreign.lora else load_dit
-    dit.setdefault("sink_blocks", int(foreign.dit.registers is not None and foreign.dit.first_alone))
-    network = load(where, device=device, dtype=dtype, parity=parity, **dit)
     _check_chunk(foreign, body)
+    zero = foreign.dit.registers is not None
+    network = foreign.dit.model_copy(update={"sink_blocks": int(zero and foreign.dit.first_alone)} | dit)
+    factor = factor or FACTORS.get(network.channels)
+    if factor is None:
+        raise CheckpointMismatch(f"latents of {network.channels} channels are none of Wan's codecs; give `factor`.")
     source = str(where if parts is None else parts)
-    own = parts is None and not foreign.components
-    codec = _codec(source, own) if codec is None else codec
-    text = _text(source, own) if text is None else text
-    if network.cfg.image_dim and eyes is None:
-        eyes = _eyes(source, own)
-    cfg = ModelConfig(
+    return ModelConfig(
         name=where.name,
+        weights=str(where),
         embodiment=body,
-        dit=network.cfg,
-        codec=FilmConfig(source=source, channels=codec.channels, factor=codec.factor),  # type: ignore[arg-type]
-        text=PromptConfig(source=source, template=template, length=text.length, dim=text.dim),  # type: ignore[arg-type]
+        dit=DiTConfig.model_validate(network.model_dump()),
+        codec=FilmConfig(source=source, channels=network.channels, factor=factor),
+        text=PromptConfig(source=source, template=template, length=length, dim=network.text_dim),
         statistics=read_statistics(where, body) if statistics is None else statistics,
-        context_frames=remembered(network.cfg),
-        answers=tuple(answers) if answers is not None else ("JOINT",) if network.cfg.registers else ("VIDEO",),
+        context_frames=remembered(network),
+        answers=tuple(answers) if answers is not None else ("JOINT",) if zero else ("VIDEO",),
         schedule_shift=SHIFT,
     )
-    return WorldActionModel(cfg, dit=network, codec=codec, text=text, eyes=eyes).to(device).eval()
+
+
+def adopt(folder: str | Path, embodiment: Embodiment | str | Path, out: str | Path, **more: Any) -> ModelConfig:
+    """Write a model folder that points at a foreign checkpoint, for ``WorldActionModel.from_pretrained``.
+
+    Args:
+        folder: see :func:`describe`.
+        embodiment: see :func:`describe`.
+        out: folder for ``config.json``; the weights stay where they are.
+        more: as :func:`describe`.
+    """
+    cfg, out = describe(folder, embodiment, **more), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json.tmp").write_text(cfg.model_dump_json(indent=1))
+    (out / "config.json.tmp").rename(out / "config.json")
+    return cfg
+
+
+def load_giant(
+    folder: str | Path,
+    embodiment: Embodiment | str | Path,
+    statistics: Statistics | None = None,
+    *,
+    codec: nn.Module | None = None,
+    text: nn.Module | None = None,
+    eyes: nn.Module | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    **more: Any,
+) -> WorldActionModel:
+    """Load a foreign checkpoint and dress it as a model of ours.
+
+    Args:
+        folder: see :func:`describe`.
+        embodiment: see :func:`describe`.
+        statistics: see :func:`describe`.
+        codec: a codec that is loaded already; likewise ``text`` and ``eyes``.
+        text: see ``codec``.
+        eyes: see ``codec``.
+        device: where to.
+        dtype: of the transformer's weights, None for that of the files.
+        more: as :func:`describe`.
+
+    Raises:
+        CheckpointMismatch: as :func:`imagine.wan.load_dit`, or a part is nowhere to be found.
+        ShapeError: the embodiment's chunk or canvas is not the checkpoint's.
+    """
+    if codec is not None:
+        more.setdefault("factor", codec.factor)
+    if text is not None:
+        more.setdefault("length", text.length)
+    cfg = describe(folder, embodiment, statistics, **more)
+    ready = {"codec": codec, "text": text, "eyes": eyes}
+    return rebuild(cfg, Path(folder), device, dtype, **{k: v for k, v in ready.items() if v is not None})
 
 
 def remembered(cfg: DiTConfig) -> int:
@@ -102,31 +149,52 @@ def save_giant(model: WorldActionModel, folder: str | Path, *, shard_bytes: int 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder, model.dit.state_dict(), stem="model", shard_bytes=shard_bytes)
-    (folder / "config.json.tmp").write_text(model.cfg.model_dump_json(indent=1))
+    (folder / "config.json.tmp").write_text(model.cfg.model_copy(update={"weights": None}).model_dump_json(indent=1))
     (folder / "config.json.tmp").rename(folder / "config.json")
 
 
-def rebuild(cfg: ModelConfig, folder: Path, device: str | torch.device = "cpu", **parts: nn.Module) -> WorldActionModel:
-    """Load what :func:`save_giant` wrote; ``parts`` (codec, text, eyes) that are loaded already are taken over.
+def rebuild(
+    cfg: ModelConfig,
+    folder: Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    **parts: nn.Module,
+) -> WorldActionModel:
+    """Load what :func:`save_giant` or :func:`adopt` wrote; parts (codec, text, eyes) at hand are taken over.
 
     Raises:
         CheckpointMismatch: tensors are missing or of another shape, or a frozen part is not where it was.
     """
+    assert isinstance(cfg.codec, FilmConfig) and isinstance(cfg.text, PromptConfig)
+    if cfg.weights is None:
+        dit = _own(cfg.dit, folder, device)
+    else:
+        where = resolve(cfg.weights, _ASSETS)
+        open_ = {name: getattr(cfg.dit, name) for name in LEFT_OPEN}
+        load = compose_lora if inspect(where).lora else load_dit
+        dit = load(where, device=device, dtype=dtype, **open_)
+    source = resolve(cfg.codec.source, _ASSETS) if len(parts) < 2 + bool(cfg.dit.image_dim) else Path(cfg.codec.source)
+    own = source.is_dir() and not _is_pipeline(source)
+    codec = parts.get("codec") or _codec(source, own)
+    text = parts.get("text") or _text(source, own)
+    eyes = parts.get("eyes") or (_eyes(source, own) if cfg.dit.image_dim else None)
+    return WorldActionModel(cfg, dit=dit, codec=codec, text=text, eyes=eyes).to(device).eval()
+
+
+def _own(cfg: DiTConfig, folder: Path, device: str | torch.device) -> JointDiT:
     with torch.device("meta"):
-        dit = JointDiT(cfg.dit)
+        dit = JointDiT(cfg)
     want, found = dit.state_dict(), headers(folder)
     wrong = [n for n, v in want.items() if n not in found or found[n].shape != tuple(v.shape)]
     if wrong or len(found) != len(want):
         odd = wrong or sorted(found.keys() - want.keys())
         raise CheckpointMismatch(f"weights in {folder} do not fit its config: {some(odd)}; copy the whole folder.")
     dit.load_state_dict(dict(stream({n: found[n] for n in want}, device)), assign=True)
-    assert isinstance(cfg.codec, FilmConfig) and isinstance(cfg.text, PromptConfig)
-    source = Path(cfg.codec.source)
-    own = source.is_dir() and not inspect(source).components
-    codec = parts.get("codec") or _codec(cfg.codec.source, own)
-    text = parts.get("text") or _text(cfg.text.source, own)
-    eyes = parts.get("eyes") or (_eyes(cfg.codec.source, own) if cfg.dit.image_dim else None)
-    return WorldActionModel(cfg, dit=dit, codec=codec, text=text, eyes=eyes).to(device).eval()
+    return dit
+
+
+def _is_pipeline(folder: Path) -> bool:
+    return (folder / "vae").is_dir()
 
 
 def read_statistics(folder: Path, body: Embodiment) -> Statistics:
@@ -181,19 +249,19 @@ def _check_chunk(foreign: Foreign, body: Embodiment) -> None:
         )
 
 
-def _codec(source: str, own: bool) -> Any:
+def _codec(source: Path, own: bool) -> Any:
     from .giants import load_codec
 
     return load_codec(other_parts(source, PARTS["vae"]) if own else source)
 
 
-def _text(source: str, own: bool) -> Any:
+def _text(source: Path, own: bool) -> Any:
     from .giants import load_prompts
 
     return load_prompts(other_parts(source, PARTS["text_encoder"]) if own else source)
 
 
-def _eyes(source: str, own: bool) -> Any:
+def _eyes(source: Path, own: bool) -> Any:
     from .giants import load_eyes
 
     return load_eyes(other_parts(source, PARTS["image_encoder"]) if own else source)

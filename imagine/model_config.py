@@ -56,6 +56,7 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
+    weights: str | None = None  # folder or hub id of a giant's transformer, where it is not in this folder
     format: int = FORMAT
     embodiment: Embodiment
     dit: DiTConfig

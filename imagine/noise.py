@@ -54,6 +54,9 @@ class Shares(BaseModel):
         inverse: video clean.
         joint: both at one level.
         free: independent levels.
+        flash: independent levels too, video mostly noise: sigma_video ~ Beta(7, 1), mean 7/8, sigma_action uniform.
+            DreamZero writes t = 1 - eta for its time, the *clean* share, with eta ~ Beta(7, 1) and E[t] = 1/8; ours is
+            the noise, sigma = 1 - t = eta. Such a model acts after one step, on video that is hardly begun.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,6 +65,7 @@ class Shares(BaseModel):
     inverse: float = 0.1
     joint: float = 0.08
     free: float = 0.07
+    flash: float = 0.0
 
 
 def draw_levels(
@@ -75,8 +79,12 @@ def draw_levels(
         video_shift: moves video levels towards noise, where a few-step sampler spends its steps.
         generator: draws on the CPU.
         pure: share of video levels that are exactly 1, all that a one-step sampler ever asks about.
+
+    Source: UWM, arXiv:2504.02792; flash: DreamZero-Flash, arXiv:2602.15922.
     """
     weights = torch.tensor([shares.dynamics, shares.inverse, shares.joint, shares.free])
+    if shares.flash:  # appended only then, so that all else draws what it always drew
+        weights = torch.cat([weights, torch.tensor([shares.flash])])
     kind = torch.multinomial(weights, n, replacement=True, generator=generator)
     video = shift(torch.rand(n, generator=generator), video_shift)
     action = torch.rand(n, generator=generator)
@@ -86,6 +94,9 @@ def draw_levels(
     zero = torch.zeros(n)
     action = torch.where(kind == 0, zero, torch.where(kind == 2, video, action))
     video = torch.where(kind == 1, zero, video)
+    if shares.flash:
+        most, any_ = torch.rand(n, generator=generator) ** (1 / 7), torch.rand(n, generator=generator)
+        video, action = torch.where(kind == 4, most, video), torch.where(kind == 4, any_, action)
     return NoiseLevels(video=video, action=action)
 
 

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class Learner:
             rank: of a new adapter; one that is loaded has its own.
             start: adapter folder to go on from; None begins at the base itself.
             seed: of a new adapter's first factor.
-            targets: ends of the names of the layers that it changes.
+            targets: ends of the names of the layers that a new adapter changes; one that is loaded has its own.
 
         Raises:
             CheckpointMismatch: ``start`` holds no adapter, or one for another network.
@@ -57,9 +58,10 @@ class Learner:
         from peft import LoraConfig, get_peft_model
 
         state = {} if start is None else _read(Path(start), base)[1]
+        changes = list(targets) if start is None else _about(Path(start)).get("target_modules", list(targets))
         self.rank = rank if start is None else next(v.shape[0] for k, v in state.items() if "lora_A" in k)
         self.model = copy.deepcopy(base).requires_grad_(False)
-        lora = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=list(targets), bias="none")
+        lora = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=changes, bias="none")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._peft = get_peft_model(self.model.dit, lora)  # type: ignore[arg-type]
@@ -126,15 +128,21 @@ def _layers(state: dict[str, Tensor]) -> list[str]:
     return sorted(k.removesuffix(".lora_A.weight") for k in state if k.endswith(".lora_A.weight"))
 
 
-def _read(folder: Path, model: WorldActionModel) -> tuple[float, dict[str, Tensor]]:
-    """Scale and weights of an adapter that fits ``model``."""
+def _about(folder: Path) -> dict[str, Any]:
+    """``adapter_config.json``, as peft writes it."""
     try:
         about = json.loads((folder / "adapter_config.json").read_text())
-        scale = about["lora_alpha"] / about["r"]
+        return {"lora_alpha": about["lora_alpha"], "r": about["r"], **about}
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointMismatch(
             f"{folder} holds no usable LoRA adapter ({error}); make one with `imagine improve`."
         ) from None
+
+
+def _read(folder: Path, model: WorldActionModel) -> tuple[float, dict[str, Tensor]]:
+    """Scale and weights of an adapter that fits ``model``."""
+    about = _about(folder)
+    scale = about["lora_alpha"] / about["r"]
     state = load_weights(folder / "adapter_model.safetensors")
     for name in _layers(state):
         try:

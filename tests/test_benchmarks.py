@@ -131,7 +131,6 @@ def test_switches_change_no_answer() -> None:
 def test_black_quarter_is_skipped_with_the_same_weights() -> None:
     s = session()
     skipping = ours.build(TINY, CPU, torch.float32, skip=True)
-    ours.remember_places(skipping)
     other = ours.Session.begin(skipping, TINY, 1)
     for _ in range(2):
         video = other.forward(DYNAMICS).video
@@ -156,18 +155,16 @@ class Host(TorchDispatchMode):
 @pytest.mark.parametrize("skip", [False, True])
 @torch.inference_mode()
 def test_a_whole_answer_can_be_recorded(skip: bool) -> None:
-    with ours.remembered_tables():
-        s = session(skip=skip)
-        ours.remember_places(s.dit)
-        for question in (DYNAMICS, JOINT, POLICY):
+    s = session(skip=skip)
+    for question in (DYNAMICS, JOINT, POLICY):
+        s.denoise(question, 2)
+        with Host() as host:
             s.denoise(question, 2)
-            with Host() as host:
-                s.denoise(question, 2)
-            assert not host.asked
-        rooms = [room[0].data_ptr() for room in s.cache._rooms]
-        answer, kept = s.denoise(DYNAMICS, 2, keep=True)
-        s.remember(kept, answer.video)
-        assert rooms == [room[0].data_ptr() for room in s.cache._rooms]  # addresses stay
+        assert not host.asked
+    rooms = [room[0].data_ptr() for room in s.cache._rooms]
+    answer, kept = s.denoise(DYNAMICS, 2, keep=True)
+    s.remember(kept, answer.video)
+    assert rooms == [room[0].data_ptr() for room in s.cache._rooms]  # addresses stay
 
 
 @torch.inference_mode()

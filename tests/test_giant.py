@@ -14,7 +14,7 @@ from test_wan import ZERO, in_original, prefixed, store, weights, zero_config
 
 from imagine.dream import Dream, DreamConfig
 from imagine.embodiment import Embodiment
-from imagine.giant import load_giant, read_statistics, remembered
+from imagine.giant import adopt, describe, load_giant, read_statistics, remembered
 from imagine.giants import ImageEncoder, PromptEncoder, WanCodec
 from imagine.guidance import REUSED, Guided, unipc
 from imagine.model import WorldActionModel
@@ -151,12 +151,48 @@ def test_what_is_saved_is_loaded_again(folder: Path, model: WorldActionModel, tm
     model.save_pretrained(tmp_path / "mine")
     cfg = ModelConfig.model_validate_json((tmp_path / "mine" / "config.json").read_text())
     again = rebuild(cfg, tmp_path / "mine", **parts())
-    assert cfg == model.cfg and again.answers == model.answers
+    assert cfg == model.cfg.model_copy(update={"weights": None}) and again.answers == model.answers
     state = again.dit.state_dict()
     assert all(torch.equal(v, state[n]) for n, v in model.dit.state_dict().items())
     (tmp_path / "mine" / "model.safetensors").unlink()
     with pytest.raises(CheckpointMismatch):
         rebuild(cfg, tmp_path / "mine", **parts())
+
+
+def test_an_adopted_checkpoint_stays_where_it_is(folder: Path, tmp_path: Path) -> None:
+    """The command reads headers alone, and what it writes is a model folder like any other."""
+    import yaml
+
+    from configs.commands.adopt import Args, run
+    from imagine.giant import rebuild
+    from imagine.model_config import ModelConfig
+
+    (tmp_path / "body.yaml").write_text(yaml.safe_dump(BODY.model_dump(mode="json")))
+    asked: dict[str, Any] = {"checkpoint": str(folder), "embodiment": str(tmp_path / "body.yaml"), "prompt": "droid"}
+    with pytest.raises(CheckpointMismatch, match="4 channels are none of Wan's codecs"):
+        run(Args(out=tmp_path / "a", **asked))
+    cfg = describe(folder, BODY, template=TEMPLATE, factor=8, length=6)
+    model = giant(folder)
+    assert cfg == model.cfg and cfg.weights == str(folder)
+    adopt(folder, BODY, tmp_path / "mine", template=TEMPLATE, factor=8, length=6)
+    read = ModelConfig.model_validate_json((tmp_path / "mine" / "config.json").read_text())
+    again = rebuild(read, tmp_path / "mine", **parts())
+    assert all(torch.equal(v, again.dit.state_dict()[n]) for n, v in model.dit.state_dict().items())
+    for wrong, said in (
+        ({"checkpoint": ""}, "--checkpoint is missing"),
+        ({"parity": "exact"}, "--parity is 'exact'"),
+        ({"answers": ("TASTE",)}, "--answers holds"),
+        ({"prompt": "mars"}, "--prompt is 'mars'"),
+        ({"skip_black": True}, "--skip-black knows the canvas of agibot"),
+    ):
+        with pytest.raises(ImagineError, match=said):
+            run(Args(out=tmp_path / "b", **asked | wrong))
+
+
+@pytest.mark.parametrize("name", ["agibot_g1"])
+def test_shipped_embodiments_fit_their_canvas(name: str) -> None:
+    body = Embodiment.load(Path(__file__).parent.parent / "policy" / "robots" / f"{name}.yaml")
+    assert (body.action_dim, body.proprio_dim, body.canvas_height, body.canvas_width) == (22, 20, 352, 640)
 
 
 # ---------------------------------------------------------------------- what it is told

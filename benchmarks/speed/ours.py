@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import imagine.dit
 from imagine.blocks import per_group
 from imagine.cache import ContextCache
 from imagine.dit import JointDiT, Kept
@@ -44,42 +42,7 @@ def build(
             value += float("norm" in name and name.endswith("weight"))
         parent, _, leaf = name.rpartition(".")
         setattr(dit.get_submodule(parent), leaf, torch.nn.Parameter(value, requires_grad=False))
-    if dtype != torch.float32:
-        _time_in_float32(dit, dtype)
     return dit.eval()
-
-
-def _time_in_float32(dit: JointDiT, dtype: torch.dtype) -> None:
-    """The time embedder's weights are float32 and its neighbours' are not; without autocast somebody has to convert.
-
-    Autocast would, but on CUDA it also runs every RMSNorm in float32, which doubles the memory of keys.
-    """
-    embedder = dit.condition_embedder.time_embedder
-    embedder.register_forward_pre_hook(lambda _, given: (given[0].float(),))
-    embedder.register_forward_hook(lambda _, given, out: out.to(dtype))
-
-
-@contextmanager
-def remembered_tables() -> Iterator[None]:
-    """Rotary tables of registers are computed once: one of their numbers comes from the host, which no graph allows."""
-    once, original = lru_cache(maxsize=32)(imagine.dit.register_table), imagine.dit.register_table
-    imagine.dit.register_table = once
-    try:
-        yield
-    finally:
-        imagine.dit.register_table = original
-
-
-def remember_places(dit: JointDiT) -> None:
-    """Which places are not blank is asked once per length: the size comes from the device, which no graph allows."""
-    known: dict[int, Tensor] = {}
-
-    def seen(grid: Tensor) -> Tensor:
-        if len(grid) not in known:
-            known[len(grid)] = type(dit)._seen(dit, grid)
-        return known[len(grid)]
-
-    dit.__dict__["_seen"] = seen
 
 
 # ---------------------------------------------------------------------- what can be switched off
@@ -174,7 +137,13 @@ class Asked:
         return self.dit.prefill(context)
 
     def velocity(
-        self, noisy: Chunk, sigma: NoiseLevels, context: Context, cache: ContextCache, kept: Kept | None = None
+        self,
+        noisy: Chunk,
+        sigma: NoiseLevels,
+        context: Context,
+        cache: ContextCache,
+        kept: Kept | None = None,
+        wanted: Collection[str] | None = None,
     ) -> Chunk:
         if self.reread:
             new = self.dit.read(context)
@@ -182,7 +151,7 @@ class Asked:
                 cache, text_keys=new.text_keys, text_values=new.text_values, image_keys=new.image_keys,
                 image_values=new.image_values,
             )  # fmt: skip
-        return self.dit(noisy.to(self.dtype), sigma, cache, kept=kept).to(torch.float32)
+        return self.dit(noisy.to(self.dtype), sigma, cache, kept, wanted).to(torch.float32)
 
 
 @dataclass

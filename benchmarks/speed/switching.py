@@ -13,7 +13,7 @@ from imagine.questions import DYNAMICS, JOINT
 from imagine.types import Chunk
 
 from .clock import Work
-from .ours import Session, per_token, remember_places, uncompiled
+from .ours import Session, per_token, uncompiled
 from .shapes import dream_chunk, one_pass
 
 if TYPE_CHECKING:
@@ -94,7 +94,6 @@ def inexact(bench: Bench, dit: JointDiT) -> None:
     def blank() -> dict[str, float]:
         skipping = JointDiT.__new__(JointDiT)  # the same weights in another configuration
         skipping.__dict__ = {**dit.__dict__, "cfg": bench.g.config(skip=True)}
-        remember_places(skipping)
         on, off = timed(Session.begin(skipping, bench.g, 1))["ms"], timed(Session.begin(dit, bench.g, 1))["ms"]
         saved = 1 - one_pass(bench.g, skip=True).flops / one_pass(bench.g).flops
         return {"on_ms": on, "off_ms": off, "gain": off / on, "flop_saved": saved}
