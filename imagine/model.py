@@ -155,14 +155,19 @@ class WorldActionModel(nn.Module):
         wanted = 1 + step * (keep - 1)
         held = torch.arange(canvas.shape[1] - wanted, canvas.shape[1]).clamp(min=0)
         canvas, proprio = canvas[:, held], proprio[:, held]
-        dit = self.cfg.dit
-        image = self.eyes(canvas[:, 0]) if dit.image_dim and self.eyes is not None else None
-        most = int(dit.first_alone) + (dit.max_context_blocks - dit.first_alone) * dit.block
-        given = (
-            self.codec.condition(canvas[:, 0], most + self.chunk_shapes["video"][0]) if dit.condition_channels else None
-        )
+        image, given = self.told_by(canvas[:, 0])
         text = self.embed_text(instruction)
         return Context(self.codec.encode(canvas), proprio[:, ::step], text, image=image, condition=given)
+
+    def told_by(self, first: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Image tokens and condition (of a full context and its chunk) that giants take from a first frame.
+
+        ``first`` is (B, H, W, 3) uint8; see :class:`Context` for what comes back.
+        """
+        dit, (frames, *_) = self.cfg.dit, self.chunk_shapes["video"]
+        image = self.eyes(first) if dit.image_dim and self.eyes is not None else None
+        given = self.codec.condition(first, self.cfg.context_frames + frames) if dit.condition_channels else None
+        return image, given
 
     def context(self, video: Tensor, proprio: Tensor, instruction: Sequence[str]) -> Context:
         """Latents (B, T, C, h, w) and normalised proprioception (B, T, P), newest last, into a context."""

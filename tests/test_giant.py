@@ -12,6 +12,8 @@ import torch
 from test_giants import Tokenizer, make_clip, make_t5, make_vae
 from test_wan import ZERO, in_original, prefixed, store, weights, zero_config
 
+from imagine.data.windows import Windows
+from imagine.data.writer import DatasetWriter, EpisodeData
 from imagine.dream import Dream, DreamConfig
 from imagine.embodiment import Embodiment
 from imagine.giant import adopt, describe, load_giant, read_statistics, remembered
@@ -370,6 +372,54 @@ def test_a_model_whose_chunks_are_no_blocks_cannot_remember(tiny_model: WorldAct
     world = Dream(tiny_model, Judge(), start, DreamConfig(memory="kept"))  # type: ignore[arg-type]
     with pytest.raises(ImagineError, match="use memory='read'"):
         world.allocate(2)
+
+
+# ---------------------------------------------------------------------- learning DYNAMICS
+def recorded(at: Path) -> Path:
+    """Four episodes of noise, as LeRobot data of this robot."""
+    writer, episodes = DatasetWriter(at, "small", 30), []
+    for seed in (1, 2, 3, 20):
+        draw = np.random.default_rng(seed)
+        state = np.cumsum(draw.normal(0, 0.02, (25, 3)), 0).astype(np.float32)
+        features = {"observation.state": state[:-1], "action": state[1:]}
+        views = {
+            "observation.images.head": draw.integers(0, 256, (24, 16, 32, 3), dtype=np.uint8),
+            "observation.images.hand": draw.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8),
+        }
+        episodes.append(EpisodeData(features, ["push it"] * 24, views, np.arange(24), seed=seed))
+    writer.write_shard(0, episodes)
+    writer.finalize()
+    return at
+
+
+def test_a_dreamzero_is_taught_dynamics(folder: Path, tmp_path: Path) -> None:
+    """From a checkpoint that answers JOINT alone to a folder whose every question is answered, on recorded film."""
+    from configs.commands.adapt import Args, train
+    from imagine.adapt import from_windows
+    from imagine.giant import rebuild
+    from imagine.model_config import ModelConfig
+
+    model = giant(folder, max_context_blocks=2)
+    asked = Args(
+        dataset=(str(recorded(tmp_path / "data")),), steps=2, batch=2, rank=2, method="lora", out=tmp_path / "run"
+    )
+    answer = train(asked, model)
+    assert set(answer["answers"].split(",")) == set(ALL)
+    cfg = ModelConfig.model_validate_json((Path(answer["model"]) / "config.json").read_text())
+    again = rebuild(cfg, Path(answer["model"]), **parts())
+    context = again.encode(seen(), told())
+    dream = sample(again, DYNAMICS, context, action=again.normalise_action(torch.zeros(2, 8, 3)), steps=1, seeds=[0, 1])
+    assert dream.video is not None and dream.video.isfinite().all()
+
+    windows = Windows([tmp_path / "run" / "cache" / "0"], BODY, context_frames=9)
+    batch = windows.batch(windows.rows("all")[-2:])
+    got = from_windows(model, batch)
+    film = batch.video
+    assert film.shape[1] == 9 + 8 and torch.equal(got.video, model.codec.encode(film)) and got.video.shape[1] == 3 + 2
+    assert torch.equal(got.image, model.eyes(film[:, 0]))  # type: ignore[arg-type, misc]
+    assert torch.equal(got.condition, model.codec.condition(film[:, 0], 5))  # type: ignore[arg-type]
+    assert torch.equal(got.state, model.normalise_proprio(batch.proprio[:, 8]))
+    assert torch.equal(got.video_valid, batch.video_valid[:, [3, 7]])
 
 
 # ---------------------------------------------------------------------- DreamZero's own way of sampling

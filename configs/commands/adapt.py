@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from imagine.adapt import AdaptConfig, Latents
+    from imagine.adapt import AdaptConfig
     from imagine.data.windows import Windows
     from imagine.model import WorldActionModel
     from imagine.plan import Plan
@@ -147,7 +147,8 @@ def train(args: Args, model: WorldActionModel) -> dict[str, Any]:
         asked["mixed_precision"] = "no"
     cfg = cfg.model_copy(update={"fit": cfg.fit.model_copy(update=asked)})
     of_rows = loss_of(model, windows, cfg)
-    batches, check = WindowSampler(rows, cfg.fit.batch, args.seed), WindowSampler(held if len(held) else rows, 64, 1)
+    some = 64 if model.temporal == 1 else args.batch  # a film codec costs as much as the network
+    batches, check = WindowSampler(rows, cfg.fit.batch, args.seed), WindowSampler(held if len(held) else rows, some, 1)
     mine = slice(state.process_index * args.batch, (state.process_index + 1) * args.batch)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -178,19 +179,12 @@ def train(args: Args, model: WorldActionModel) -> dict[str, Any]:
 
 def loss_of(model: WorldActionModel, windows: Windows, cfg: AdaptConfig) -> Loss:
     """What a batch of windows costs: the joint loss of our own models, :func:`imagine.adapt.adapt_loss` of a giant."""
-    from imagine.adapt import adapt_loss
+    from imagine.adapt import adapt_loss, from_windows
     from imagine.losses import JointConfig, joint_loss
     from imagine.noise import Shares
 
     if model.cfg.dit.registers:
-        return lambda rows, generator: adapt_loss(model.dit, giant_latents(model, windows, rows), cfg, generator)
+        return lambda rows, generator: adapt_loss(model.dit, from_windows(model, windows.batch(rows)), cfg, generator)
     shares = cfg.draws.shares if cfg.draws.video_only < 1 else Shares()  # then no level of the square is drawn
     joint = JointConfig(shares=shares, video_only=cfg.draws.video_only, policy_passes=int(cfg.draws.policy))
     return lambda rows, generator: joint_loss(model, windows.batch(rows), joint, generator)
-
-
-def giant_latents(model: WorldActionModel, windows: Windows, rows: np.ndarray) -> Latents:
-    """What a giant learns from: here its image tokens and the condition of its frames are to be added."""
-    from imagine.adapt import from_windows
-
-    return from_windows(model, windows.batch(rows))

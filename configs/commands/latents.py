@@ -16,7 +16,7 @@ from .common import console
 
 
 def latent_windows(model: WorldActionModel, datasets: Sequence[str], folder: Path) -> tuple[Windows, int]:
-    """All windows of some LeRobot datasets together, and how many episodes they hold.
+    """All windows of some LeRobot datasets together, and how many episodes they hold; canvases for a film codec.
 
     Args:
         model: whose codec encodes.
@@ -25,6 +25,10 @@ def latent_windows(model: WorldActionModel, datasets: Sequence[str], folder: Pat
     """
     opened = [LeRobotDataset.open(Path(d)) for d in datasets]
     codec = model.codec
+    if model.temporal > 1:  # a film codec needs a window's frames together; they are kept as canvases
+        kept = [build_cache(d, model.body, None, folder / str(i)) for i, d in enumerate(opened)]
+        frames = 1 + model.temporal * (model.cfg.context_frames - 1)
+        return Windows(kept, model.body, context_frames=frames), sum(len(d) for d in opened)
     tag = hashlib.sha256(b"".join(v.numpy().tobytes() for v in codec.state_dict().values())).hexdigest()[:8]
 
     @torch.no_grad()
