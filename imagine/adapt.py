@@ -128,13 +128,7 @@ class Latents(_Batched):
 
 
 def from_windows(model: WorldActionModel, batch: WindowBatch) -> Latents:
-    """Recorded windows as a model without proprioception tokens sees them; normalised, on its device.
-
-    Windows of a film codec hold canvases (:func:`film_frames` of them before the chunk), and are encoded here as one
-    film; those of a frame codec hold latents.
-    """
-    if model.temporal > 1:
-        return _from_film(model, batch)
+    """Recorded windows as a model without proprioception tokens sees them; normalised, on its device."""
     context, chunk, masks = to_tensors(model, batch)
     assert chunk.video is not None and chunk.action is not None
     return Latents(
@@ -147,28 +141,6 @@ def from_windows(model: WorldActionModel, batch: WindowBatch) -> Latents:
         policy_valid=masks["policy"],
         image=context.image,
         condition=context.condition,
-    )
-
-
-def film_frames(model: WorldActionModel) -> int:
-    """Frames whose latents fill a context."""
-    return 1 + model.temporal * (model.cfg.context_frames - 1)
-
-
-def _from_film(model: WorldActionModel, batch: WindowBatch) -> Latents:
-    observed, device = film_frames(model), model.device
-    film = batch.video.to(device)
-    image, given = model.told_by(film[:, 0])
-    return Latents(
-        video=model.codec.encode(film),
-        state=model.normalise_proprio(batch.proprio[:, observed - 1].to(device)),
-        action=model.normalise_action(batch.action.to(device)),
-        text=model.embed_text([batch.instructions[i] for i in batch.instruction_id]),
-        video_valid=batch.video_valid[:, model.temporal - 1 :: model.temporal].to(device),
-        action_valid=batch.action_valid.to(device),
-        policy_valid=(batch.policy_valid & batch.action_valid).to(device),
-        image=image,
-        condition=given,
     )
 
 

@@ -6,7 +6,7 @@ Guidance asks the network twice per step; everything here is off by default, bec
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,22 @@ from .types import Chunk, Context, ImagineError, NoiseLevels
 
 REUSED = {8: (0, 1, 2, 6, 10, 13, 14, 15), 5: (0, 1, 2, 7, 12)}
 """Of 16 steps, those before which DreamZero's static masks ask the network; ``calls`` of :func:`imagine.sample`."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Caches under the instruction and under the negative one."""
+
+    told: Any
+    other: Any
+
+    def repeat(self, n: int) -> Pair:
+        """Each lane ``n`` times, copies adjacent."""
+        return Pair(self.told.repeat(n), self.other.repeat(n))
+
+    def index(self, rows: Tensor) -> Pair:
+        """Keep some lanes."""
+        return Pair(self.told.index(rows), self.other.index(rows))
 
 
 class Guided:
@@ -51,17 +67,17 @@ class Guided:
         """That of the model."""
         return self.model.schedule_shift
 
-    def prefill(self, context: Context) -> tuple[Any, Any]:
+    def prefill(self, context: Context) -> Pair:
         """Two caches: under the instruction, and under the negative one."""
-        return self.model.prefill(context), self.model.prefill(self._without(context))
+        return Pair(self.model.prefill(context), self.model.prefill(self._without(context)))
 
     def velocity(self, noisy: Chunk, sigma: NoiseLevels, context: Context, cache: Any, **more: Any) -> Chunk:
         """That is, negative + scale (told - negative), for video and what goes with it; actions as told."""
-        told = self.model.velocity(noisy, sigma, context, cache[0], **more)
+        told = self.model.velocity(noisy, sigma, context, cache.told, **more)
         if self.scale == 1 or told.video is None:
             return told
         more.pop("kept", None)
-        other = self.model.velocity(noisy, sigma, self._without(context), cache[1], **more)
+        other = self.model.velocity(noisy, sigma, self._without(context), cache.other, **more)
         pushed = {
             n: b + self.scale * (a - b)
             for n in ("video", "proprio")

@@ -48,21 +48,37 @@ class JointConfig(BaseModel):
 
 
 def to_tensors(model: WorldActionModel, batch: WindowBatch) -> tuple[Context, Chunk, dict[str, Tensor]]:
-    """A batch of windows as (context, clean chunk, masks); normalised, on the model's device."""
-    t = model.cfg.context_frames
-    device = model.device
-    video = batch.video.to(device, torch.float32)
-    proprio = model.normalise_proprio(batch.proprio.to(device))
+    """A batch of windows as (context, clean chunk, masks); normalised, on the model's device.
+
+    Windows of a film codec hold canvases (:func:`film_frames` of them before the chunk), and are encoded here as one
+    film; those of a frame codec hold latents.
+    """
+    t, device, step = model.cfg.context_frames, model.device, model.temporal
+    image = given = None
+    if step > 1:
+        film = batch.video.to(device)
+        image, given = model.told_by(film[:, 0])
+        video = model.codec.encode(film)
+    else:
+        video = batch.video.to(device, torch.float32)
+    proprio = model.normalise_proprio(batch.proprio[:, ::step].to(device))
     action = model.normalise_action(batch.action.to(device))
     text = model.embed_text([batch.instructions[i] for i in batch.instruction_id])
+    shown = batch.video_valid[:, step - 1 :: step].to(device)
     masks = {
         "action": batch.action_valid.to(device),
         "policy": (batch.policy_valid & batch.action_valid).to(device),
-        "video": batch.video_valid.to(device),
-        "proprio": batch.video_valid.to(device) & batch.proprio_valid.to(device)[:, None],
+        "video": shown,
+        "proprio": shown & batch.proprio_valid.to(device)[:, None],
     }
-    context = Context(video=video[:, :t], proprio=proprio[:, :t], text=text)
-    return context, Chunk(video=video[:, t:], proprio=proprio[:, t:], action=action), masks
+    context = Context(video=video[:, :t], proprio=proprio[:, :t], text=text, image=image, condition=given)
+    felt = proprio[:, t:] if "proprio" in model.chunk_shapes else None
+    return context, Chunk(video=video[:, t:], proprio=felt, action=action), masks
+
+
+def film_frames(model: WorldActionModel) -> int:
+    """Frames that a window holds before its chunk: those whose latents fill a context."""
+    return 1 + model.temporal * (model.cfg.context_frames - 1)
 
 
 def disturb(context: Context, cfg: JointConfig, generator: torch.Generator) -> Context:

@@ -14,6 +14,7 @@ from test_train import STEPS, Killed, kill_at, recorded  # noqa: F401
 from agents.finetune.distilling import DistillConfig, distill, distill_loss, losses
 from configs import cli
 from imagine.data.windows import Windows
+from imagine.guidance import Guided
 from imagine.losses import JointConfig, to_tensors
 from imagine.model import WorldActionModel
 from imagine.noise import loss_weight, velocity_from_clean
@@ -102,6 +103,28 @@ def test_the_target_at_pure_noise_is_what_the_sampler_answers(tiny_model, seen) 
     cfg = CFG.model_copy(update={"pure": 1.0})
     loss = distill_loss(tiny_model, tiny_model, POLICY, context, clean, known, cfg, generator)
     assert loss.item() == pytest.approx((many - once).square().mean().item(), rel=1e-4)
+
+
+@torch.no_grad()
+def test_a_guided_teacher_teaches_where_guidance_leads(tiny_model, seen) -> None:  # type: ignore[no-untyped-def]
+    """Guided constant answers are constant again, so a student that gives them has nothing to learn."""
+    context, clean = seen
+    negative = torch.full((1, *context.text.shape[1:]), 0.5)
+    guided = Guided(Line(), negative, 3.0)  # type: ignore[arg-type]
+    told = context.text.mean((1, 2))
+    moved = replace(context, text=context.text + (2.0 * (told - 0.5))[:, None, None])  # told + 2 (told - 0.5)
+    question = QUESTIONS["DYNAMICS"]
+    known, cfg = torch.ones(len(context), dtype=torch.bool), CFG
+
+    def loss(student_sees: Context) -> float:
+        class Student(Line):
+            def prefill(self, _: Context) -> Context:
+                return student_sees
+
+        g = torch.Generator().manual_seed(1)
+        return distill_loss(Student(), guided, question, context, clean, known, cfg, g).item()  # type: ignore[arg-type]
+
+    assert loss(moved) < 1e-6 < 1e-2 < loss(context)
 
 
 def test_lanes_that_are_not_known_do_not_count(tiny_model, seen) -> None:  # type: ignore[no-untyped-def]

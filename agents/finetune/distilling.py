@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from imagine.data.windows import WindowBatch, Windows, WindowSampler
 from imagine.fit import FitConfig, fit, write_json
+from imagine.guidance import Guided
 from imagine.losses import JointConfig, disturb, masked_mse, to_tensors
 from imagine.model import WorldActionModel
 from imagine.noise import expand, loss_weight, mix, schedule
@@ -47,6 +48,7 @@ class DistillConfig(BaseModel):
     rank: int = 8
     questions: tuple[str, ...] = ("POLICY", "DYNAMICS")
     teacher_steps: int = 8
+    guidance: float = 1.0  # of the teacher on video, away from ``distill``'s ``negative``; 1: none
     pure: float = 0.6  # share of points at pure noise, all that a one-step answer is asked about
     straight: float = 0.5  # share of the other points that lie on the straight line, not on the teacher's path
     draws: int = 4  # noise draws per context where there is no video: they cost the action tokens only
@@ -68,7 +70,7 @@ class DistillConfig(BaseModel):
 
 def distill_loss(
     student: WorldActionModel,
-    teacher: WorldActionModel,
+    teacher: WorldActionModel | Guided,
     question: Question,
     context: Context,
     clean: Chunk,
@@ -82,7 +84,8 @@ def distill_loss(
 
     Args:
         student: learns.
-        teacher: frozen; integrates in ``cfg.teacher_steps`` steps.
+        teacher: frozen; integrates in ``cfg.teacher_steps`` steps. A guided one asks the network twice per step, and
+            its student no longer needs to (arXiv:2210.03142).
         question: any path in the noise square.
         context: B contexts.
         clean: (B, ...) whatever the question is given, normalised; the rest is not looked at.
@@ -95,8 +98,9 @@ def distill_loss(
         Scalar; squared normalised units, weighted by ``imagine.noise.loss_weight`` of each point's level.
     """
     paths = {"video": question.video, "proprio": question.video, "action": question.action}
-    asked = [n for n in MODALITIES if paths[n] == (1.0, 0.0)]
-    given = {n: getattr(clean, n).repeat_interleave(draws, 0) for n in MODALITIES if paths[n] == (0.0, 0.0)}
+    paths = {n: path for n, path in paths.items() if n in teacher.chunk_shapes}
+    asked = [n for n in paths if paths[n] == (1.0, 0.0)]
+    given = {n: getattr(clean, n).repeat_interleave(draws, 0) for n in paths if paths[n] == (0.0, 0.0)}
     b, device = len(context) * draws, context.video.device
     noise = {n: torch.randn(b, *teacher.chunk_shapes[n], generator=generator).to(device) for n in asked}
     way = integrate(teacher, question, context, given, Chunk(**noise), cfg.teacher_steps)
@@ -105,7 +109,7 @@ def distill_loss(
     straight = (torch.rand(b, generator=generator) < cfg.straight).to(device)
     sigma = schedule(cfg.teacher_steps, teacher.schedule_shift)[at].to(device)
     x = {n: _points([getattr(w, n) for w in way], at.to(device), sigma, straight) for n in asked}
-    levels = {n: sigma if n in asked else torch.full_like(sigma, paths[n][0]) for n in MODALITIES}
+    levels = {n: sigma if n in asked else torch.full_like(sigma, path[0]) for n, path in paths.items()}
     cache = student.prefill(context).repeat(draws)
     guess = student.predict(Chunk(**given, **x), NoiseLevels(levels["video"], levels["action"]), cache)
     counts = {"video": 1.0, "proprio": cfg.joint.proprio_weight, "action": cfg.joint.action_weight}
@@ -119,7 +123,12 @@ def distill_loss(
 
 @torch.no_grad()
 def integrate(
-    teacher: WorldActionModel, question: Question, context: Context, given: dict[str, Tensor], noise: Chunk, steps: int
+    teacher: WorldActionModel | Guided,
+    question: Question,
+    context: Context,
+    given: dict[str, Tensor],
+    noise: Chunk,
+    steps: int,
 ) -> list[Chunk]:
     """Where a teacher's integration passes: ``steps`` + 1 chunks, from ``noise`` to the answer.
 
@@ -147,7 +156,7 @@ def _points(way: list[Tensor], at: Tensor, sigma: Tensor, straight: Tensor) -> T
 
 def losses(
     student: WorldActionModel,
-    teachers: Mapping[str, WorldActionModel],
+    teachers: Mapping[str, WorldActionModel | Guided],
     batch: WindowBatch,
     cfg: DistillConfig,
     generator: torch.Generator,
@@ -172,7 +181,13 @@ def losses(
 
 
 def distill(
-    model: WorldActionModel, windows: Windows, cfg: DistillConfig, folder: Path, *, start: Path | None = None
+    model: WorldActionModel,
+    windows: Windows,
+    cfg: DistillConfig,
+    folder: Path,
+    *,
+    start: Path | None = None,
+    negative: str = "",
 ) -> Path:
     """Fit an adapter whose one-step answers are what ``model`` answers in many; ``model`` itself is not changed.
 
@@ -183,6 +198,7 @@ def distill(
         folder: run folder; resumes what it holds. The adapter is written to ``folder/adapter``.
         start: adapter of a policy to distil instead of the base's own. It is where the student begins, so ``cfg.rank``
             is not used; questions about video are still taught by the base, which is who dreams.
+        negative: instruction that ``cfg.guidance`` leads away from.
 
     Returns:
         The adapter's folder.
@@ -201,7 +217,8 @@ def distill(
     targets = DREAM_TARGETS if any(q.has_video for q in asked) else TARGETS
     learner = Learner(model, rank=cfg.rank, start=start, seed=cfg.fit.seed, targets=targets)
     actor = model if start is None else merged(model, start)
-    teachers = {q.name: model if q.has_video else actor for q in asked}
+    seer = model if cfg.guidance == 1 else Guided(model, model.embed_text([negative]), cfg.guidance)
+    teachers: dict[str, WorldActionModel | Guided] = {q.name: seer if q.has_video else actor for q in asked}
     batches = WindowSampler(rows, cfg.fit.batch, cfg.fit.seed)
     check = WindowSampler(held if len(held) else rows, HELD_OUT, 1)
     weights = {q.name.lower(): 1.0 if q.has_video else cfg.joint.policy_weight for q in asked}
@@ -230,7 +247,7 @@ def distill(
 @torch.no_grad()
 def gap(
     student: WorldActionModel,
-    teachers: Mapping[str, WorldActionModel],
+    teachers: Mapping[str, WorldActionModel | Guided],
     windows: Windows,
     parts: Sequence[np.ndarray],
     cfg: DistillConfig,

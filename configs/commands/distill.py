@@ -22,6 +22,8 @@ class Args(Common):
         policy: whose actions are to come in fewer steps: base, novice, improved, or the folder of an adapter.
         questions: which answers are distilled: policy, dynamics, inverse, joint or video; several joined by commas.
         teacher_steps: denoising steps of the teacher.
+        guidance: classifier-free guidance of the teacher on video; the student then needs none. 1: none.
+        negative: instruction that guidance leads away from; by default Wan's, for models that understand it.
         steps: training steps.
         lr: learning rate.
         rank: of the adapter; one that begins at another policy's has that one's.
@@ -32,6 +34,8 @@ class Args(Common):
     policy: str = "base"
     questions: Words = ("policy", "dynamics")
     teacher_steps: int = 8
+    guidance: float = 1.0
+    negative: str = ""
     steps: int = 400
     lr: float = 1.5e-3
     rank: int = 8
@@ -50,6 +54,8 @@ def run(args: Args) -> dict[str, Any]:
         if getattr(args, name) < least:
             option = name.replace("_", "-")
             raise ImagineError(f"--{option} is {getattr(args, name)}, expected at least {least}.")
+    if not args.guidance >= 1:
+        raise ImagineError(f"--guidance is {args.guidance:g}, expected at least 1; 1 is none.")
     if not args.lr > 0:
         raise ImagineError(f"--lr is {args.lr:g}, expected more than 0.")
     questions = tuple(q.upper() for q in args.questions)
@@ -61,6 +67,7 @@ def run(args: Args) -> dict[str, Any]:
         raise ImagineError(f"--questions is {','.join(args.questions)!r}, expected some of {known}, each once.")
     from agents.finetune.distilling import DistillConfig, distill
     from imagine.model import WorldActionModel
+    from imagine.wan import NEGATIVE
 
     from .. import build
     from .latents import latent_windows
@@ -69,10 +76,10 @@ def run(args: Args) -> dict[str, Any]:
     model = WorldActionModel.from_pretrained(args.model)
     folder = RunFolder.of("distill", args)
     windows, episodes = latent_windows(model, args.dataset, folder.path / "cache")
-    cfg = DistillConfig(rank=args.rank, questions=questions, teacher_steps=args.teacher_steps)
+    cfg = DistillConfig(rank=args.rank, questions=questions, teacher_steps=args.teacher_steps, guidance=args.guidance)
     asked = {"steps": args.steps, "lr": args.lr, "seed": args.seed}
     cfg = cfg.model_copy(update={"fit": cfg.fit.model_copy(update=asked)})
-    adapter = distill(model, windows, cfg, folder.path, start=start)
+    adapter = distill(model, windows, cfg, folder.path, start=start, negative=args.negative or NEGATIVE)
     answer = {"adapter": str(adapter), "episodes": episodes, "windows": len(windows)}
     folder.save_metrics(answer)
     return answer

@@ -10,6 +10,7 @@ import torch
 
 from imagine.data.lerobot import LeRobotDataset
 from imagine.data.windows import Windows, build_cache
+from imagine.losses import film_frames
 from imagine.model import WorldActionModel
 
 from .common import console
@@ -27,8 +28,7 @@ def latent_windows(model: WorldActionModel, datasets: Sequence[str], folder: Pat
     codec = model.codec
     if model.temporal > 1:  # a film codec needs a window's frames together; they are kept as canvases
         kept = [build_cache(d, model.body, None, folder / str(i)) for i, d in enumerate(opened)]
-        frames = 1 + model.temporal * (model.cfg.context_frames - 1)
-        return Windows(kept, model.body, context_frames=frames), sum(len(d) for d in opened)
+        return Windows(kept, model.body, context_frames=film_frames(model)), sum(len(d) for d in opened)
     tag = hashlib.sha256(b"".join(v.numpy().tobytes() for v in codec.state_dict().values())).hexdigest()[:8]
 
     @torch.no_grad()
