@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -158,3 +158,11 @@ class Block(nn.Module):
         x = x + self.attn2.out(self.attn2.queries(h), *text, image=image).type_as(x)
         h = self._norm(x, sizes, shift2, scale2)
         return self._add(x, self.ffn(h), sizes, gate2), key, value
+
+
+def compile_blocks(dit: Any) -> None:
+    """Fuse each block of a ``JointDiT`` and its painter with torch.compile; needs a C++ compiler on a CPU."""
+    # Whole batches, part batches on own frames, with and without gradients: more sizes than the default allows.
+    torch._dynamo.config.recompile_limit = 64
+    for block in [*dit.blocks, *(dit.painter.blocks if dit.cfg.painter.blocks else ())]:
+        block.compile(dynamic=False)

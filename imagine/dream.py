@@ -13,10 +13,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from .blocks import compile_blocks
 from .env import Outcome
 from .follow import follow
 from .memory import Memory
-from .model import WorldActionModel, as_observation, compile_blocks
+from .model import WorldActionModel, as_observation
 from .spaces import action_space, observation_space
 from .starts import Starts
 from .tiles import TILE, in_tiles
@@ -87,7 +88,7 @@ class Dream:
         self.shaping: Shaping | None = None
         self.model, self.judge, self.starts, self.cfg = model, judge, starts, cfg or DreamConfig()
         if self.cfg.compile:
-            compile_blocks(model)
+            compile_blocks(model.dit)
         self.single_observation_space = observation_space(model.body)
         self.single_action_space = action_space(model.body)
         hz = model.body.control_hz

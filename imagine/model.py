@@ -30,7 +30,7 @@ from .types import CheckpointMismatch, Chunk, Context, NoiseLevels, Observation,
 
 __all__ = [
     "SHIPPED", "FilmConfig", "ModelConfig", "PromptConfig", "Statistics", "WorldActionModel", "as_observation",
-    "compile_blocks", "load_into", "load_weights", "resolve",
+    "load_into", "load_weights", "resolve",
 ]  # fmt: skip
 
 
@@ -337,8 +337,15 @@ class WorldActionModel(nn.Module):
         return {"codec.safetensors": "codec.", **painter, "model.safetensors": ""}
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, device: str | torch.device = "cpu") -> WorldActionModel:
+    def from_pretrained(
+        cls, name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> WorldActionModel:
         """Load a shipped model by name, a folder by path, or a hub repository by id.
+
+        Args:
+            name: which.
+            device: where to.
+            dtype: of a giant's transformer where it is still a foreign checkpoint; None is that of its files.
 
         Raises:
             CheckpointMismatch: nothing there, a file is missing or truncated, or names and shapes disagree.
@@ -347,17 +354,31 @@ class WorldActionModel(nn.Module):
         try:
             cfg = ModelConfig.model_validate_json((folder / "config.json").read_bytes())
         except (OSError, ValidationError, json.JSONDecodeError) as error:
+            if layout := _foreign(folder):
+                raise CheckpointMismatch(
+                    f"{folder} is foreign ({layout}); `imagine adopt --checkpoint {name}` makes it a model of ours."
+                ) from None
             raise CheckpointMismatch(f"{folder / 'config.json'} is not a usable model config: {error}") from None
         if isinstance(cfg.codec, FilmConfig):
             from .giant import rebuild
 
-            return rebuild(cfg, folder, device)
+            return rebuild(cfg, folder, device, dtype)
         model = cls(cfg)
         state: dict[str, Tensor] = {}
         for name, prefix in model._files().items():
             state |= {prefix + k: v for k, v in load_weights(folder / name).items()}
         load_into(model, state, folder)
         return model.to(device).eval()
+
+
+def _foreign(folder: Path) -> str:
+    """Layout of a Wan or DreamZero checkpoint; empty where there is none."""
+    from .wan import inspect
+
+    try:
+        return inspect(folder).layout
+    except CheckpointMismatch:
+        return ""
 
 
 def _each(convert, noisy: Chunk, raw: Chunk, sigma: NoiseLevels) -> Chunk:  # type: ignore[no-untyped-def]
@@ -374,11 +395,3 @@ def as_observation(frames: np.ndarray, proprio: np.ndarray) -> Observation:
     return Observation(
         torch.from_numpy(np.ascontiguousarray(frames)), torch.from_numpy(np.asarray(proprio, np.float32))
     )
-
-
-def compile_blocks(model: WorldActionModel) -> None:
-    """Fuse each block of the transformer with torch.compile; needs a C++ compiler on a CPU."""
-    # Whole batches, part batches on own frames, with and without gradients: more sizes than the default allows.
-    torch._dynamo.config.recompile_limit = 64
-    for block in [*model.dit.blocks, *(model.dit.painter.blocks if model.cfg.dit.painter.blocks else ())]:
-        block.compile(dynamic=False)

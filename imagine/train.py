@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .blocks import compile_blocks
 from .codec import CodecConfig, FrameCodec
 from .data.windows import WindowBatch, Windows, WindowSampler, statistics
 from .dit import DiTConfig
 from .fidelity import decibel
 from .fit import FitConfig, fit, write_json
 from .losses import JointConfig, joint_loss, on_own_frames, sketch_loss, to_tensors
-from .model import ModelConfig, Statistics, WorldActionModel, compile_blocks
+from .model import ModelConfig, Statistics, WorldActionModel
 from .questions import DYNAMICS, INVERSE, POLICY
 from .sampler import sample
 from .text import TextConfig, vocabulary
@@ -115,7 +116,7 @@ def train_joint(
 ) -> WorldActionModel:
     """Train (or resume) the joint model and publish its moving average, with metrics beside it, to ``out``."""
     if run.compile:
-        compile_blocks(model)
+        compile_blocks(model.dit)
     dit = model.cfg.dit
     if cfg.sketches and not (dit.painter.blocks and dit.steer_tokens):
         raise ImagineError(

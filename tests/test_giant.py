@@ -161,6 +161,11 @@ def test_what_is_saved_is_loaded_again(folder: Path, model: WorldActionModel, tm
         rebuild(cfg, tmp_path / "mine", **parts())
 
 
+def test_a_foreign_folder_is_told_from_a_broken_one(folder: Path) -> None:
+    with pytest.raises(CheckpointMismatch, match=r"is foreign \(dreamzero\); `imagine adopt"):
+        WorldActionModel.from_pretrained(folder)
+
+
 def test_an_adopted_checkpoint_stays_where_it_is(folder: Path, tmp_path: Path) -> None:
     """The command reads headers alone, and what it writes is a model folder like any other."""
     import yaml

@@ -12,10 +12,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from imagine.blocks import compile_blocks
 from imagine.data.windows import Windows, WindowSampler
 from imagine.fit import FitConfig, fit, write_json
 from imagine.losses import JointConfig, joint_loss, on_own_frames
-from imagine.model import WorldActionModel, compile_blocks
+from imagine.model import WorldActionModel
 from imagine.noise import Shares
 from imagine.types import DatasetError
 from policy.adapter import DREAM_TARGETS, Learner
@@ -72,7 +73,7 @@ def refine(model: WorldActionModel, windows: Windows, cfg: RefineConfig, folder:
     batches = WindowSampler(rows, cfg.fit.batch, cfg.fit.seed)
     check = WindowSampler(held if len(held) else rows, 128, 1)
     if cfg.fit.compile:
-        compile_blocks(learner.model)
+        compile_blocks(learner.model.dit)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         at = batches.at(step)
