@@ -35,6 +35,7 @@ from imagine.types import ImagineError
 from .cluster import connected, errors_as_ours, local_cluster, quiet
 from .rollout import Tell
 from .statistics import mean_interval
+from .steer import Agent
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -62,6 +63,7 @@ class RLlibConfig(BaseModel):
         epochs: passes over a training batch.
         initial_std: of the untrained agent's actions, in halves of the action's range; their mean is the range's
             middle. A third of 3 is the standard normal noise that a steered policy starts from by itself.
+        fixed: keep that deviation; see :class:`agents.sb3.PPOConfig`.
         window: environment steps of the first and of the last window, whose episodes are compared; at most a quarter
             of all.
         save_every: updates between two checkpoints.
@@ -74,30 +76,34 @@ class RLlibConfig(BaseModel):
     nodes: Count = 2
     address: str | None = None
     cpus: Count = 1
-    steps: Count = 8192
+    steps: Count = 4096
     lr: Positive = 2e-3
-    train_batch: Count = 128
-    minibatch: Count = 64
+    train_batch: Count = 256
+    minibatch: Count = 256
     epochs: Count = 10
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.9  # per chunk
-    lambda_: Annotated[float, Field(ge=0, le=1)] = 0.3
-    clip: Positive = 0.2
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.95  # per chunk
+    lambda_: Annotated[float, Field(ge=0, le=1)] = 0.5
+    clip: Positive = 0.4
     entropy: Annotated[float, Field(ge=0)] = 0.0
     hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (16,)
     initial_std: Positive = 1 / 3
+    fixed: bool = False
     window: Count = 1024
     save_every: Count = 20
 
 
 class CalmPPOModule(DefaultPPOTorchRLModule):
-    """RLlib's own network, which begins at mean 0 and a given deviation instead of somewhere random."""
+    """RLlib's own network, which begins at mean 0, value 0 and a given deviation instead of somewhere random."""
 
     def setup(self) -> None:
-        """Build it, then calm its last layer."""
+        """Build it, then calm its last layers."""
         super().setup()
+        for weight in self.vf.parameters():
+            weight.data.zero_()
         last = [m for m in self.pi.net.modules() if isinstance(m, torch.nn.Linear)][-1]
         with torch.no_grad():
             self.pi.log_std.fill_(math.log(self.model_config["initial_std"]))  # type: ignore[index]
+            self.pi.log_std.requires_grad_(not self.model_config["fixed_std"])  # type: ignore[index]
             last.weight.mul_(0.01)
             last.bias.zero_()
 
@@ -151,7 +157,7 @@ def ppo_config(env: str, cfg: RLlibConfig, seed: int = 0) -> PPOConfig:
     """A plain PPOConfig on a registered environment, to be changed at will and built with ``build_algo()``."""
     network = {
         "fcnet_hiddens": list(cfg.hidden), "fcnet_activation": "tanh", "vf_share_layers": False,
-        "free_log_std": True, "initial_std": cfg.initial_std,
+        "free_log_std": True, "initial_std": cfg.initial_std, "fixed_std": cfg.fixed,
     }  # fmt: skip
     config = PPOConfig().environment(env).framework("torch").callbacks(on_episode_end=_record_episode)
     config.env_runners(
@@ -203,8 +209,12 @@ def learn_rllib(make_env: Make, cfg: RLlibConfig, folder: Path, seed: int, tell:
             shutil.rmtree(algorithm.logdir, ignore_errors=True)  # empty, and in the home folder
 
 
-def rllib_actor(checkpoint: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """What was learnt, without Ray: observations (N, D) to the agent's mean actions (N, A) float32."""
+def rllib_actor(checkpoint: Path, drawn: int | None = None) -> Agent:
+    """What was learnt, without Ray: observations (N, D) to the agent's mean actions (N, A) float32.
+
+    With ``drawn``, a seed, to actions that it draws, as it does while it learns.
+    """
+    generator = None if drawn is None else torch.Generator().manual_seed(drawn)
     module = CalmPPOModule.from_checkpoint(checkpoint / "learner_group" / "learner" / "rl_module" / "default_policy")
     space = module.action_space
     assert isinstance(space, gym.spaces.Box)  # see _checked
@@ -212,7 +222,10 @@ def rllib_actor(checkpoint: Path) -> Callable[[np.ndarray], np.ndarray]:
     @torch.inference_mode()
     def act(observation: np.ndarray) -> np.ndarray:
         out = module.forward_inference({"obs": torch.as_tensor(observation, dtype=torch.float32)})
-        return unsquash_action(out["action_dist_inputs"][:, : space.shape[0]].numpy(), space)
+        mean, log_std = out["action_dist_inputs"].split(space.shape[0], 1)
+        if generator is not None:
+            mean = mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
+        return unsquash_action(mean.numpy(), space)
 
     return act
 

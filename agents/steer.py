@@ -1,4 +1,4 @@
-"""Steered: a dream whose actions are a few numbers that steer a policy, and whose observation is one flat vector.
+"""Steering: a few numbers that steer a policy, and one flat vector to choose them from, in the dream and on the robot.
 
 What this is: the face of a dream for stock reinforcement learning. A chunk of K x A actions is too much to explore, and
 the pixels too much to read; what is left is ``slow`` x A numbers in, one vector of latents out. An agent that is a
@@ -9,7 +9,7 @@ action is small and an untrained agent of mean 0 and deviation 1 is the policy i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import gymnasium as gym
@@ -20,14 +20,19 @@ from torch import Tensor
 
 from imagine.dream import Dream
 from imagine.env import Outcome
+from imagine.model import WorldActionModel
 from imagine.questions import POLICY
 from imagine.sampler import draw_noise, sample
 from imagine.tiles import in_tiles
 from imagine.types import Chunk, Context, ImagineError
 from policy.policy import JointPolicy
 
+Agent = Callable[[np.ndarray], np.ndarray]
+"""What learnt: numbers (N, slow * A) for observations (N, D); see :class:`Steering`."""
 How = Literal["noise", "residual", "chunk"]
+Sees = Literal["latents", "nothing"]
 _STREAM = 3, 2  # imagine.sampler draws the action's noise from seed * 3 + 2
+_CHUNKS = 1_009  # agents.rollout: a policy's seed is the episode's times this, plus the chunk
 
 
 class SteerConfig(BaseModel):
@@ -41,6 +46,8 @@ class SteerConfig(BaseModel):
         limit: of ``noise``, in standard deviations. A library that explores uniformly (SAC of Stable-Baselines3) wants
             the square root of 3, where uniform numbers have variance 1; one that draws from a Gaussian wants 3 or more.
         reach: of the other two: root mean square over a chunk, in normalised action units, of one cosine at action 1.
+        sees: ``latents``: what the class describes. ``nothing``: a zero. Such an agent can only learn which numbers are
+            good everywhere; a few thousand steps say no more than that, and what it cannot see cannot mislead it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,44 +56,128 @@ class SteerConfig(BaseModel):
     slow: Annotated[int, Field(gt=0)] = 3
     limit: Annotated[float, Field(gt=0)] = 3.0
     reach: Annotated[float, Field(gt=0)] = 0.5
+    sees: Sees = "latents"
+
+
+class Steering:
+    """What an agent sees and what its numbers do, around a frozen policy; dream and robot share it.
+
+    What is seen (D,) float32: the newest latent frame, what it lacks of the episode's first one (start minus newest),
+    proprioception, all normalised, and the instruction's word embeddings pooled: an agent without a memory sees what
+    has changed. Each part is divided by the square root of its size; otherwise 1,500 numbers of image drown the words,
+    and no agent learns from a few thousand steps what it was told.
+    Its numbers are (slow * A,) float32, cosine by cosine.
+    """
+
+    def __init__(self, model: WorldActionModel, policy: JointPolicy | None, cfg: SteerConfig | None = None) -> None:
+        """Steer a policy.
+
+        Args:
+            model: says what a chunk and a latent frame look like.
+            policy: of the model's embodiment; None only where ``cfg.how`` is ``chunk``.
+            cfg: what the numbers mean.
+
+        Raises:
+            ImagineError: there is no policy to steer, it is of another embodiment, or ``slow`` exceeds the chunk.
+        """
+        self.model, self.policy, self.cfg = model, policy, cfg or SteerConfig()
+        k, a = self._shape = model.chunk_shapes["action"]
+        if policy is None and self.cfg.how != "chunk":
+            raise ImagineError(f"how={self.cfg.how!r} steers a policy, got none; give one, or use how='chunk'.")
+        if policy is not None and policy.model.body != model.body:
+            raise ImagineError(
+                f"the policy is for embodiment {policy.model.body.name!r}, expected {model.body.name!r}."
+            )
+        if self.cfg.slow > k:
+            raise ImagineError(f"slow is {self.cfg.slow}, expected at most the {k} actions of a chunk.")
+        self._rows = cosines(self.cfg.slow, k).to(model.device)
+        frame = int(np.prod(model.chunk_shapes["video"][1:]))
+        d = 1 if self.cfg.sees == "nothing" else 2 * frame + model.body.proprio_dim + model.text_shape[1]
+        most = self.cfg.limit if self.cfg.how == "noise" else 1.0
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (d,), np.float32)
+        self.action_space = gym.spaces.Box(-most, most, (self.cfg.slow * a,), np.float32)
+
+    @torch.inference_mode()
+    def look(self, now: Tensor, start: Tensor, proprio: Tensor, text: Tensor) -> np.ndarray:
+        """What agents see, (N, D) float32.
+
+        Args:
+            now: (N, ...) newest latent frame of every lane, normalised.
+            start: likewise, the episode's first one.
+            proprio: (N, P), normalised.
+            text: (N, L, C) word embeddings.
+        """
+        if self.cfg.sees == "nothing":
+            return np.zeros((len(now), 1), np.float32)
+        now, start = now.flatten(1), start.flatten(1)
+        parts = (now, start - now, proprio, text.sum(1))
+        return torch.cat([x / x.shape[1] ** 0.5 for x in parts], 1).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def chunks(self, context: Context | None, seeds: Sequence[int], actions: np.ndarray) -> np.ndarray:
+        """What the lanes do: (N, slow * A) float32 to (N, K, A) float32 in robot units, within bounds.
+
+        ``context`` is what the policy sees, if there is one, and ``seeds`` what it draws from.
+        """
+        slow = torch.from_numpy(np.asarray(actions, np.float32)).to(self._rows).unflatten(1, (self.cfg.slow, -1))
+        if self.cfg.how == "noise":
+            return self._denoised(_given(context), seeds, slow)
+        wave = self.cfg.reach * self._shape[0] ** 0.5 * (slow[:, :, None] * self._rows[:, :, None]).sum(1)
+        if self.cfg.how == "chunk":
+            return self.model.restore_action(wave).cpu().numpy()
+        assert self.policy is not None
+        own = self.policy.act_on(_given(context), seeds)  # in robot units, so that action 0 changes no bit
+        moved = own + (wave * self.model.action_std).cpu().numpy()
+        return np.clip(moved, self.model.body.action_low, self.model.body.action_high)
+
+    @torch.inference_mode()
+    def unsteered(self, seeds: Sequence[int]) -> np.ndarray:
+        """The numbers (N, slow * A) that leave the policy as it is; those of ``noise`` may exceed the limit.
+
+        For ``chunk``, which has no policy, the mean chunk.
+        """
+        if self.cfg.how != "noise":
+            return np.zeros((len(seeds), *self.action_space.shape), np.float32)
+        return project(self._rows, self._own_noise(seeds)).flatten(1).cpu().numpy()
+
+    def _own_noise(self, seeds: Sequence[int]) -> Tensor:
+        """(N, K, A) float32 standard normal: what the policy would start from."""
+        times, plus = _STREAM
+        return draw_noise(self._shape, len(seeds), [s * times + plus for s in seeds], None).to(self._rows)
+
+    def _denoised(self, context: Context, seeds: Sequence[int], slow: Tensor) -> np.ndarray:
+        """The policy's chunks from noise whose slow part is given, (N, slow, A).
+
+        White noise in an orthonormal basis is white, so that N(0, I) actions are the policy itself.
+        Source: DSRL, arXiv:2506.15799; there the agent sets all of the noise.
+        """
+        policy = self.policy
+        assert policy is not None
+
+        def answer(rows: Tensor) -> tuple[Tensor, ...]:
+            own = self._own_noise([seeds[i] for i in rows.tolist()])
+            change = slow[rows] - project(self._rows, own)
+            noise = policy.temperature * (own + torch.einsum("sk,nsa->nka", self._rows, change))
+            asked = context.index(rows)
+            chunk = sample(policy.model, POLICY, asked, steps=policy.steps, noise=Chunk(action=noise))
+            assert chunk.action is not None
+            return (policy.model.restore_action(chunk.action),)
+
+        return in_tiles(answer, len(slow))[0].cpu().numpy()
 
 
 class Steered:
     """A ``World`` around a dream and a policy; both are this world's own from now on.
 
-    The observation (D,) float32 holds the newest latent frame, what it lacks of the episode's first one (start minus
-    newest), proprioception, all normalised, and the instruction's word embeddings pooled: an agent without a memory
-    sees what has changed. Each part is divided by the square root of its size; otherwise 1,500 numbers of image drown
-    the words, and no agent learns from a few thousand steps what it was told.
-    The action is (slow * A,) float32, cosine by cosine. Lanes are independent: what the policy draws depends on the
+    Observations and actions are those of :class:`Steering`. Lanes are independent: what the policy draws depends on the
     lane's seed and step alone, and is what ``agents.rollout`` makes it draw.
     """
 
     def __init__(self, dream: Dream, policy: JointPolicy | None, cfg: SteerConfig | None = None) -> None:
-        """Steer a policy through a dream.
-
-        Args:
-            dream: imagines and judges.
-            policy: of the dream's embodiment; None only where ``cfg.how`` is ``chunk``.
-            cfg: what the actions mean.
-
-        Raises:
-            ImagineError: there is no policy to steer, it is of another embodiment, or ``slow`` exceeds the chunk.
-        """
-        self.dream, self.policy, self.cfg = dream, policy, cfg or SteerConfig()
-        body, dit = dream.model.body, dream.model.chunk_shapes["video"]
-        k, a = self._shape = dream.model.chunk_shapes["action"]
-        if policy is None and self.cfg.how != "chunk":
-            raise ImagineError(f"how={self.cfg.how!r} steers a policy, got none; give one, or use how='chunk'.")
-        if policy is not None and policy.model.body != body:
-            raise ImagineError(f"the policy is for embodiment {policy.model.body.name!r}, expected {body.name!r}.")
-        if self.cfg.slow > k:
-            raise ImagineError(f"slow is {self.cfg.slow}, expected at most the {k} actions of a chunk.")
-        self._rows = cosines(self.cfg.slow, k).to(dream.model.device)
-        d = 2 * int(np.prod(dit[1:])) + body.proprio_dim + dream.model.text_shape[1]
-        most = self.cfg.limit if self.cfg.how == "noise" else 1.0
-        self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (d,), np.float32)
-        self.single_action_space = gym.spaces.Box(-most, most, (self.cfg.slow * a,), np.float32)
+        """Steer a policy through a dream; arguments and errors are those of :class:`Steering`."""
+        self.dream, self.steering = dream, Steering(dream.model, policy, cfg)
+        self.single_observation_space = self.steering.observation_space
+        self.single_action_space = self.steering.action_space
         self.metadata = dream.metadata
 
     def allocate(self, num_envs: int) -> None:
@@ -101,12 +192,10 @@ class Steered:
         """Imagine the chunk that (N, slow * A) float32 actions lead to in every lane."""
         return self.dream.step(self.chunks(actions))
 
-    @torch.inference_mode()
     def observe(self) -> np.ndarray:
-        """(N, D) float32; see the class."""
-        now, start = self.dream.video[:, -1].flatten(1), self.dream.start_video.flatten(1)
-        parts = (now, start - now, self.dream.proprio[:, -1], self.dream.text.sum(1))
-        return torch.cat([x / x.shape[1] ** 0.5 for x in parts], 1).float().cpu().numpy()
+        """(N, D) float32; see :class:`Steering`."""
+        dream = self.dream
+        return self.steering.look(dream.video[:, -1], dream.start_video, dream.proprio[:, -1], dream.text)
 
     def snapshot(self) -> Any:
         """Everything that the future depends on; a policy keeps no history."""
@@ -120,65 +209,61 @@ class Steered:
         """(F, H, W, 3) uint8, the newest chunk of one lane."""
         return self.dream.frames(lane)
 
-    @torch.inference_mode()
     def chunks(self, actions: np.ndarray) -> np.ndarray:
         """What the lanes would do now: (N, slow * A) float32 to (N, K, A) float32 in robot units, within bounds."""
-        slow = torch.from_numpy(np.asarray(actions, np.float32)).to(self._rows).unflatten(1, (self.cfg.slow, -1))
-        if self.cfg.how == "noise":
-            return self._denoised(slow)
-        model = self.dream.model
-        wave = self.cfg.reach * self._shape[0] ** 0.5 * (slow[:, :, None] * self._rows[:, :, None]).sum(1)
-        if self.cfg.how == "chunk":
-            return model.restore_action(wave).cpu().numpy()
-        assert self.policy is not None
-        own = self.policy.act_on(self._context(), self.seeds())  # in robot units, so that action 0 changes no bit
-        moved = own + (wave * model.action_std).cpu().numpy()
-        return np.clip(moved, model.body.action_low, model.body.action_high)
+        policy = self.steering.policy
+        context = None if policy is None else policy.context(self.dream.observe())
+        return self.steering.chunks(context, self.seeds(), actions)
 
-    @torch.inference_mode()
     def unsteered(self) -> np.ndarray:
-        """The actions (N, slow * A) that leave every lane's policy as it is; those of ``noise`` may exceed the limit.
-
-        For ``chunk``, which has no policy, the mean chunk.
-        """
-        n = len(self.dream.seeds)
-        if self.cfg.how != "noise":
-            return np.zeros((n, *self.single_action_space.shape), np.float32)
-        return project(self._rows, self._own_noise(self.seeds())).flatten(1).cpu().numpy()
+        """What leaves every lane's policy as it is now; see :meth:`Steering.unsteered`."""
+        return self.steering.unsteered(self.seeds())
 
     def seeds(self) -> list[int]:
         """What the policy draws from in each lane now; the same as in :func:`agents.rollout.rollout`."""
-        return [int(s) * 1_009 + int(k) for s, k in zip(self.dream.seeds, self.dream.steps, strict=True)]
+        return [int(s) * _CHUNKS + int(k) for s, k in zip(self.dream.seeds, self.dream.steps, strict=True)]
 
-    def _context(self) -> Context:
-        """What the policy sees: the frame as anybody sees it, as on the robot."""
-        assert self.policy is not None
-        return self.policy.context(self.dream.observe())
 
-    def _own_noise(self, seeds: Sequence[int]) -> Tensor:
-        """(N, K, A) float32 standard normal: what the policy would start from."""
-        times, plus = _STREAM
-        return draw_noise(self._shape, len(seeds), [s * times + plus for s in seeds], None).to(self._rows)
+class SteeredPolicy:
+    """A ``Policy``: what an agent that learnt in the dream does with the policy on the robot."""
 
-    def _denoised(self, slow: Tensor) -> np.ndarray:
-        """The policy's chunks from noise whose slow part is given, (N, slow, A).
+    def __init__(self, steering: Steering, agent: Agent) -> None:
+        """``agent`` chooses among the actions of ``steering``."""
+        self.steering, self.agent = steering, agent
+        self._eyes = steering.policy or JointPolicy(steering.model)
+        self._starts: dict[int, Tensor] = {}
 
-        White noise in an orthonormal basis is white, so that N(0, I) actions are the policy itself.
-        Source: DSRL, arXiv:2506.15799; there the agent sets all of the noise.
+    def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
+        """See :class:`imagine.types.Policy`. Same bytes for the same seed only if the agent draws nothing of its own.
+
+        Raises:
+            ImagineError: no seeds; they say which episode a lane is in.
         """
-        policy, context, seeds = self.policy, self._context(), self.seeds()
-        assert policy is not None
+        if seeds is None:
+            raise ImagineError("a steered policy remembers how an episode began by its seeds; got none.")
+        context = self._eyes.context(observation)
+        now, episodes = context.video[:, -1], [int(s) // _CHUNKS for s in seeds]
+        for i, episode in enumerate(episodes):
+            self._starts.setdefault(episode, now[i])
+        start = torch.stack([self._starts[e] for e in episodes])
+        seen = self.steering.look(now, start, context.proprio[:, -1], context.text)
+        return self.steering.chunks(context, seeds, self.agent(seen))
 
-        def answer(rows: Tensor) -> tuple[Tensor, ...]:
-            own = self._own_noise([seeds[i] for i in rows.tolist()])
-            change = slow[rows] - project(self._rows, own)
-            noise = policy.temperature * (own + torch.einsum("sk,nsa->nka", self._rows, change))
-            asked = context.index(rows)
-            chunk = sample(policy.model, POLICY, asked, steps=policy.steps, noise=Chunk(action=noise))
-            assert chunk.action is not None
-            return (policy.model.restore_action(chunk.action),)
+    def reset(self, lanes: np.ndarray | None = None) -> None:
+        """Forget how episodes began; where only some lanes are over, the others' are still needed."""
+        if lanes is None or bool(np.all(lanes)):
+            self._starts.clear()
 
-        return in_tiles(answer, len(slow))[0].cpu().numpy()
+
+def _given(context: Context | None) -> Context:
+    """What a policy sees.
+
+    Raises:
+        ImagineError: nothing.
+    """
+    if context is None:
+        raise ImagineError("a policy is steered from what it sees; got no context.")
+    return context
 
 
 def cosines(slow: int, ticks: int) -> Tensor:
@@ -202,3 +287,14 @@ def require_how(how: str) -> How:
     if how not in get_args(How):
         raise ImagineError(f"how is {how!r}, expected one of {', '.join(get_args(How))}.")
     return how  # type: ignore[return-value]
+
+
+def require_sees(sees: str) -> Sees:
+    """``sees`` as the type that :class:`SteerConfig` wants.
+
+    Raises:
+        ImagineError: there is no such observation.
+    """
+    if sees not in get_args(Sees):
+        raise ImagineError(f"sees is {sees!r}, expected one of {', '.join(get_args(Sees))}.")
+    return sees  # type: ignore[return-value]

@@ -1,8 +1,10 @@
 """Every algorithm at an equal budget of imagined episodes: what it is worth on the real twin.
 
-``python benchmarks/improve_study.py`` trains each recipe below with each seed (a finished run is kept, a killed
-one goes on), evaluates every adapter on the same real starts, and writes ``docs/improve.json`` and the table in
-``docs/improve.md``. Starts from 900000 on; none of them was learnt from or tuned on.
+``python benchmarks/improve_study.py`` trains each recipe of a table below with each seed (a finished run is kept, a
+killed one goes on), evaluates every adapter on the same real starts, and writes ``docs/improve.json`` and the table in
+``docs/improve.md``. Starts from 900000 on; none of them was learnt from or tuned on. ``--table longer --seeds 1 2 3 4``
+gives the first two twice the updates; ``--table horizon --seeds 1`` spends one budget of chunks on short episodes or on
+long ones.
 """
 
 from __future__ import annotations
@@ -23,36 +25,47 @@ from imagine.model import WorldActionModel
 
 ROOT = Path(__file__).parent.parent
 MODEL = "g1-table-tiny"
-RECIPES = {
-    "filtered BC": ("filtered-bc",),
-    "DiffusionNFT": ("nft",),
-    "AWR": ("awr",),
-    "Flow-GRPO (CPS)": ("grpo",),
-    "DiffusionNFT, baseline per start": ("nft", "baseline=group", "nft.pure=0.6"),
-    "AWR, baseline per start": ("awr", "baseline=group"),
-    "Flow-GRPO (CPS), baseline per start": ("grpo", "baseline=group", "lr=0.0002"),
-    "DiffusionNFT, unguarded": ("nft", "--unguarded"),
-}
-"""Name, preset and what else ``imagine improve`` is told; updates, groups, members and horizons are those of all."""
+TABLES = {
+    "study": {
+        "filtered BC": ("filtered-bc",),
+        "DiffusionNFT": ("nft",),
+        "AWR": ("awr",),
+        "Flow-GRPO (CPS)": ("grpo",),
+        "DiffusionNFT, baseline per start": ("nft", "baseline=group", "nft.pure=0.6"),
+        "AWR, baseline per start": ("awr", "baseline=group"),
+        "Flow-GRPO (CPS), baseline per start": ("grpo", "baseline=group", "lr=0.0002"),
+        "DiffusionNFT, unguarded": ("nft", "--unguarded"),
+    },
+    "longer": {
+        "filtered BC": ("filtered-bc", "updates=16"),
+        "DiffusionNFT": ("nft", "updates=16"),
+    },
+    "horizon": {
+        f"DiffusionNFT, {updates} updates of {chunks} chunks": (
+            "nft", f"updates={updates}", f"first_horizon={chunks}", f"last_horizon={chunks}",
+        )
+        for chunks, updates in ((2, 12), (4, 6), (8, 3))
+    },
+}  # fmt: skip
+"""Table, name, preset and what else ``imagine improve`` is told; all else is the same for all of a table."""
 
 
-def options(name: str) -> list[str]:
+def options(recipe: tuple[str, ...]) -> list[str]:
     """Words after ``imagine improve``; looks at the beginning and the end alone save time and change nothing else."""
-    preset, *more = RECIPES[name]
+    preset, *more = recipe
     changes = ["look_every=100", *(m for m in more if not m.startswith("--"))]
     return ["--preset", preset, "--set", ",".join(changes), *(m for m in more if m.startswith("--"))]
 
 
-def folder_of(name: str, seed: int, runs: Path) -> Path:
+def folder_of(table: str, name: str, seed: int, runs: Path) -> Path:
     """Where one run lies."""
-    return runs / f"{re.sub(r'[^a-z]+', '-', name.lower()).strip('-')}-{seed}"
+    return runs / table / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-{seed}"
 
 
-def train(name: str, seed: int, runs: Path) -> Path:
+def train(recipe: tuple[str, ...], seed: int, folder: Path) -> Path:
     """Run ``imagine improve`` unless it is finished; returns the adapter's folder."""
-    folder = folder_of(name, seed, runs)
     if not (folder / "metrics.json").is_file():
-        line = ["improve", *options(name), "--seed", str(seed), "--test-episodes", "0", "--out", str(folder)]
+        line = ["improve", *options(recipe), "--seed", str(seed), "--test-episodes", "0", "--out", str(folder)]
         subprocess.run([sys.executable, "-m", "configs.cli", *line], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return folder / "adapter"
 
@@ -87,6 +100,7 @@ def main() -> None:
     """Train, evaluate, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "improve-study")
+    parser.add_argument("--table", choices=list(TABLES), default="study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--finished", action="store_true", help="evaluate finished runs, train nothing")
@@ -95,12 +109,12 @@ def main() -> None:
     novice = outcomes(model, "novice", args.episodes, chunks)
     found: dict[str, list[dict[int, np.ndarray]]] = {}
     curves: dict[str, list[dict[str, float]]] = {}
-    for name in RECIPES:
+    for name, recipe in TABLES[args.table].items():
         for seed in args.seeds:
-            done = (folder_of(name, seed, args.runs) / "metrics.json").is_file()
-            if args.finished and not done:
+            folder = folder_of(args.table, name, seed, args.runs)
+            if args.finished and not (folder / "metrics.json").is_file():
                 continue
-            adapter = train(name, seed, args.runs)
+            adapter = train(recipe, seed, folder)
             curve = json.loads((adapter.parent / "metrics.json").read_text())["curve"]
             found.setdefault(name, []).append(outcomes(model, str(adapter), args.episodes, chunks))
             curves.setdefault(name, []).append({**curve[0], **curve[-1]})
@@ -133,10 +147,11 @@ def main() -> None:
             "imagined_gain": float(np.mean(dreamt)) if dreamt else None,
             "kl": kl,
         }
-    (ROOT / "docs" / "improve.json").write_text(json.dumps(report, indent=1))
-    page = ROOT / "docs" / "improve.md"
-    body = "<!-- study -->\n" + "\n".join(lines) + "\n<!-- /study -->"
-    page.write_text(re.sub(r"<!-- study -->.*?<!-- /study -->", lambda _: body, page.read_text(), flags=re.S))
+    kept = ROOT / "docs" / "improve.json"
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), args.table: report}, indent=1) + "\n")
+    page, mark = ROOT / "docs" / "improve.md", args.table
+    body = f"<!-- {mark} -->\n" + "\n".join(lines) + f"\n<!-- /{mark} -->"
+    page.write_text(re.sub(f"<!-- {mark} -->.*?<!-- /{mark} -->", lambda _: body, page.read_text(), flags=re.S))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from agents.rollout import DreamLanes, Lanes, RealLanes
-from agents.steer import SteerConfig, Steered, require_how
+from agents.steer import SteerConfig, Steered, require_how, require_sees
 from agents.zoo import Flaw, Flawed
 from imagine.dream import Dream, DreamConfig
 from imagine.embodiment import Embodiment
 from imagine.env import EnvConfig, WorldModelEnv, WorldModelVectorEnv
 from imagine.model import WorldActionModel, resolve
-from imagine.starts import RobotStarts, Starts
+from imagine.starts import FewStarts, RobotStarts, Starts
 from imagine.text import split_words
 from imagine.types import ImagineError, Policy, RewardModel
 from policy.adapter import merged
@@ -314,6 +314,9 @@ def make_steered_vector_env(
     slow: int = 3,
     limit: float = 3.0,
     reach: float = 0.5,
+    sees: str = "latents",
+    scenes: Sequence[int] | None = None,
+    doubted: bool = True,
     judge: str | Path = "latent",
     guarded: bool = True,
     shaping: float | None = None,
@@ -323,16 +326,23 @@ def make_steered_vector_env(
 ) -> WorldModelVectorEnv:
     """``gymnasium.make_vec("imagine/G1TableLatent-v0", num_envs=N)``: latents to observe, a policy to steer.
 
-    ``policy`` is one of :func:`policy` that denoises; ``how``, ``slow``, ``limit`` and ``reach`` are those of
-    :class:`agents.steer.SteerConfig`, and all else is as for :func:`make_dream_vector_env`.
+    ``policy`` is one of :func:`policy` that denoises; ``how``, ``slow``, ``limit``, ``reach`` and ``sees`` are those
+    of :class:`agents.steer.SteerConfig`, and all else is as for :func:`make_dream_vector_env`. ``scenes`` are start
+    seeds, at one of which every episode begins; by default each begins elsewhere. Without ``doubted`` nobody asks
+    whether the dream follows the actions, which is a third of the work.
 
     Raises:
         ImagineError: the policy has no noise to steer, or an option is out of range.
     """
-    cfg = SteerConfig(how=require_how(how), slow=slow, limit=limit, reach=reach)
+    cfg = SteerConfig(how=require_how(how), slow=slow, limit=limit, reach=reach, sees=require_sees(sees))
     mind = WorldActionModel.from_pretrained(model, device=device)
     acts = _policy(policy, mind, model)
     if not isinstance(acts, JointPolicy):
         raise ImagineError(f"policy {policy!r} cannot be steered, expected base, {', '.join(ADAPTERS)}, or a folder.")
-    world = Steered(dream(mind, model, judged_by=judge, guarded=guarded, shaping=shaping), acts, cfg)
+    how_to_dream = dream_config(model)
+    if not doubted:
+        how_to_dream = how_to_dream.model_copy(update={"inverse_steps": 0, "hallucination_limit": None})
+    starts = None if scenes is None else FewStarts(robot_starts(mind), scenes)
+    asleep = dream(mind, model, how_to_dream, judged_by=judge, guarded=guarded, shaping=shaping, starts=starts)
+    world = Steered(asleep, acts, cfg)
     return WorldModelVectorEnv(world, num_envs, cfg=EnvConfig(horizon=horizon), **kwargs)

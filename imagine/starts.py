@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ import numpy as np
 from .data.lerobot import LeRobotDataset
 from .data.windows import Windows, build_cache
 from .embodiment import Embodiment
-from .types import DatasetError, Robot, unpack_instruction
+from .types import DatasetError, ImagineError, Robot, unpack_instruction
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,26 @@ class MixedStarts:
         """The start of one or the other."""
         elsewhere = np.random.default_rng([seed, 5]).uniform() < self.share
         return (self.other if elsewhere else self.usual)(seed, options)
+
+
+class FewStarts:
+    """Every episode starts at one of a few scenes: to practise what is in front of the robot. Only what the seed does
+    beyond the start, a dream's noise and a policy's draws, is new each time.
+    """
+
+    def __init__(self, usual: Starts, scenes: Sequence[int]):
+        """``scenes``: seeds of ``usual``.
+
+        Raises:
+            ImagineError: there is no scene.
+        """
+        if not scenes:
+            raise ImagineError("got no scene to start at, expected at least 1 start seed.")
+        self.usual, self.scenes = usual, tuple(scenes)
+
+    def __call__(self, seed: int, options: Mapping[str, Any]) -> Start:
+        """The seed's scene; seeds take turns."""
+        return self.usual(self.scenes[seed % len(self.scenes)], options)
 
 
 class DatasetStarts:

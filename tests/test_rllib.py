@@ -211,10 +211,11 @@ class SeesAll(PPOTorchLearner):
 
 @pytest.mark.slow
 def test_nothing_is_learnt_from_resets(cluster: None) -> None:
-    config = ppo_config(register_rllib("counter", make), SMALL.model_copy(update={"epochs": 1}))
+    config = ppo_config(register_rllib("counter", make), SMALL.model_copy(update={"epochs": 1, "fixed": True}))
     algorithm = config.env_runners(num_env_runners=0).learners(learner_class=SeesAll).build_algo()
     result = algorithm.train()
     rows = np.concatenate(algorithm.learner_group._learner.rows)
+    assert (algorithm.get_module().pi.log_std == np.log(np.float32(SMALL.initial_std))).all(), "it is fixed"
     algorithm.stop()
     assert result["env_runners"]["num_env_steps_sampled"] >= 40
     chunk, lane, _, reward, _ = rows[rows[:, 4] > 0].T
@@ -252,6 +253,8 @@ def test_ppo_improves_in_a_world_that_is_easy(learnt: tuple[dict[str, Any], Path
     assert result["return_before"].n == curve[0]["episodes"] and result["steps_per_second"] > 0
     action = rllib_actor(folder / "checkpoint")(np.array([[0.0, lane, -1.0] for lane in range(3)], np.float32))
     assert action.shape == (3, 2) and np.abs(action - TARGET).max() < 0.3
+    draw = [rllib_actor(folder / "checkpoint", seed)(np.zeros((500, 3), np.float32)) for seed in (0, 0, 1)]
+    assert (draw[0] == draw[1]).all() and (draw[0] != draw[2]).any() and (draw[0].std(0) > 0.01).all()
     assert list((folder / "log").glob("events.*"))
 
 

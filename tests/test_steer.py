@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from agents.practice import episodes, improvement, in_reality
 from agents.rollout import DreamLanes, rollout
-from agents.steer import How, SteerConfig, Steered, cosines, project
+from agents.steer import How, SteerConfig, Steered, SteeredPolicy, cosines, project
 from imagine.dream import Dream, DreamConfig
 from imagine.env import EnvConfig, World, WorldModelVectorEnv
 from imagine.model import WorldActionModel
-from imagine.starts import Start
+from imagine.starts import FewStarts, Start
 from imagine.types import Clip, ImagineError, Score
 from policy.policy import JointPolicy
 
@@ -53,8 +54,8 @@ def numbers(n: int, steps: int = 1, slow: int = SLOW) -> np.ndarray:
 
 def own(world: Steered) -> np.ndarray:
     """What the policy does by itself in the lanes as they are."""
-    assert world.policy is not None
-    return world.policy.act(world.dream.observe(), world.seeds())
+    assert world.steering.policy is not None
+    return world.steering.policy.act(world.dream.observe(), world.seeds())
 
 
 def test_cosines_are_orthonormal_and_the_first_is_the_mean() -> None:
@@ -72,12 +73,12 @@ def test_noise_that_the_policy_draws_itself_is_the_policy(tiny_model: WorldActio
 
 def test_steered_noise_is_as_white_as_the_policys_own(tiny_model: WorldActionModel) -> None:
     world = steered(tiny_model, lanes=1)
-    mine = torch.stack([world._own_noise([s])[0] for s in range(4000)])
+    mine = torch.stack([world.steering._own_noise([s])[0] for s in range(4000)])
     drawn = torch.randn(4000, SLOW, A, generator=torch.Generator().manual_seed(0))
-    change = drawn - project(world._rows, mine)
-    noise = (mine + torch.einsum("sk,nka->nsa", world._rows.T, change)).flatten(1)
+    change = drawn - project(world.steering._rows, mine)
+    noise = (mine + torch.einsum("sk,nka->nsa", world.steering._rows.T, change)).flatten(1)
     torch.testing.assert_close(noise.T.cov(), torch.eye(K * A), atol=0.1, rtol=0)
-    torch.testing.assert_close(project(world._rows, noise.unflatten(1, (K, A))), drawn)
+    torch.testing.assert_close(project(world.steering._rows, noise.unflatten(1, (K, A))), drawn)
 
 
 def test_only_what_is_not_steered_is_left_to_the_seed(tiny_model: WorldActionModel) -> None:
@@ -175,6 +176,92 @@ def test_the_observation_holds_now_what_has_changed_the_body_and_the_words(tiny_
     assert not np.array_equal(words[0], words[1]), "the instructions differ"
 
 
+def test_an_agent_may_see_nothing(tiny_model: WorldActionModel) -> None:
+    world = steered(tiny_model, lanes=2, sees="nothing")
+    world.step(numbers(2)[0])
+    assert world.observe() in gym.vector.utils.batch_space(world.single_observation_space, 2)
+    assert world.observe().tolist() == [[0], [0]]
+
+
+def test_few_scenes_take_turns_and_everything_else_stays_new() -> None:
+    starts, usual = FewStarts(SeededStarts(), [7, 8, 11]), SeededStarts()
+    for seed in range(7):
+        assert (starts(seed, {}).canvas == usual((7, 8, 11)[seed % 3], {}).canvas).all()
+    with pytest.raises(ImagineError, match="got no scene"):
+        FewStarts(usual, [])
+
+
+def test_improvement_is_paired_by_start() -> None:
+    before = np.array([0.0, 1.0, 2.0])
+    told = improvement(before, before + 0.5)
+    assert told["gain"] == {"value": 0.5, "ci_low": 0.5, "ci_high": 0.5, "n": 3}
+    assert told["before"]["value"] == 1 and told["after"]["value"] == 1.5
+    assert told["each"] == {"before": [0, 1, 2], "after": [0.5, 1.5, 2.5]}
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_on_the_robot_an_agent_does_what_it_would_do_in_the_dream(tiny_model: WorldActionModel, how: How) -> None:
+    world = steered(tiny_model, how, lanes=2, reach=0.05)
+    seen: list[np.ndarray] = []
+
+    def agent(observation: np.ndarray) -> np.ndarray:
+        seen.append(observation)
+        return numbers(2)[0]
+
+    policy = SteeredPolicy(world.steering, agent)
+    n = world.dream.start_video[0].numel()
+    for _ in range(2):
+        chunks = policy.act(world.dream.observe(), world.seeds())
+        np.testing.assert_allclose(chunks, world.chunks(numbers(2)[0]), atol=1e-5)
+        # Pose and words; the robot encodes pictures, and what this untrained codec paints is no picture.
+        np.testing.assert_allclose(seen[-1][:, 2 * n :], world.observe()[:, 2 * n :], atol=1e-4)
+        world.step(numbers(2)[0])
+    latents = slice(n, 2 * n)
+    assert not seen[0][:, latents].any() and seen[1][:, latents].any(), "it remembers how the episode began"
+    policy.reset()
+    policy.act(world.dream.observe(), world.seeds())
+    assert not seen[-1][:, latents].any()
+    with pytest.raises(ImagineError, match="got none"):
+        policy.act(world.dream.observe())
+
+
+def test_without_a_residual_nothing_changes_on_the_robot(tiny_model: WorldActionModel) -> None:
+    world = steered(tiny_model, "residual", lanes=3)
+    nothing = SteeredPolicy(world.steering, lambda seen: np.zeros((len(seen), *world.single_action_space.shape)))
+
+    class Coin(DreamLanes):
+        """Some of what a policy does succeeds."""
+
+        def step(self, lanes: Sequence[int], actions: np.ndarray) -> tuple[Any, list[dict[str, Any]]]:
+            seen, told = super().step(lanes, actions)
+            return seen, [
+                {**t, "success": 1e6 * float(a.sum()) % 2 < 1, "done": True} for t, a in zip(told, actions, strict=True)
+            ]
+
+    assert world.steering.policy is not None
+    starts, draws = [1, 2] * 10, (np.arange(20) // 2).tolist()
+    own, same = (in_reality(Coin(world.dream, 3), p, starts, draws) for p in (world.steering.policy, nothing))
+    assert own.tolist() == same.tolist() and 0 < own.sum() < 20
+
+
+@pytest.mark.parametrize("mode", ["Disabled", "SameStep"])
+def test_episodes_are_whole_first_ones_whatever_the_number_of_lanes(tiny_model: WorldActionModel, mode: str) -> None:
+    def judged(clip: Clip, instruction: list[str]) -> Score:
+        won = clip.proprio[:, -1, 0] * 100 % 3 < 1  # some at once, some later, some never
+        return Score(won.float(), won.float(), torch.ones_like(won))
+
+    def play(lanes: int) -> tuple[list[float], list[bool]]:
+        world = steered(tiny_model)
+        world.dream.judge = judged  # type: ignore[assignment]
+        env = WorldModelVectorEnv(world, lanes, cfg=EnvConfig(horizon=3), autoreset_mode=mode)
+        total, won = episodes(env, lambda _: world.unsteered(), range(20))
+        return total.tolist(), won.tolist()
+
+    (total, won), more = play(1), play(3)
+    assert (total, won) == more == play(32) and total == [float(w) for w in won]
+    assert 0 < sum(won) < 20
+
+
 def test_what_cannot_be_steered_is_refused_in_a_sentence(tiny_model: WorldActionModel) -> None:
     dream = Dream(tiny_model, never, SeededStarts(), DreamConfig())
     with pytest.raises(ImagineError, match=r"how='noise' steers a policy, got none; give one, or use how='chunk'"):
@@ -194,6 +281,10 @@ def test_gymnasium_makes_the_shipped_one_by_name() -> None:
     observation, info = env.reset(seed=0)
     assert observation in env.observation_space and info["instruction"][0]
     assert env.step(np.zeros(env.action_space.shape, np.float32))[3].all()
-    for wrong, sentence in (({"how": "magic"}, "expected one of noise"), ({"policy": "random"}, "cannot be steered")):
+    for wrong, sentence in (
+        ({"how": "magic"}, "expected one of noise"),
+        ({"sees": "all"}, "expected one of latents"),
+        ({"policy": "random"}, "cannot be steered"),
+    ):
         with pytest.raises(ImagineError, match=sentence):
             gym.make_vec(**name, **wrong)

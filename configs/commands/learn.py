@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
-from imagine.types import ImagineError
+from agents.practice import episodes, improvement, in_reality
+from agents.steer import Agent, SteeredPolicy, Steering
+from imagine.types import ImagineError, Policy
 
 from ..runfolder import RunFolder
 from .common import Common
@@ -22,7 +25,10 @@ UNIFORM = 3**0.5  # uniform numbers within this have variance 1: what the policy
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Common):
-    """Train a stock library's agent to steer a policy in the dream.
+    """Train a stock library's agent to steer a policy in the dream, then prove it on the real twin.
+
+    By default it practises what is in front of the robot: a few scenes, dreamt of again and again with other noise and
+    other draws of the policy. No real episode is spent on learning.
 
     Attributes:
         library: sb3-ppo, sb3-sac-noise (Stable-Baselines3) or rllib-ppo (Ray).
@@ -30,30 +36,38 @@ class Args(Common):
         adapter: the policy to start from: base, novice, improved, or the folder of an adapter or model; it stays as is.
         how: what the agent sets: noise (that the policy starts from), residual (added to its chunk) or chunk.
         slow: cosines over a chunk that it sets per action dimension.
+        sees: what the agent observes: latents, or nothing (one answer for all).
         judge: who says which dreams succeed; as for imagine evaluate.
-        shaping: pay for judged progress too, as a potential, which changes returns but not which policy is best.
+        shaping: while it learns, pay for judged progress too, as a potential, which changes returns but not which
+            policy is best; tests pay for success alone.
+        scenes: starts that it practises on and is tested on, with other noise; 0: every episode begins elsewhere, and
+            tests are held-out starts.
         horizon: chunks per episode.
         lanes: imagined episodes side by side.
         steps: environment steps of all lanes together.
-        test_episodes: held-out episodes before and after.
-        test_seed: first start seed of them.
-        seed: of the agent, and first start seed.
+        test_episodes: imagined ones, before and after.
+        test_seed: first start seed of them, and the first scene.
+        real_episodes: on the real twin, before and after; 0 is none.
+        seed: of the agent, and of its dreams.
         runners: processes that imagine; rllib alone.
         nodes: machines; rllib alone.
     """
 
     library: Annotated[str, tyro.conf.arg(name="with")] = "sb3-ppo"
     model: str = "g1-table-tiny"
-    adapter: str = "base"
+    adapter: str = "novice"
     how: str = "noise"
-    slow: int = 3
+    slow: int = 1
+    sees: str = "latents"
     judge: str = "latent"
     shaping: bool = False
+    scenes: int = 4
     horizon: int = 4
     lanes: int = 16
     steps: int = 4096
     test_episodes: int = 64
     test_seed: int = 900_000
+    real_episodes: int = 64
     seed: int = 800_000
     runners: int = 1
     nodes: int = 1
@@ -65,47 +79,106 @@ def run(args: Args) -> dict[str, Any]:
     Raises:
         ImagineError: an option is out of range, or the policy or model cannot be had.
     """
-    if args.library not in LIBRARIES:
-        raise ImagineError(f"--with is {args.library!r}, expected one of {', '.join(LIBRARIES)}.")
-    for name, least in (("horizon", 1), ("lanes", 1), ("steps", 1), ("test_episodes", 1), ("seed", 0), ("runners", 1)):
-        if getattr(args, name) < least:
-            option = name.replace("_", "-")
-            raise ImagineError(f"--{option} is {getattr(args, name)}, expected at least {least}.")
-    if args.library == "sb3-sac-noise" and args.how != "noise":
-        raise ImagineError(f"--with sb3-sac-noise steers noise, got --how {args.how}; drop it, or use sb3-ppo.")
+    _check(args)
     folder, begin = RunFolder.of("learn", args), time.time()
     with bar(args.library) as tell:
-        learnt = (_rllib if args.library == "rllib-ppo" else _sb3)(args, folder.path, tell)
-    answer = {"with": args.library, **learnt, "seed": args.seed, "seconds": round(time.time() - begin, 1)}
+        learnt, agent = (_rllib if args.library == "rllib-ppo" else _sb3)(args, folder.path, tell)
+    took = time.time() - begin
+    test = environment(args, args.lanes, "Disabled", None)
+    tests = range(args.test_seed, args.test_seed + args.test_episodes)
+    unsteered = episodes(test, lambda _: test.world.unsteered(), tests)
+    steered = episodes(test, agent(), tests)
+    answer = {"with": args.library, **learnt}
+    answer |= {k: improvement(b, a) for k, b, a in zip(("return", "success"), unsteered, steered, strict=True)}
+    if args.real_episodes:
+        with bar("real twin") as tell:
+            answer["real"] = _real(args, test.world.steering, agent(), tell)
+    answer |= {"seed": args.seed, "seconds": round(took, 1)}
     folder.save_metrics(answer)
     return answer
 
 
-def environment(args: Args, lanes: int, autoreset_mode: str, gamma: float) -> Any:
-    """The dream with its policy, as options say; ``gamma`` is the agent's, which shaping needs."""
+def _check(args: Args) -> None:
+    if args.library not in LIBRARIES:
+        raise ImagineError(f"--with is {args.library!r}, expected one of {', '.join(LIBRARIES)}.")
+    for least, names in enumerate(("scenes real_episodes seed", "horizon lanes steps test_episodes runners")):
+        for name in names.split():
+            if getattr(args, name) < least:
+                option = name.replace("_", "-")
+                raise ImagineError(f"--{option} is {getattr(args, name)}, expected at least {least}.")
+    if args.library == "sb3-sac-noise" and args.how != "noise":
+        raise ImagineError(f"--with sb3-sac-noise steers noise, got --how {args.how}; drop it, or use sb3-ppo.")
+    first, last = args.test_seed, args.test_seed + args.test_episodes - 1
+    if args.seed <= last and first < args.seed + args.lanes:
+        raise ImagineError(
+            f"--seed {args.seed} starts {args.lanes} lanes among the test's ({first} to {last}); move it."
+        )
+
+
+def environment(args: Args, lanes: int, autoreset_mode: str, gamma: float | None) -> Any:
+    """The dream with its policy, as options say.
+
+    Where the agent learns, ``gamma`` is its discount, which shaping needs, and nobody asks whether the dream follows
+    the actions: that is a third of the work. None is where it is tested, which leaves nothing out.
+    """
     from .. import build
 
-    how: dict[str, Any] = {"how": args.how, "slow": args.slow}
+    how: dict[str, Any] = {"how": args.how, "slow": args.slow, "sees": args.sees, "doubted": gamma is None}
     if args.library == "sb3-sac-noise":
         how["limit"] = UNIFORM
     return build.make_steered_vector_env(
         lanes, model=args.model, policy=args.adapter, judge=args.judge, shaping=gamma if args.shaping else None,
-        horizon=args.horizon, autoreset_mode=autoreset_mode, **how,
+        scenes=scenes(args), horizon=args.horizon, autoreset_mode=autoreset_mode, **how,
     )  # fmt: skip
 
 
-def _sb3(args: Args, folder: Path, tell: Callable[[int, int], None]) -> dict[str, Any]:
-    from agents.sb3 import PPOConfig, SACConfig, learn_sb3
+def scenes(args: Args) -> range | None:
+    """Start seeds of the scenes; None where every episode begins elsewhere."""
+    return range(args.test_seed, args.test_seed + args.scenes) if args.scenes else None
 
-    given: dict[str, Any] = {k: getattr(args, k) for k in ("steps", "test_episodes", "test_seed")}
-    sac = args.library == "sb3-sac-noise"
-    cfg = SACConfig(**given) if sac else PPOConfig(**given, log_std=0.0 if args.how == "noise" else -1.5)
+
+Made = tuple[dict[str, Any], Callable[[], Agent]]
+"""What learning told, and a way to get the agent that was learnt, with its draws begun anew."""
+
+
+def _sb3(args: Args, folder: Path, tell: Callable[[int, int], None]) -> Made:
+    from agents.sb3 import PPOConfig, SACConfig, learn_sb3, sb3_actor
+
+    sac, noise = args.library == "sb3-sac-noise", args.how == "noise"
+    cfg: Any = SACConfig(steps=args.steps)
+    if not sac:
+        cfg = PPOConfig(steps=args.steps, log_std=0.0 if noise else -1.5, fixed=noise)
     env = environment(args, args.lanes, "SameStep", cfg.gamma)
-    return learn_sb3(env, "sac" if sac else "ppo", cfg, folder, args.seed, tell)
+    algorithm: Literal["ppo", "sac"] = "sac" if sac else "ppo"
+    learnt = learn_sb3(env, algorithm, cfg, folder, args.seed, tell)
+    return learnt, lambda: sb3_actor(folder / "model.zip", algorithm, _drawn(args))
 
 
-def _rllib(args: Args, folder: Path, tell: Callable[[int, int], None]) -> dict[str, Any]:
-    from agents.rllib import RLlibConfig, learn_rllib
+def _rllib(args: Args, folder: Path, tell: Callable[[int, int], None]) -> Made:
+    from agents.rllib import RLlibConfig, learn_rllib, rllib_actor
 
-    cfg = RLlibConfig(runners=args.runners, nodes=args.nodes, lanes=args.lanes, steps=args.steps)
-    return learn_rllib(lambda lanes: environment(args, lanes, "NextStep", cfg.gamma), cfg, folder, args.seed, tell)
+    noise = args.how == "noise"
+    cfg = RLlibConfig(runners=args.runners, nodes=args.nodes, lanes=args.lanes, steps=args.steps, fixed=noise)
+    learnt = learn_rllib(lambda lanes: environment(args, lanes, "NextStep", cfg.gamma), cfg, folder, args.seed, tell)
+    return learnt, lambda: rllib_actor(folder / "checkpoint", _drawn(args))
+
+
+def _drawn(args: Args) -> int | None:
+    """The seed of the agent's draws where it steers noise, which has to stay noise: a policy that always starts from
+    the same one repeats its mistakes. Elsewhere it does the middle of what it would draw.
+    """
+    return args.test_seed if args.how == "noise" else None
+
+
+def _real(args: Args, steering: Steering, agent: Agent, tell: Callable[[int, int], None]) -> dict[str, Any]:
+    """Before and after on the real twin, from the scenes with other draws, or from held-out starts."""
+    from .. import build
+
+    lanes = build.lanes("real", steering.model, args.model, min(16, args.real_episodes), horizon=args.horizon)
+    each = np.arange(args.real_episodes)
+    few = scenes(args) or range(args.test_seed, args.test_seed + args.real_episodes)
+    starts, draws = [few[i % len(few)] for i in each], (each // len(few)).tolist()
+    still = np.zeros((1, *steering.action_space.shape), np.float32)
+    before: Policy = steering.policy or SteeredPolicy(steering, lambda seen: still.repeat(len(seen), 0))
+    both = (in_reality(lanes, policy, starts, draws, tell) for policy in (before, SteeredPolicy(steering, agent)))
+    return improvement(*both)
