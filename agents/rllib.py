@@ -62,7 +62,7 @@ class RLlibConfig(BaseModel):
         minibatch: environment steps of one gradient step.
         epochs: passes over a training batch.
         initial_std: of the untrained agent's actions, in halves of the action's range; their mean is the range's
-            middle. A third of 3 is the standard normal noise that a steered policy starts from by itself.
+            middle. 1 / sqrt(3) is the standard normal noise that a steered policy begins from by itself.
         fixed: keep that deviation; see :class:`agents.sb3.PPOConfig`.
         window: environment steps of the first and of the last window, whose episodes are compared; at most a quarter
             of all.
@@ -86,7 +86,7 @@ class RLlibConfig(BaseModel):
     clip: Positive = 0.4
     entropy: Annotated[float, Field(ge=0)] = 0.0
     hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (16,)
-    initial_std: Positive = 1 / 3
+    initial_std: Positive = 3**-0.5
     fixed: bool = False
     window: Count = 1024
     save_every: Count = 20

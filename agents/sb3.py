@@ -83,8 +83,8 @@ class SACConfig(Common):
 
     The temperature says how far the agent goes from the policy's own noise; one that is learnt is still falling when a
     run of a few thousand steps ends.
-    The library's warm-up draws uniformly from the action space; make its limit the square root of 3, so that this has
-    variance 1, which is what the policy would draw. DSRL draws the warm-up from N(0, 1), cut off at 1.5.
+    The library's warm-up draws uniformly from the action space, which has variance 1 at the usual limit, as what the
+    policy would draw. DSRL draws the warm-up from N(0, 1), cut off at 1.5.
 
     Attributes:
         warmup: environment steps before the first update.

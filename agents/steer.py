@@ -43,8 +43,9 @@ class SteerConfig(BaseModel):
             ``residual``: what is added to the policy's chunk (residual RL, arXiv:1812.03201).
             ``chunk``: the chunk itself; no policy is asked.
         slow: cosines over a chunk that the agent sets per action dimension; the first is the chunk's mean.
-        limit: of ``noise``, in standard deviations. A library that explores uniformly (SAC of Stable-Baselines3) wants
-            the square root of 3, where uniform numbers have variance 1; one that draws from a Gaussian wants 3 or more.
+        limit: of ``noise``, in standard deviations. Within the square root of 3 uniform numbers have variance 1, as a
+            library wants that explores uniformly (SAC of Stable-Baselines3). Further out there is noise that the policy
+            has hardly ever begun from: what it does then, neither it nor the dream has learnt.
         reach: of the other two: root mean square over a chunk, in normalised action units, of one cosine at action 1.
         sees: ``latents``: what the class describes. ``nothing``: a zero. Such an agent can only learn which numbers are
             good everywhere; a few thousand steps say no more than that, and what it cannot see cannot mislead it.
@@ -54,7 +55,7 @@ class SteerConfig(BaseModel):
 
     how: How = "noise"
     slow: Annotated[int, Field(gt=0)] = 3
-    limit: Annotated[float, Field(gt=0)] = 3.0
+    limit: Annotated[float, Field(gt=0)] = 3**0.5
     reach: Annotated[float, Field(gt=0)] = 0.5
     sees: Sees = "latents"
 

@@ -312,7 +312,7 @@ def make_steered_vector_env(
     policy: str = "base",
     how: str = "noise",
     slow: int = 3,
-    limit: float = 3.0,
+    limit: float = 3**0.5,
     reach: float = 0.5,
     sees: str = "latents",
     scenes: Sequence[int] | None = None,

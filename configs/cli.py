@@ -13,11 +13,12 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+MOST_LISTED = 8  # entries of a list that a person wants to read
 COMMANDS = {
     "demo": "see the whole loop work: a dream, its judge, and a policy improved inside it",
     "collect": "record demonstrations and deliberate failures on the twin as a LeRobot dataset",
@@ -134,9 +135,30 @@ def answer(name: str, result: dict[str, Any], *, as_json: bool) -> None:
 
     table = Table("", "", show_header=False, title=f"imagine {name}", title_justify="left")
     for key, value in result.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
-        table.add_row(key.replace("_", " "), shown)
+        table.add_row(key.replace("_", " "), readable(value))
     Console().print(table)
+
+
+def readable(value: Any) -> str:
+    """What a person wants to see of a result: intervals as such, one line per entry, and no long lists."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        rest, lines = dict(value), []
+        main = next((k for k in ("value", "success_rate") if k in rest), None)
+        if main is not None and {"ci_low", "ci_high"} <= set(rest):
+            point, low, high, n = (rest.pop(k, None) for k in (main, "ci_low", "ci_high", "n"))
+            span = "no interval" if low is None or high is None else f"[{low:.3g}, {high:.3g}]"
+            lines = [f"{readable(point)} {span}" + ("" if n is None else f", n = {n}")]
+        lines += [f"{k.replace('_', ' ')}: {_indented(readable(v))}" for k, v in rest.items()]
+        return "\n".join(lines)
+    if isinstance(value, list) and (len(value) > MOST_LISTED or any(isinstance(v, list | dict) for v in value)):
+        return f"a list of {len(value)}, see --json"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _indented(text: str) -> str:
+    return text if "\n" not in text else "\n  " + text.replace("\n", "\n  ")
 
 
 def _command(word: str) -> str:

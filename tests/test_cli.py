@@ -187,3 +187,26 @@ def test_the_embodiment_page_shows_a_file_that_loads(tmp_path: Path) -> None:
     body = Embodiment.load(tmp_path / "arm.yaml")
     assert (body.proprio_dim, body.action_dim, body.frame_stride) == (8, 8, 4)
     assert all(f"`{key}`" in page for kind in (Embodiment, View, ActionSlice) for key in kind.model_fields)
+
+
+def test_a_table_is_for_people() -> None:
+    rate = {"success_rate": 0.91666666, "ci_low": 0.8044, "ci_high": None, "n": 48}
+    told = {
+        "value": 0.1875,
+        "ci_low": 0.0477,
+        "ci_high": 0.3122,
+        "n": 48,
+        "per_task": {"pick_up": 0.123456, "all": rate},
+    }
+    assert cli.readable(told).splitlines() == [
+        "0.1875 [0.0477, 0.312], n = 48",
+        "per task: ",
+        "  pick up: 0.1235",
+        "  all: 0.9167 no interval, n = 48",
+    ]
+    assert cli.readable([1, 2]) == "[1, 2]" and cli.readable(list(range(9))) == "a list of 9, see --json"
+    assert (
+        cli.readable([{}]) == "a list of 1, see --json"
+        and cli.readable("nft") == "nft"
+        and cli.readable(None) == "null"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from .common import Common
 from .worlds import bar
 
 LIBRARIES = ("sb3-ppo", "sb3-sac-noise", "rllib-ppo")
-UNIFORM = 3**0.5  # uniform numbers within this have variance 1: what the policy draws, and how SAC warms up
+RESIDUAL_LOG_STD = -1.5  # residuals begin small; noise begins as the policy's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +125,6 @@ def environment(args: Args, lanes: int, autoreset_mode: str, gamma: float | None
     from .. import build
 
     how: dict[str, Any] = {"how": args.how, "slow": args.slow, "sees": args.sees, "doubted": gamma is None}
-    if args.library == "sb3-sac-noise":
-        how["limit"] = UNIFORM
     return build.make_steered_vector_env(
         lanes, model=args.model, policy=args.adapter, judge=args.judge, shaping=gamma if args.shaping else None,
         scenes=scenes(args), horizon=args.horizon, autoreset_mode=autoreset_mode, **how,
@@ -147,7 +146,7 @@ def _sb3(args: Args, folder: Path, tell: Callable[[int, int], None]) -> Made:
     sac, noise = args.library == "sb3-sac-noise", args.how == "noise"
     cfg: Any = SACConfig(steps=args.steps)
     if not sac:
-        cfg = PPOConfig(steps=args.steps, log_std=0.0 if noise else -1.5, fixed=noise)
+        cfg = PPOConfig(steps=args.steps, log_std=0.0 if noise else RESIDUAL_LOG_STD, fixed=noise)
     env = environment(args, args.lanes, "SameStep", cfg.gamma)
     algorithm: Literal["ppo", "sac"] = "sac" if sac else "ppo"
     learnt = learn_sb3(env, algorithm, cfg, folder, args.seed, tell)
@@ -158,7 +157,9 @@ def _rllib(args: Args, folder: Path, tell: Callable[[int, int], None]) -> Made:
     from agents.rllib import RLlibConfig, learn_rllib, rllib_actor
 
     noise = args.how == "noise"
-    cfg = RLlibConfig(runners=args.runners, nodes=args.nodes, lanes=args.lanes, steps=args.steps, fixed=noise)
+    where: dict[str, Any] = {"runners": args.runners, "nodes": args.nodes, "lanes": args.lanes}
+    std: dict[str, float] = {} if noise else {"initial_std": math.exp(RESIDUAL_LOG_STD)}
+    cfg = RLlibConfig(steps=args.steps, fixed=noise, **where, **std)
     learnt = learn_rllib(lambda lanes: environment(args, lanes, "NextStep", cfg.gamma), cfg, folder, args.seed, tell)
     return learnt, lambda: rllib_actor(folder / "checkpoint", _drawn(args))
 
