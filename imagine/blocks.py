@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -130,6 +131,7 @@ class Block(nn.Module):
         past: Callable[[Tensor, Tensor], KeysValues],
         image: KeysValues | None = None,
         alone: int = 0,
+        last: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One block.
 
@@ -142,17 +144,27 @@ class Block(nn.Module):
             past: puts those of observed frames before the block's own (rotated) keys and values.
             image: keys and values of image tokens, or None.
             alone: so many of the last tokens see themselves alone; others see them all the same.
+            last: so many of the last tokens go on, all of one noise level, the others only lend their keys and values;
+                None is all. For a last block, of whose answer not everything is wanted.
 
         Returns:
-            The new stream, and the block's own keys, not rotated, and values, each (B, N, heads, d).
+            The new stream (B, N or ``last``, D), and the block's own keys, not rotated, and values, each
+            (B, N, heads, d).
         """
         rows = (self.scale_shift_table.float()[:, None] + mod).unbind(2)
         shift1, scale1, gate1, shift2, scale2, gate2 = rows
         h = self._norm(x, sizes, shift1, scale1)
         key, value = self.attn1.keys_values(h)
         many = x.shape[1] - alone
-        queries = self.attn1.queries(h, table)[:, :many]
-        seen = self.attn1.out(queries, *past(rotate(key, table), value), alone=value[:, many:])
+        turned = rotate(key, table)
+        if last is not None:
+            begin = x.shape[1] - last
+            x, h, sizes, table = x[:, begin:], h[:, begin:], [last], (table[0][begin:], table[1][begin:])
+            gate1, shift2, scale2, gate2 = (row[:, -1:] for row in (gate1, shift2, scale2, gate2))
+        if not x.shape[1]:
+            return x, key, value
+        queries = self.attn1.queries(h, table)[:, : x.shape[1] - alone]
+        seen = self.attn1.out(queries, *past(turned, value), alone=value[:, many:])
         x = self._add(x, seen, sizes, gate1)
         h = self.norm2(x.float()).type_as(x)
         x = x + self.attn2.out(self.attn2.queries(h), *text, image=image).type_as(x)
@@ -166,3 +178,16 @@ def compile_blocks(dit: Any) -> None:
     torch._dynamo.config.recompile_limit = 64
     for block in [*dit.blocks, *(dit.painter.blocks if dit.cfg.painter.blocks else ())]:
         block.compile(dynamic=False)
+
+
+def packed_weights(device: torch.device) -> AbstractContextManager[Any]:
+    """Where compiled modules may pack their weights for the processor, once, since these never change again.
+
+    Only without gradients, and on a CPU: elsewhere it would be a second copy of the weights. This has to be said while
+    modules are traced; among the options of ``compile`` it would come too late.
+    """
+    if device.type != "cpu":
+        return nullcontext()
+    from torch._inductor import config
+
+    return config.patch(freezing=True)  # type: ignore[no-any-return, no-untyped-call]

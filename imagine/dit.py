@@ -191,7 +191,7 @@ class JointDiT(nn.Module):
         position[:, 0] += begin
         sigma = torch.zeros(len(x), 1, device=x.device)
         table, kept = rotary_table(position, self.cfg.head_dim), Kept([], [], position, blocks)
-        self._run(x, table, sigma, [x.shape[1]], cache, kept=kept)
+        self._run(x, table, sigma, [x.shape[1]], cache, kept=kept, last=0)
         self.remember(cache, kept, video, proprio)
 
     def remember(self, cache: ContextCache, kept: Kept, video: Tensor, proprio: Tensor) -> None:
@@ -214,18 +214,25 @@ class JointDiT(nn.Module):
         steer: Tensor | None = None,
         alone: int = 0,
         kept: Kept | None = None,
+        last: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens through all blocks: the last hidden state (B, N, D), the same normalised, and the time embedding."""
+        """Tokens through all blocks: the last hidden state (B, N, D), the same normalised, and the time embedding.
+
+        With ``last`` the states of so many last tokens, all of the last noise level: nobody asks for the others'.
+        """
         emb, mod = self.condition_embedder.time(sigma, cache.pooled_text, steer)
         for i, block in enumerate(self.blocks):
             image = (cache.image_keys[i], cache.image_values[i]) if cache.image_keys else None
             text = cache.text_keys[i], cache.text_values[i]
-            x, key, value = block(x, mod, sizes, table, text, cache.before(i), image, alone)
+            only = last if i == len(self.blocks) - 1 else None
+            x, key, value = block(x, mod, sizes, table, text, cache.before(i), image, alone, only)
             if kept is not None:
                 n = len(kept.position)
                 kept.keys.append(key[:, :n])
                 kept.values.append(value[:, :n])
         shift, scale = (self.scale_shift_table[:, None] + emb[:, :, None]).float().unbind(2)
+        if last is not None:
+            shift, scale, sizes = shift[:, -1:], scale[:, -1:], [last]
         normed = F.layer_norm(x.float(), (self.cfg.dim,), eps=self.cfg.eps)
         return x, torch.addcmul(per_group(shift, sizes), normed, 1 + per_group(scale, sizes)).to(emb.dtype), emb
 
@@ -295,9 +302,13 @@ class JointDiT(nn.Module):
         cos, sin = zip(*tables, strict=True)
         table = torch.cat(cos), torch.cat(sin)
         x = torch.cat([t.to(tokens[0]) for t in tokens], 1)
-        hidden, x, emb = self._run(x, table, torch.cat(levels, 1), sizes, cache, steer=steer, alone=alone, kept=kept)
+        blind = wanted is not None and not {"video", "proprio"} & set(wanted)  # nobody looks at the video
+        last = sizes[-1] if blind and noisy.action is not None else None
+        hidden, x, emb = self._run(
+            x, table, torch.cat(levels, 1), sizes, cache, steer=steer, alone=alone, kept=kept, last=last
+        )
         told = emb[:, :frames] if steer is not None else emb[:, :1].expand(-1, frames, -1)
-        if wanted is not None and not {"video", "proprio"} & set(wanted):
+        if blind:
             return self._heads(hidden, x, told, Chunk(action=noisy.action), sigma, (), cache)
         return self._heads(hidden, x, told, noisy, sigma, grid, cache)
 

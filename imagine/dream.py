@@ -6,6 +6,7 @@ Everything stays in latents; of a chunk only the newest frame is decoded, and ot
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from .blocks import compile_blocks
+from .blocks import compile_blocks, packed_weights
 from .env import Outcome
 from .follow import follow
 from .memory import Memory
@@ -35,7 +36,7 @@ class DreamConfig(BaseModel):
     hallucination_limit: float | None = None  # above it (normalised action units) a lane is no longer believable
     adapter: str | None = None  # LoRA folder beside the weights that the dream has and the policy has not
     memory: Literal["read", "extend", "kept", "reset"] = "read"  # see `imagine.memory`
-    compile: bool = False  # fuse the blocks of the model with torch.compile; needs a C++ compiler on a CPU
+    compile: bool = False  # fuse the model's blocks, whose weights never change then; needs a C++ compiler on a CPU
     autocast: bool = False  # imagine in bfloat16: about twice as fast on chips that have it; the last bits differ
     doubt_cost: float = 0.0  # reward lost per normalised action unit of doubt, every chunk (MOPO, arXiv:2005.13239)
 
@@ -200,7 +201,8 @@ class Dream:
             reward, success, *terms = (x.float() for x in said)  # a judge answers in the precision it was asked in
             return video, proprio, canvas, doubt.float(), reward, success, score.valid, *terms
 
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.cfg.autocast):
+        packed = packed_weights(self.model.device) if self.cfg.compile else nullcontext()
+        with packed, torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.cfg.autocast):
             video, proprio, self.canvas, doubt, reward, success, valid, *terms = in_tiles(
                 imagine, len(chunk), self.cfg.tile
             )

@@ -331,6 +331,26 @@ def test_gradients_flow_through_the_same_function_as_inference(dit: JointDiT) ->
     assert_same(Chunk(**{k: v.detach() for k, v in present(got).items()}), want)
 
 
+@torch.no_grad()
+def test_what_nobody_looks_at_is_not_computed_and_changes_nothing(
+    dit: JointDiT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the video beside wanted actions, nor what a clean pass would say."""
+    plain, cache = dit(chunk(), levels(), dit.prefill(context())), dit.prefill(context())
+    tokens: list[int] = []
+    dit.blocks[-1].register_forward_hook(lambda block, given, answer: tokens.append(answer[0].shape[1]))
+    dit.prefill(context())
+    got = dit(chunk(), levels(), cache, wanted={"action"})
+    assert got.video is got.proprio is None and tokens[:-1] == [0] * BLOCKS and tokens[-1] < 8 + 1
+    torch.testing.assert_close(got.action, plain.action)
+    run = dit._run
+    monkeypatch.setattr(dit, "_run", lambda *given, last=None, **how: run(*given, **how))
+    whole = dit.prefill(context())
+    assert tokens[-1] > 0, "now everything is computed"
+    for few, all_ in zip(cache.keys + cache.values, whole.keys + whole.values, strict=True):
+        torch.testing.assert_close(few, all_)
+
+
 # ---------------------------------------------------------------------- the cache
 def copy_of(cache: ContextCache) -> ContextCache:
     return cache._map(lambda x: x.clone())

@@ -48,11 +48,11 @@ def build(
 # ---------------------------------------------------------------------- what can be switched off
 @contextmanager
 def per_token(dit: JointDiT) -> Iterator[None]:
-    """The time embedding and its six modulations are computed for every token, not once per noise level."""
+    """Everything is computed for every token: embeddings and modulations, and last blocks nobody looks at."""
 
     def run(
         x: Tensor, table: Any, sigma: Tensor, sizes: list[int], cache: ContextCache, *, steer: Tensor | None = None,
-        alone: int = 0, kept: Kept | None = None,
+        alone: int = 0, kept: Kept | None = None, last: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         n = x.shape[1]
 

@@ -132,9 +132,11 @@ def one_pass(
     crossed = g.words + g.picture
     block = 6 * d * d + 2 * d * g.ffn  # weights that every token meets: q k v o, q o of the cross-attention, ffn
     flops = own * g.layers * (2.0 * block + 4 * d * (keys + crossed))
+    idle = 0 if actions or reference else block - 2 * d * d  # a clean pass ends at its last keys and values
+    flops -= own * (2.0 * idle + 4 * d * (keys + crossed) * bool(idle))
     in_channels = (g.channels + g.condition) * PATCH[1] * PATCH[2]
     flops += 2.0 * frames * cells * d * (in_channels + g.channels * PATCH[1] * PATCH[2])
-    weights = float(g.layers * block)
+    weights = float(g.layers * block - idle)
     if actions:
         a, s, h = g.registers.action_dim, g.registers.state_dim, g.registers.hidden
         encode, decode, state = a * d + 3 * d * d, d * h + h * a, s * h + h * d

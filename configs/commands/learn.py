@@ -158,7 +158,7 @@ def _rllib(args: Args, folder: Path, tell: Callable[[int, int], None]) -> Made:
 
     noise = args.how == "noise"
     where: dict[str, Any] = {"runners": args.runners, "nodes": args.nodes, "lanes": args.lanes}
-    std: dict[str, float] = {} if noise else {"initial_std": math.exp(RESIDUAL_LOG_STD)}
+    std: dict[str, Any] = {} if noise else {"initial_std": math.exp(RESIDUAL_LOG_STD)}
     cfg = RLlibConfig(steps=args.steps, fixed=noise, **where, **std)
     learnt = learn_rllib(lambda lanes: environment(args, lanes, "NextStep", cfg.gamma), cfg, folder, args.seed, tell)
     return learnt, lambda: rllib_actor(folder / "checkpoint", _drawn(args))
