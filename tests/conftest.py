@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,3 +101,9 @@ def tiny_observation() -> Observation:
     g = torch.Generator().manual_seed(3)
     canvas = torch.randint(0, 256, (3, 2, 16, 16, 3), generator=g, dtype=torch.uint8)
     return Observation(canvas=canvas, proprio=torch.randn(3, 2, 3, generator=g))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests first, so that no worker begins one when the others have finished."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
