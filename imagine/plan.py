@@ -253,11 +253,13 @@ def _activations(cfg: DiTConfig, passes: list[_Pass], read: int) -> tuple[int, i
     # 14 rows of float32: what enters norms and comes out of them, queries and keys before theirs, modulations. 12 of
     # bfloat16: what enters linear maps, queries, keys, values, what attention says, gates. And the hidden layer twice.
     inside = (14 * 2 + 12) * wide + 2 * HALF * cfg.ffn_dim
+    entering = (4 * 2 + 2) * wide  # of these, what comes before keys and values
     kept = recomputed = 0
     for p in passes:
         grown = 2 * (p.past + p.tokens) * wide if p.past else 0  # keys and values beside those that were remembered
         own = 3 * p.tokens * wide if p.remembered else 0  # keys, turned keys and values
-        kept += cfg.layers * (p.tokens * inside + grown + own)
+        whole = cfg.layers - int(p.remembered)  # the last block of an observed pass ends at its keys and values
+        kept += whole * (p.tokens * inside + grown) + cfg.layers * own + (cfg.layers - whole) * p.tokens * entering
         recomputed += cfg.layers * (p.tokens * wide + own + (grown if p.remembered else 0))
     words = cfg.layers * 6 * read * wide  # keys and values, and the keys before their norm
     most = max(p.tokens * inside + 2 * (p.past + p.tokens) * wide for p in passes)
@@ -267,10 +269,12 @@ def _activations(cfg: DiTConfig, passes: list[_Pass], read: int) -> tuple[int, i
 def _arithmetic(cfg: DiTConfig, passes: list[_Pass], text: int, image: int) -> tuple[float, float, float]:
     """FLOP of one forward pass of one sample: linear layers inside blocks, those outside, and attention."""
     d, pt = cfg.dim, cfg.patch[0] * cfg.patch[1] * cfg.patch[2]
-    tokens = sum(p.tokens for p in passes)
-    inside = 2.0 * cfg.layers * tokens * (6 * d * d + 2 * d * cfg.ffn_dim)
+    # The last block of an observed pass ends at its keys and values.
+    whole = [(p, cfg.layers - int(p.remembered)) for p in passes]
+    inside = 2.0 * sum(n * p.tokens for p, n in whole) * (6 * d * d + 2 * d * cfg.ffn_dim)
+    inside += 2.0 * sum(p.tokens for p in passes if p.remembered) * 2 * d * d
     words = 2.0 * cfg.layers * (text + image) * 2 * d * d
-    attention = 4.0 * cfg.layers * d * sum(p.tokens * (p.past + p.tokens + text + image) for p in passes)
+    attention = 4.0 * d * sum(n * p.tokens * (p.past + p.tokens + text + image) for p, n in whole)
     entry = pt * (cfg.channels * (1 + cfg.see_last_frame) + cfg.condition_channels) * d
     outside = words + 2.0 * text * (cfg.text_dim * d + d * d)
     outside += 2.0 * image * (cfg.image_dim * cfg.image_dim + cfg.image_dim * d)
