@@ -1,7 +1,7 @@
 """Stable-Baselines3 in a dream: the environment as its ``VecEnv``, and its own PPO and SAC, unmodified, learning there.
 
-``to_sb3`` is all that another algorithm of the library needs. ``learn_sb3`` trains one, and measures it before and
-after on starts it never saw, next to what the policy does unsteered.
+``to_sb3`` is all that another algorithm of the library needs. ``learn_sb3`` trains one, ``sb3_actor`` is
+what it learnt; :mod:`agents.practice` measures whether that is worth something.
 """
 
 from __future__ import annotations

@@ -122,12 +122,13 @@ class Steering:
         """
         slow = torch.from_numpy(np.asarray(actions, np.float32)).to(self._rows).unflatten(1, (self.cfg.slow, -1))
         if self.cfg.how == "noise":
-            return self._denoised(_given(context), seeds, slow)
+            assert context is not None
+            return self._denoised(context, seeds, slow)
         wave = self.cfg.reach * self._shape[0] ** 0.5 * (slow[:, :, None] * self._rows[:, :, None]).sum(1)
         if self.cfg.how == "chunk":
             return self.model.restore_action(wave).cpu().numpy()
-        assert self.policy is not None
-        own = self.policy.act_on(_given(context), seeds)  # in robot units, so that action 0 changes no bit
+        assert self.policy is not None and context is not None
+        own = self.policy.act_on(context, seeds)  # in robot units, so that action 0 changes no bit
         moved = own + (wave * self.model.action_std).cpu().numpy()
         return np.clip(moved, self.model.body.action_low, self.model.body.action_high)
 
@@ -254,17 +255,6 @@ class SteeredPolicy:
         """Forget how episodes began; where only some lanes are over, the others' are still needed."""
         if lanes is None or bool(np.all(lanes)):
             self._starts.clear()
-
-
-def _given(context: Context | None) -> Context:
-    """What a policy sees.
-
-    Raises:
-        ImagineError: nothing.
-    """
-    if context is None:
-        raise ImagineError("a policy is steered from what it sees; got no context.")
-    return context
 
 
 def cosines(slow: int, ticks: int) -> Tensor:

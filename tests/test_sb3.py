@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from agents.practice import episodes
+from agents.practice import episodes, improvement
 from agents.sb3 import PPOConfig, SACConfig, learn_sb3, sb3_actor, to_sb3
 from configs import cli
 from imagine.env import EnvConfig, Outcome, WorldModelVectorEnv, episode_seed
@@ -258,7 +258,9 @@ def test_both_learn_what_is_easy(algorithm: Any, cfg: PPOConfig | SACConfig, tmp
     env = make(TargetWorld(), lanes=10)
     answer = learn_sb3(env, algorithm, cfg, tmp_path, 5, lambda done, total: told.append((done, total)))
     untrained = episodes(env, lambda seen: np.zeros((10, 3), np.float32), range(70, 90))[0]
-    assert returns(tmp_path, algorithm).mean() > untrained.mean() + 0.1
+    gain = improvement(untrained, returns(tmp_path, algorithm))["gain"]
+    assert gain["ci_low"] > 0.1 and gain["n"] == 20
+    assert episodes(env, sb3_actor(tmp_path / "model.zip", algorithm), range(70, 90))[1].all(), "every one succeeds"
     curve = answer["curve"]
     assert [p["steps"] for p in curve] == [cfg.steps * k // 4 for k in (1, 2, 3, 4)]
     assert sum(p["episodes"] for p in curve) == cfg.steps, "an episode is one step here"

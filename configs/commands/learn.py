@@ -7,18 +7,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import tyro
 
-from agents.practice import episodes, improvement, in_reality
-from agents.steer import Agent, SteeredPolicy, Steering
-from imagine.types import ImagineError, Policy
+from imagine.types import ImagineError
 
 from ..runfolder import RunFolder
 from .common import Common
 from .worlds import bar
+
+if TYPE_CHECKING:
+    from agents.steer import Agent, Steering
+    from imagine.types import Policy
 
 LIBRARIES = ("sb3-ppo", "sb3-sac-noise", "rllib-ppo")
 RESIDUAL_LOG_STD = -1.5  # residuals begin small; noise begins as the policy's own
@@ -80,6 +81,8 @@ def run(args: Args) -> dict[str, Any]:
     Raises:
         ImagineError: an option is out of range, or the policy or model cannot be had.
     """
+    from agents.practice import episodes, improvement
+
     _check(args)
     folder, begin = RunFolder.of("learn", args), time.time()
     with bar(args.library) as tell:
@@ -136,7 +139,7 @@ def scenes(args: Args) -> range | None:
     return range(args.test_seed, args.test_seed + args.scenes) if args.scenes else None
 
 
-Made = tuple[dict[str, Any], Callable[[], Agent]]
+Made = tuple[dict[str, Any], Callable[[], "Agent"]]
 """What learning told, and a way to get the agent that was learnt, with its draws begun anew."""
 
 
@@ -173,6 +176,11 @@ def _drawn(args: Args) -> int | None:
 
 def _real(args: Args, steering: Steering, agent: Agent, tell: Callable[[int, int], None]) -> dict[str, Any]:
     """Before and after on the real twin, from the scenes with other draws, or from held-out starts."""
+    import numpy as np
+
+    from agents.practice import improvement, in_reality
+    from agents.steer import SteeredPolicy
+
     from .. import build
 
     lanes = build.lanes("real", steering.model, args.model, min(16, args.real_episodes), horizon=args.horizon)
