@@ -85,6 +85,7 @@ class DreamCost:
             **{f"start_{k}": getattr(scene.start, k) for k in _PARTS},
             "told": torch.from_numpy(told),
             "seed": torch.tensor(scene.seeds, dtype=torch.long),
+            "path": scene.been(self.model),
         }
 
     def get_cost(self, info_dict: Mapping[str, Any], action_candidates: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ class DreamCost:
 
     def _scene(self, rows: Mapping[str, Any]) -> Scene:
         """The scene that travelled in an info, one row per lane."""
-        wanted = [f"{when}_{k}" for when in ("now", "start") for k in _PARTS] + ["told", "seed"]
+        wanted = [f"{when}_{k}" for when in ("now", "start") for k in _PARTS] + ["told", "seed", "path"]
         if missing := [k for k in wanted if k not in rows]:
             raise ShapeError(
                 f"the solver's info has no {missing[0]!r}, got {sorted(rows)}; make it with DreamCost.info."
@@ -150,7 +151,7 @@ class DreamCost:
         device = self.model.device
         now, start = (Context(**{k: rows[f"{when}_{k}"].to(device) for k in _PARTS}) for when in ("now", "start"))
         told = tuple(unpack_instruction(row.cpu().numpy()) for row in rows["told"])
-        return Scene(now, start, told, tuple(int(x) for x in rows["seed"]))
+        return Scene(now, start, told, tuple(int(x) for x in rows["seed"]), path=rows["path"].to(device))
 
 
 class SolverPolicy:
@@ -165,14 +166,15 @@ class SolverPolicy:
             eyes: encodes observations as the dreaming model reads them.
         """
         self.solver, self.cost, self.eyes = solver, cost, eyes
-        self._firsts = Firsts()
+        self._firsts = Firsts(eyes.model)
 
     def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
         """(B, K, A) float32 in robot units. A solver draws from its own generator, so calls in a row differ."""
         now = self.eyes.context(observation)
         told = tuple(unpack_instruction(row) for row in observation["instruction"])
         each = tuple(range(len(now))) if seeds is None else tuple(int(s) for s in seeds)
-        scene = Scene(now, self._firsts(now, seeds), told, each)
+        start, path = self._firsts(now, seeds)
+        scene = Scene(now, start, told, each, path=path)
         return self.cost.chunks(self.search(scene)).cpu().numpy()
 
     def search(self, scene: Scene) -> Tensor:

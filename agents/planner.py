@@ -18,6 +18,7 @@ from torch import Tensor
 
 from imagine.cache import ContextCache
 from imagine.model import WorldActionModel
+from imagine.path import begun, straight
 from imagine.questions import POLICY
 from imagine.sampler import draw_noise, sample
 from imagine.tiles import in_tiles
@@ -114,7 +115,7 @@ class Planner:
         same = self._dreams is None or self._dreams is policy.model
         self._eyes = policy if same else JointPolicy(self._dreams)  # type: ignore[arg-type]  # reads its own latents
         self.plans: deque[Plan] = deque(maxlen=KEPT)
-        self._firsts, self._pace, self._calls = Firsts(), _Pace(), 0
+        self._firsts, self._pace, self._calls = Firsts(self._eyes.model), _Pace(), 0
 
     def reset(self, lanes: np.ndarray | None = None) -> None:
         """Forget where episodes began; ``rollout`` calls it at the start of every group."""
@@ -135,12 +136,12 @@ class Planner:
         """
         begin = self._clock()
         now = self._eyes.context(observation)
-        start = self._firsts(now, seeds)
+        start, path = self._firsts(now, seeds)
         if seeds is None:
             self._calls += 1
             seeds = [self._calls * 100_003 + i for i in range(len(now))]
         told = tuple(unpack_instruction(row) for row in observation["instruction"])
-        scene = Scene(now, start, told, tuple(int(s) for s in seeds))
+        scene = Scene(now, start, told, tuple(int(s) for s in seeds), path=path)
         seen = now if self._eyes is self.policy else self.policy.context(observation)
         self.plans.append(self.decide(scene, seen, begin))
         return self.plans[-1]
@@ -231,23 +232,35 @@ class BestOfN(Planner):
 
 
 class Firsts:
-    """What each lane saw when its episode began, since success often means "changed since then".
+    """What each lane saw when its episode began, since success often means "changed since then", and its way since.
 
     Lanes are told apart by their episode's part of the seed (``agents.rollout``: episode * 1009 + chunk), or by their
     row where there are no seeds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: WorldActionModel) -> None:
+        """``model`` reads what is seen."""
         self._of: dict[Any, Context] = {}
+        self._paths: dict[Any, Tensor] = {}
+        self.model = model
 
-    def __call__(self, now: Context, seeds: Sequence[int] | None) -> Context:
-        """The first contexts of these lanes; a lane that was never seen begins now."""
+    def __call__(self, now: Context, seeds: Sequence[int] | None) -> tuple[Context, Tensor]:
+        """The first contexts of these lanes and their paths (B, T, P + S A); a lane that was never seen begins now.
+
+        Between two looks, a chunk apart, the way is taken to be straight.
+        """
         keys = [("row", i) if seeds is None else int(seeds[i]) // 1_009 for i in range(len(now))]
         for row, key in enumerate(keys):
-            self._of.setdefault(key, now.index([row]))
+            here = now.index([row])
+            if key not in self._of:
+                self._of[key] = here
+                self._paths[key] = begun(self.model, here.proprio[:, -1])
+            else:
+                self._paths[key] = straight(self.model, self._paths[key], here.proprio[:, -1])
         first = [self._of[key] for key in keys]
         named = [c.named() for c in first]
-        return Context(**{name: torch.cat([c[name] for c in named]) for name in named[0]})
+        start = Context(**{name: torch.cat([c[name] for c in named]) for name in named[0]})
+        return start, torch.cat([self._paths[key] for key in keys])
 
     def forget(self, lanes: np.ndarray | None = None) -> None:
         """Forget all lanes, or the rows of a (B,) bool mask; episodes of other seeds are told apart anyway."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from imagine.cache import ContextCache
 from imagine.follow import follow
 from imagine.model import WorldActionModel
+from imagine.path import begun, straight, went_on
 from imagine.tiles import TILE, in_tiles
 from imagine.types import Clip, Context, ImagineError, Observation, RewardModel, Score, ShapeError
 from policy.policy import JointPolicy
@@ -34,6 +35,8 @@ class Scene:
         instruction: one per lane.
         seeds: one per lane; all noise of a decision comes from its lane's seed.
         cache: what the dreaming model read of ``context``, where it is at hand; see :func:`read`.
+        path: (B, T, P + S A) float, where the robot has been, up to ``context``; see :mod:`imagine.path`. Without it a
+            judge is told that the robot went straight from ``start`` to ``context``.
     """
 
     context: Context
@@ -41,6 +44,7 @@ class Scene:
     instruction: tuple[str, ...]
     seeds: tuple[int, ...]
     cache: ContextCache | None = None
+    path: Tensor | None = None
 
     def __post_init__(self) -> None:
         told = len(self.context), len(self.start), len(self.instruction), len(self.seeds)
@@ -52,6 +56,12 @@ class Scene:
 
     def __len__(self) -> int:
         return len(self.context)
+
+    def been(self, model: WorldActionModel) -> Tensor:
+        """(B, T, P + S A) float, ``path``, or what is assumed without one."""
+        if self.path is not None:
+            return self.path
+        return straight(model, begun(model, self.start.proprio[:, -1]), self.context.proprio[:, -1])
 
 
 @dataclass(frozen=True)
@@ -150,17 +160,28 @@ def read(model: WorldActionModel, context: Context, tile: int = TILE) -> Context
 
 
 def check_candidates(candidates: Tensor, lanes: int, shape: tuple[int, ...]) -> None:
-    """Refuse candidates that are not (lanes, N >= 1, *shape) finite numbers.
+    """Refuse candidates that are not (lanes, N >= 1, K, A) finite numbers; ``shape`` is (K, A), one chunk.
+
+    A candidate of several chunks holds a multiple of K actions.
 
     Raises:
         ShapeError: says which.
     """
     got = tuple(candidates.shape)
-    if len(got) != 4 or got[0] != lanes or got[1] < 1 or got[2:] != shape:
+    whole = len(got) == 4 and got[2] >= shape[0] and got[2] % shape[0] == 0 and got[3] == shape[1]
+    if not whole or got[0] != lanes or got[1] < 1:
         raise ShapeError(f"candidates are {got}, expected (B, N >= 1, K, A) = ({lanes}, N, {shape[0]}, {shape[1]}).")
     if not candidates.isfinite().all():
         wrong = (~candidates.isfinite()).flatten(2).any(2).nonzero()[0].tolist()
         raise ShapeError(f"candidate {wrong[1]} of lane {wrong[0]} holds NaN or infinity; is the policy's input sound?")
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What a judge is told of an episode before the chunk that it judges: where n rows began and how they went on."""
+
+    start: Context
+    path: Tensor
 
 
 @dataclass(frozen=True)
@@ -186,8 +207,8 @@ class DreamScorer:
         judge: what it says of ``progress`` (0 where it has no such term) and success makes the value.
         steps: denoising steps per imagined chunk.
         doubt_weight: value lost per normalised action unit between a chunk and what INVERSE reads from its dream.
-        depth: chunks imagined; from the second one on ``follow`` acts. One chunk is often too short to see what a
-            candidate was good for.
+        depth: chunks imagined at least; where a candidate ends ``follow`` acts. One chunk is often too short to see
+            what a candidate was good for; a candidate may itself be several chunks long.
         end: of a dream of several chunks, the ``last`` one counts, or the best (``max``), since an episode would have
             ended there.
         follow: acts after the candidate; it sees the decoded frame, as on the robot.
@@ -253,7 +274,8 @@ class DreamScorer:
         times, plus = _STREAM
         seeds = [scene.seeds[i] * times + plus + draw for i in lanes.tolist()]
         told = [scene.instruction[i] for i in lanes.tolist()]
-        film = self._film(scene.context.index(lanes), scene.start.index(lanes), cache, chunks, told, seeds)
+        before = _Begun(scene.start.index(lanes), scene.been(self.model)[lanes])
+        film = self._film(scene.context.index(lanes), before, cache, chunks, told, seeds)
         stack = {
             name: torch.stack([_term(step.score, name) for step in film])
             for name in ("progress", "spread", *film[0].score.terms)
@@ -261,45 +283,54 @@ class DreamScorer:
         stack["success"] = torch.stack([step.score.success for step in film])
         valid = torch.stack([step.score.valid for step in film])
         merit = torch.where(valid, stack["success"] + stack["progress"], torch.full_like(stack["success"], -torch.inf))
-        at = merit.argmax(0) if self.end == "max" else torch.full_like(merit[0], self.depth - 1, dtype=torch.long)
+        at = merit.argmax(0) if self.end == "max" else torch.full_like(merit[0], len(film) - 1, dtype=torch.long)
         terms = {name: x.gather(0, at[None])[0] for name, x in stack.items()}
         terms["hallucination"] = torch.stack([step.doubt for step in film]).mean(0)
-        if self.depth > 1:
+        if len(film) > 1:
             terms["chunk"] = at.float()
         value = merit.gather(0, at[None])[0] - self.doubt_weight * terms["hallucination"]
         return Scores(value, terms["spread"], terms, torch.cat([step.video for step in film], 1))
 
     def _film(
-        self, context: Context, start: Context, cache: ContextCache, chunks: Tensor, told: list[str], seeds: list[int]
+        self, context: Context, before: _Begun, cache: ContextCache, plan: Tensor, told: list[str], seeds: list[int]
     ) -> list[_Imagined]:
-        """``depth`` chunks of a dream of n rows: the candidates (n, K, A) in robot units, then what ``follow`` does."""
-        film = [self._imagine(context, start, cache, chunks, told, seeds)]
-        for k in range(1, self.depth):
-            assert self.follow is not None
-            context = self.model.after(context, film[-1].video, film[-1].proprio)
-            newest = self.model.decode(context.video[:, -1:], context.video[:, :-1])
-            seen = Observation(newest, self.model.restore_proprio(context.proprio[:, -1:]))
+        """A dream of n rows: the candidates (n, M K, A) in robot units, then what ``follow`` does, up to ``depth``."""
+        given = plan.split(self.model.chunk_shapes["action"][0], 1)
+        film: list[_Imagined] = []
+        for k in range(max(self.depth, len(given))):
             noise = [s + k * 104_729 for s in seeds]
-            chunks = torch.from_numpy(self.follow.act_on(self.follow.model.encode(seen, told), noise)).to(chunks)
-            film.append(self._imagine(context, start, self.model.prefill(context), chunks, told, noise))
+            if k:
+                context = self.model.after(context, film[-1].video, film[-1].proprio)
+                cache = self.model.prefill(context)
+            chunks = given[k] if k < len(given) else self._followed(context, told, noise).to(plan)
+            film.append(self._imagine(context, before, cache, chunks, told, noise))
+            before = _Begun(before.start, went_on(self.model, before.path, film[-1].proprio, chunks))
         return film
 
+    def _followed(self, context: Context, told: list[str], seeds: list[int]) -> Tensor:
+        """What ``follow`` does in imagined contexts, (n, K, A) in robot units."""
+        assert self.follow is not None
+        newest = self.model.decode(context.video[:, -1:], context.video[:, :-1])
+        seen = Observation(newest, self.model.restore_proprio(context.proprio[:, -1:]))
+        return torch.from_numpy(self.follow.act_on(self.follow.model.encode(seen, told), seeds))
+
     def _imagine(
-        self, context: Context, start: Context, cache: ContextCache, chunks: Tensor, told: list[str], seeds: list[int]
+        self, context: Context, before: _Begun, cache: ContextCache, chunks: Tensor, told: list[str], seeds: list[int]
     ) -> _Imagined:
         model, action = self.model, self.model.normalise_action(chunks)
         next_ = follow(model, context, action, steps=self.steps, inverse_steps=1, seeds=seeds, cache=cache)
         video, proprio, doubt = next_.video, next_.proprio, next_.doubt
-        latents = torch.cat([start.video[:, -1:], video], 1)
-        before = model.restore_proprio(context.proprio[:, -1])[:, model.anchor] * model.anchored
-        moved = chunks + before[:, None]
+        latents = torch.cat([before.start.video[:, -1:], video], 1)
+        pose = model.restore_proprio(context.proprio[:, -1])[:, model.anchor] * model.anchored
+        moved = chunks + pose[:, None]
         clip = Clip(
             latents=latents,
-            proprio=torch.cat([start.proprio[:, -1:], proprio], 1),
+            proprio=torch.cat([before.start.proprio[:, -1:], proprio], 1),
             decode=model.film(latents, before=context.video),
             action=moved,
-            pose=torch.where(model.anchored > 0, before, moved[:, 0]),  # as in a dream: absolute commands tell no pose
+            pose=torch.where(model.anchored > 0, pose, moved[:, 0]),  # as in a dream: absolute commands tell no pose
             doubt=doubt,
+            path=went_on(model, before.path, proprio, chunks),
         )
         return _Imagined(video, proprio, self.judge(clip, told), doubt)
 

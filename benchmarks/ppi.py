@@ -1,8 +1,10 @@
-"""What imagined episodes save: PPI++ from 30 real and 1,000 imagined episodes against 30 real ones alone.
+"""What imagined episodes save: PPI++ from 30 real and 970 imagined episodes against the 30 real ones alone.
 
-``python benchmarks/ppi.py --policy novice`` runs the policy from 1,000 starts (from 920000 on) in both worlds, then
-draws 30 of them 500 times: those are known in both worlds, the rest in the dream alone. It prints how wide both
-intervals are, and how often each holds the real rate of all 1,000. Of a dream the judge's probability counts.
+``python benchmarks/ppi.py --policies novice,base+idle=0.7`` runs each policy from 1,000 starts (from 920000 on) in both
+worlds, then draws 30 of them 500 times: those are known in both worlds, the rest in the dream alone. It prints how wide
+both intervals are, and how often each holds the real rate of all 1,000. Of a dream the judge's probability counts.
+Episodes must succeed within three chunks, as in the zoo. ``expected`` is what the correlation alone promises for many
+pairs; 30 of them cost the rest.
 """
 
 from __future__ import annotations
@@ -10,52 +12,68 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from agents.correction import ppi_mean
 from agents.evaluate import carry_out, outcomes, parts
 from agents.statistics import success_rate
-from configs.evaluation import Setup, Worker
+from configs.build import judge_name
+from configs.evaluation import Setup, Worker, stamp
 
 MODEL = "g1-table-tiny"
+
+
+def compare(real: np.ndarray, dreamt: np.ndarray, few: int, draws: int) -> dict[str, Any]:
+    """PPI++ against Wilson's interval, from ``few`` of the starts known in both worlds, ``draws`` times over."""
+    rng, widths, holds = np.random.default_rng(0), [], []
+    for _ in range(draws):
+        known = np.zeros(len(real), bool)
+        known[rng.permutation(len(real))[:few]] = True
+        both, alone = ppi_mean(real[known], dreamt[known], dreamt[~known]), success_rate(real[known])
+        widths.append([x.high - x.low for x in (both, alone)])
+        holds.append([x.low <= real.mean() <= x.high for x in (both, alone)])
+    width, hold = np.mean(widths, 0), np.mean(holds, 0)
+    correlation = float(np.corrcoef(real, dreamt)[0, 1])
+    return {
+        "real_rate": float(real.mean()),
+        "imagined_rate": float(dreamt.mean()),
+        "correlation": correlation,
+        "width": {"ppi": float(width[0]), "real_alone": float(width[1])},
+        "narrower": float(1 - width[0] / width[1]),
+        "expected": float(1 - np.sqrt(1 - correlation**2 * (1 - few / len(real)))),
+        "coverage": {"ppi": float(hold[0]), "real_alone": float(hold[1])},
+    }
 
 
 def main() -> None:
     """Run, resample, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--policy", default="novice")
-    parser.add_argument("--judge", default="latent")
+    parser.add_argument("--policies", default="novice")
+    parser.add_argument("--judge", default="own")
+    parser.add_argument("--horizon", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--real", type=int, default=30)
     parser.add_argument("--draws", type=int, default=500)
     parser.add_argument("--seed", type=int, default=920_000)
     parser.add_argument("--out", type=Path, default=Path("runs") / "ppi")
     args = parser.parse_args()
-    seeds = range(args.seed, args.seed + args.episodes)
-    worker = Worker(Setup(MODEL, args.judge))
-    table = carry_out(parts([args.policy], ["real", "imagined"], seeds, 16), lambda: worker, args.out)
-    real = outcomes(table, [args.policy], "real", seeds)[0]
-    judged = {r["seed"]: r["judged"] for r in table.to_pylist() if r["world"] == "imagined"}
-    dreamt = np.array([judged[s] for s in seeds])
-    rng, widths, holds = np.random.default_rng(0), [], []
-    for _ in range(args.draws):
-        few = np.zeros(len(seeds), bool)
-        few[rng.permutation(len(seeds))[: args.real]] = True
-        both, alone = ppi_mean(real[few], dreamt[few], dreamt[~few]), success_rate(real[few])
-        widths.append([x.high - x.low for x in (both, alone)])
-        holds.append([x.low <= real.mean() <= x.high for x in (both, alone)])
-    width, hold = np.mean(widths, 0), np.mean(holds, 0)
+    seeds, policies = range(args.seed, args.seed + args.episodes), args.policies.split(",")
+    setup = Setup(MODEL, judge_name(args.judge, MODEL), horizon=args.horizon)
+    worker = Worker(setup)
+    table = carry_out(
+        parts(policies, ["real", "imagined"], seeds, 16), lambda: worker, args.out / f"within-{args.horizon}",
+        stamp=stamp(setup, policies),
+    )  # fmt: skip
+    judged = {(r["policy"], r["seed"]): r["judged"] for r in table.to_pylist() if r["world"] == "imagined"}
     answer = {
-        "policy": args.policy,
-        "real_rate": float(real.mean()),
-        "correlation": float(np.corrcoef(real, dreamt)[0, 1]),
-        "width": {"ppi": float(width[0]), "real_alone": float(width[1])},
-        "narrower": float(1 - width[0] / width[1]),
-        "coverage": {"ppi": float(hold[0]), "real_alone": float(hold[1])},
-        "n": [args.real, args.episodes - args.real, args.draws],
+        name: compare(
+            outcomes(table, [name], "real", seeds)[0], np.array([judged[name, s] for s in seeds]), args.real, args.draws
+        )
+        for name in policies
     }
-    print(json.dumps(answer))
+    print(json.dumps({"horizon": args.horizon, "n": [args.real, args.episodes - args.real, args.draws], **answer}))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,36 @@
 """Does the planner's scorer know which candidate is better? Pairs of candidates whose true outcomes differ.
 
-``python benchmarks/ranking.py --policy novice --starts 60`` proposes N chunks at the first and the second decision of
-every start, scores them in the dream, and carries out each of them on the twin: the chunk, then ``depth - 1`` more of
-the policy, with the same draws for all. A pair counts if the task is done by then after one chunk and not after the
-other; the scorer is right if it prefers the former, half right if it cannot tell. Starts from 906000 on.
+``python benchmarks/ranking.py --policies novice,improved --starts 60`` lets each policy act out N whole plans from each
+start on the twin, with other draws each: as many chunks as ``--depth``, whose outcome is the candidate's alone. The
+scorer then sees the start and the plans' actions, dreams each of them and judges. A pair counts if one plan got the
+task done and the other did not; the scorer is right if it prefers the former, half right if it cannot tell.
+
+``--single`` asks harder: candidates are single chunks, the policy's later draws are not the scorer's, and the outcome
+is that of carrying the chunk out and acting on. How well the twin itself would do there in the scorer's place, with
+later draws of its own, is printed beside it: no dream can be expected to know more. Starts from 906000 on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
+from agents.rollout import Lanes, rollout
 from agents.scorer import DreamScorer, Scene
 from agents.statistics import mean_interval
 from configs import build
+from imagine.embodiment import Embodiment
 from imagine.model import WorldActionModel
-from imagine.types import unpack_instruction
+from imagine.types import Policy, unpack_instruction
 from policy.policy import JointPolicy
 
 MODEL = "g1-table-tiny"
+Ranked = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Scores of N candidates, whether each got the task done, and what the twin would say of it in the scorer's place."""
 
 
 def batched(observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -29,18 +38,52 @@ def batched(observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {k: v[None] for k, v in observation.items()}
 
 
-def truth(lanes, seed: int, before: list[np.ndarray], chunk: np.ndarray, policy: JointPolicy, depth: int) -> bool:
-    """Carry out ``before``, then ``chunk``, then the policy, on the twin: is the task done within ``depth`` chunks?"""
-    seen, won = lanes.reset([seed], None), False
-    for action in before:
-        seen, _ = lanes.step([0], action[None])
-    for k in range(depth):
-        action = chunk[None] if k == 0 else policy.act(seen, [seed * 1_009 + 500 + k])
-        seen, (told,) = lanes.step([0], action)
-        won |= told["success"]
-        if won:
-            break
-    return won
+def held(chunks: list[np.ndarray], depth: int, body: Embodiment) -> np.ndarray:
+    """(depth K, A): chunks that were carried out, then none that moves."""
+    still = np.where(np.array(body.anchors_in_proprio()) >= 0, 0, chunks[-1][-1:]).repeat(body.chunk_actions, 0)
+    return np.concatenate([*chunks, *[still.astype(np.float32)] * (depth - len(chunks))])
+
+
+def whole_plans(args: argparse.Namespace, policy: Policy, score: DreamScorer, lanes: Lanes) -> Iterator[Ranked]:
+    """Rank N whole plans per start."""
+    eyes, n = JointPolicy(score.model), args.candidates
+    for seed in range(args.seed, args.seed + args.starts):
+        records = rollout(lanes, policy, [seed] * n, policy_seed=range(n), keep=True)
+        start = eyes.context(batched(records[0].observations[0]))
+        plans = np.stack([held(r.actions, args.depth, score.model.body) for r in records])
+        scene = Scene(start, start, (records[0].instruction,), (seed * 1_009,))
+        value = score(scene, torch.from_numpy(plans)[None]).lower(args.pessimism)[0].numpy()
+        won = np.array([r.success for r in records])
+        yield value, won, won
+
+
+def single_chunks(args: argparse.Namespace, policy: JointPolicy, score: DreamScorer, lanes: Lanes) -> Iterator[Ranked]:
+    """Rank N first chunks per start; the policy acts on."""
+
+    def truth(seed: int, chunks: np.ndarray, draw: int) -> np.ndarray:
+        """(N,) bool: carry out each chunk, then the policy: is the task done within ``depth`` chunks?"""
+        seen, won = lanes.reset([seed] * len(chunks), None), np.zeros(len(chunks), bool)
+        active = list(range(len(chunks)))
+        for k in range(args.depth):
+            now = {name: v[active] for name, v in seen.items()}
+            act = chunks[active] if k == 0 else policy.act(now, [seed * 1_009 + 500 + 100 * draw + k] * len(active))
+            rows, told = lanes.step(active, act)
+            seen = {name: v.copy() for name, v in seen.items()}
+            for row, i in enumerate(active):
+                won[i] |= told[row]["success"]
+                for name, v in rows.items():
+                    seen[name][i] = v[row]
+            active = [i for i in active if not won[i]]
+            if not active:
+                break
+        return won
+
+    for seed in range(args.seed, args.seed + args.starts):
+        seen = {k: v[:1] for k, v in lanes.reset([seed], None).items()}
+        start, told = policy.context(seen), unpack_instruction(seen["instruction"][0])
+        chunks = policy.propose(start, args.candidates, [seed * 1_009])
+        value = score(Scene(start, start, (told,), (seed * 1_009,)), torch.from_numpy(chunks))
+        yield value.lower(args.pessimism)[0].numpy(), truth(seed, chunks[0], 0), truth(seed, chunks[0], 1)
 
 
 def pairs(score: np.ndarray, won: np.ndarray) -> list[float]:
@@ -48,61 +91,52 @@ def pairs(score: np.ndarray, won: np.ndarray) -> list[float]:
     return [float(a > b) + 0.5 * float(a == b) for a in score[won] for b in score[~won]]
 
 
+def accuracy(found: list[list[float]]) -> dict[str, float]:
+    """Share of pairs, with an interval over starts."""
+    each = mean_interval([x for pairs in found for x in pairs], [i for i, p in enumerate(found) for _ in p])
+    return {"value": each.value, "ci_low": each.low, "ci_high": each.high, "pairs": sum(map(len, found))}
+
+
 def main() -> None:
-    """Propose, score, carry out, count."""
+    """Act out, score, count."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--policy", default="novice")
-    parser.add_argument("--judge", default="latent")
+    parser.add_argument("--policies", default="novice")
+    parser.add_argument("--judge", default="own")
+    parser.add_argument("--single", action="store_true")
     parser.add_argument("--starts", type=int, default=60)
     parser.add_argument("--candidates", type=int, default=8)
     parser.add_argument("--depth", type=int, default=3)
     parser.add_argument("--draws", type=int, default=1)
+    parser.add_argument("--pessimism", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=906_000)
     args = parser.parse_args()
     model = WorldActionModel.from_pretrained(MODEL)
-    policy = build.policy(args.policy, model, MODEL)
-    assert isinstance(policy, JointPolicy)
-    scorer = DreamScorer(
-        build.dreamer(model, MODEL), build.judge(args.judge, MODEL), depth=args.depth, follow=policy, draws=args.draws
-    )
-    lanes = build.lanes("real", model, MODEL, 1)
-    right: list[float] = []
-    groups: list[int] = []
-    best, first, mean = [], [], []
-    for seed in range(args.seed, args.seed + args.starts):
-        seen, before = lanes.reset([seed], None), []
-        start = policy.context(seen)
-        for decision in range(2):
-            told, draw = unpack_instruction(seen["instruction"][0]), seed * 1_009 + decision
-            context = policy.context(seen)
-            scene = Scene(context, start, (told,), (draw,))
-            chunks = policy.propose(context, args.candidates, [draw])
-            value = scorer(scene, torch.from_numpy(chunks)).lower(0.5)[0].numpy()
-            won = np.array([truth(lanes, seed, before, c, policy, args.depth) for c in chunks[0]])
-            found = pairs(value, won)
-            right += found
-            groups += [seed] * len(found)
-            best.append(float(won[value.argmax()])), first.append(float(won[0])), mean.append(float(won.mean()))
-            lanes.reset([seed], None)
-            for action in before:
-                lanes.step([0], action[None])
-            before.append(chunks[0, 0])
-            seen, (outcome,) = lanes.step([0], chunks[0, :1])
-            if outcome["done"]:
-                break
-    accuracy = mean_interval(right, groups)
-    answer = {
-        "policy": args.policy,
-        "judge": args.judge,
-        "depth": args.depth,
-        "ranking_accuracy": {"value": accuracy.value, "ci_low": accuracy.low, "ci_high": accuracy.high},
-        "pairs": len(right),
-        "decisions": len(best),
-        "best_of_n": float(np.mean(best)),
-        "policys_own": float(np.mean(first)),
-        "any_candidate": float(np.mean(mean)),
-    }
-    print(json.dumps(answer))
+    lanes = build.lanes("real", model, MODEL, args.candidates, horizon=args.depth)
+    answer, every = {}, []
+    for name in args.policies.split(","):
+        acts = build.policy(name, model, MODEL)
+        judge, draws = build.judge(args.judge, MODEL), args.draws
+        if args.single:
+            assert isinstance(acts, JointPolicy), "only a policy that denoises can propose several chunks"
+            score = DreamScorer(build.dreamer(model, MODEL), judge, depth=args.depth, follow=acts, draws=draws)
+            ranked = list(single_chunks(args, acts, score, lanes))
+        else:
+            score = DreamScorer(build.dreamer(model, MODEL), judge, draws=draws)
+            ranked = list(whole_plans(args, acts, score, lanes))
+        found = [pairs(value, won) for value, won, _ in ranked]
+        every.append(found)
+        answer[name] = {
+            "ranking_accuracy": accuracy(found),
+            "done": float(np.mean([won.mean() for _, won, _ in ranked])),
+            "best_of_n": float(np.mean([won[value.argmax()] for value, won, _ in ranked])),
+            "any_of_n": float(np.mean([won.any() for _, won, _ in ranked])),
+        }
+        if args.single:
+            answer[name]["twin_instead"] = accuracy([pairs(twin.astype(float), won) for _, won, twin in ranked])
+    if len(every) > 1:  # pairs of one policy's candidates, of all policies; the interval is still over starts
+        answer["all"] = accuracy([[x for found in start for x in found] for start in zip(*every, strict=True)])
+    settings = {k: getattr(args, k) for k in ("judge", "depth", "draws", "starts", "candidates", "seed", "single")}
+    print(json.dumps({**settings, **answer}))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from policy.robots.g1_table.tasks import FAMILIES, Task
 from rewards.endpoint import EndpointConfig, EndpointVLM
 from rewards.guards import Conjunction, GuardConfig
 from rewards.latent import LatentJudge
+from rewards.path import PathJudge
 from rewards.progress import Potential
 from rewards.robometer import RobometerJudge
 from rewards.vlm import VLMJudge
@@ -61,25 +62,36 @@ def judge(name: str | Path, folder: str | Path, device: str = "cpu") -> RewardMo
     """A judge of imagined clips by name.
 
     Args:
-        name: ``latent`` for the success head beside the model's weights; ``judge-tiny``; the folder or hub id of any
-            image-text-to-text model, Robometer's layout included; or ``http://HOST/v1#MODEL``, a model behind an
-            OpenAI-compatible server.
+        name: ``latent`` for the success heads beside the model's weights, which look at what was dreamt; ``path`` for
+            those that follow the hands; ``own`` for the better of both that is there; ``judge-tiny``; the folder or hub
+            id of any image-text-to-text model, Robometer's layout included; or ``http://HOST/v1#MODEL``, a model behind
+            an OpenAI-compatible server.
         folder: of the model that dreams.
         device: where a local judge runs.
 
     Raises:
         ImagineError: there is no such judge.
     """
-    if str(name) == "latent":
+    name = judge_name(name, folder)
+    if name == "latent":
         return LatentJudge.load(resolve(folder))
-    if str(name).startswith(("http://", "https://")):
-        url, _, model = str(name).partition("#")
+    if name == "path":
+        return PathJudge.load(resolve(folder))
+    if name.startswith(("http://", "https://")):
+        url, _, model = name.partition("#")
         if not model:
             raise ImagineError(f"judge {name!r} names no model, expected http://HOST/v1#MODEL.")
         return VLMJudge(EndpointVLM(EndpointConfig(url=url, model=model)))
     if (Path(name) / "robometer.json").is_file():
         return RobometerJudge.load(name, device=device)
     return VLMJudge.load(name, domain="imagined", device=device)
+
+
+def judge_name(name: str | Path, folder: str | Path) -> str:
+    """The name that :func:`judge` knows; what ``own`` means depends on what lies beside the model's weights."""
+    if str(name) != "own":
+        return str(name)
+    return "path" if (resolve(folder) / "path.json").is_file() else "latent"
 
 
 def dream(
@@ -125,9 +137,9 @@ def dreamer(model: WorldActionModel, folder: str | Path, cfg: DreamConfig | None
     return merged(model, resolve(folder) / cfg.adapter)
 
 
-def robot_starts(model: WorldActionModel) -> RobotStarts:
-    """What the robot at the table sees at the beginning, of the tasks that the model covers."""
-    return RobotStarts(TableRobot(model.body), model.body, families=families_of(model))
+def robot_starts(model: WorldActionModel, blocks: int = 2) -> RobotStarts:
+    """What the robot at the table sees at the beginning, of the tasks that the model covers; ``blocks`` lie there."""
+    return RobotStarts(TableRobot(model.body), model.body, families=families_of(model), blocks=blocks)
 
 
 def guards(body: Embodiment, cfg: DreamConfig) -> GuardConfig:
@@ -203,20 +215,23 @@ def lanes(
     judged_by: str | Path = JUDGE,
     until_told: Told | None = None,
     horizon: int = HORIZON,
+    blocks: int = 2,
 ) -> Lanes:
     """Lanes of the ``real`` twin or of the ``imagined`` one, with the same starts for the same seeds.
 
-    An episode lasts ``horizon`` chunks at most. A dream is scored by ``judged_by``. Real episodes of a misled policy
-    end when it has done what it was told, if ``until_told`` is given.
+    An episode lasts ``horizon`` chunks at most, and ``blocks`` lie on the table. A dream is scored by ``judged_by``.
+    Real episodes of a misled policy end when it has done what it was told, if ``until_told`` is given.
 
     Raises:
-        ImagineError: another world is asked for, zero lanes, or the expert in a dream.
+        ImagineError: another world is asked for, zero lanes, too many blocks, or the expert in a dream.
     """
+    if not 1 <= blocks <= len(COLOURS):
+        raise ImagineError(f"asked for {blocks} blocks, expected 1 to {len(COLOURS)}, one of each colour at most.")
     if n < 1 or horizon < 1:
         raise ImagineError(f"asked for {n} lanes of {horizon} chunks, expected at least 1 of each.")
     if world == "real":
         make: Callable[[], G1TableEnv] = lambda: G1TableEnv(  # noqa: E731
-            model.body, max_chunks=horizon, families=families_of(model)
+            model.body, max_chunks=horizon, families=families_of(model), blocks=blocks
         )
         if until_told is not None:
             return ToldLanes(make, n, until_told)
@@ -225,7 +240,8 @@ def lanes(
         raise ImagineError(f"--world is {world!r}, expected real or imagined.")
     if expert:
         raise ImagineError("the scripted expert reads the true state, which a dream has not; use --world real.")
-    return DreamLanes(dream(model, folder, judged_by=judged_by), n, horizon=horizon, film=film)
+    asleep = dream(model, folder, judged_by=judged_by, starts=robot_starts(model, blocks))
+    return DreamLanes(asleep, n, horizon=horizon, film=film)
 
 
 def adapter_of(name: str, folder: str | Path) -> Path | None:

@@ -54,6 +54,7 @@ class Setup:
         told: see :class:`configs.told.Told`.
         go_on: act on after what was told is done.
         horizon: chunks per episode at most.
+        blocks: on the table.
         dataset: folder of a LeRobot dataset whose episodes are dreamt again under their recorded actions; "" for none.
         cache: folder for what is decoded of it.
     """
@@ -65,6 +66,7 @@ class Setup:
     told: str = "right"
     go_on: bool = False
     horizon: int = build.HORIZON
+    blocks: int = 2
     dataset: str = ""
     cache: str = ""
 
@@ -79,7 +81,7 @@ def stamp(setup: Setup, policies: Sequence[str]) -> str:
     folders += [resolve(setup.model) / n if n in build.ADAPTERS else Path(n) for n in names]
     if (dreams := build.dream_config(setup.model).adapter) is not None:
         folders.append(resolve(setup.model) / dreams)
-    if not setup.judge.startswith(("http://", "https://")) and setup.judge != "latent":
+    if not setup.judge.startswith(("http://", "https://")) and setup.judge not in ("latent", "path"):
         folders.append(Path(judge_folder(setup.judge)))
     digest = hashlib.sha256()
     for folder in sorted({f for f in folders if f.is_dir()}):
@@ -130,8 +132,9 @@ class Worker:
         ends = policy if isinstance(policy, Told) and self.setup.told != "right" and not self.setup.go_on else None
         if ends is not None and world == "real":  # such lanes belong to one policy
             return build.lanes(
-                world, self.model, self.setup.model, self.setup.lanes, until_told=ends, horizon=self.setup.horizon
-            )
+                world, self.model, self.setup.model, self.setup.lanes, until_told=ends, horizon=self.setup.horizon,
+                blocks=self.setup.blocks,
+            )  # fmt: skip
         key = (f"{world}{'-expert' if expert else ''}", film)
         if key not in self._lanes:
             if self.setup.dataset and world == "imagined":
@@ -142,7 +145,7 @@ class Worker:
             else:
                 self._lanes[key] = build.lanes(
                     world, self.model, self.setup.model, self.setup.lanes, expert=expert, film=film,
-                    judged_by=self.setup.judge, horizon=self.setup.horizon,
+                    judged_by=self.setup.judge, horizon=self.setup.horizon, blocks=self.setup.blocks,
                 )  # fmt: skip
         return self._lanes[key]
 

@@ -15,14 +15,13 @@ from imagine.dream import Dream
 from imagine.embodiment import Embodiment
 from imagine.env import episode_seed
 from imagine.model import WorldActionModel, resolve
-from imagine.starts import RobotStarts
 from imagine.types import Clip, RewardModel, Score, pack_instruction
 from policy.robots.g1_table.env import TableRobot
 from policy.robots.g1_table.scene import COLOURS
 from policy.robots.g1_table.tasks import FAMILIES, Task
 from policy.robots.g1_table.truth import accomplished, is_there, truth
 
-from .build import HORIZON, dream_config, dreamer, families_of, judge, policy
+from .build import HORIZON, dream_config, dreamer, families_of, judge, policy, robot_starts
 
 Tell = Callable[[int, int], None]
 POLICIES = ("base", "clumsy", "misled", "random")
@@ -30,6 +29,8 @@ POLICIES = ("base", "clumsy", "misled", "random")
 
 Any other name is that of a policy, see :func:`configs.build.policy`.
 """
+FAST_LANES = 64
+"""Lanes that are imagined at once where speed matters more than the last bits."""
 
 
 @dataclass
@@ -93,7 +94,7 @@ class Rollouts:
         truths: (N, 1 + T, S) what was true on the twin at those moments.
         kind: (N,) whose rollouts.
         latents: (N, 1 + T, C, h, w) float16, the frames of ``films`` as the dream has them.
-        proprio: (N, 1 + T, P) float32, normalised, likewise.
+        path: (N, 1 + T F, P + S A) float32, the whole way; see :mod:`imagine.path`.
     """
 
     films: np.ndarray
@@ -105,7 +106,14 @@ class Rollouts:
     truths: np.ndarray
     kind: np.ndarray
     latents: np.ndarray
-    proprio: np.ndarray
+    path: np.ndarray
+
+    @property
+    def proprio(self) -> np.ndarray:
+        """(N, 1 + T, P) float32, normalised, of the frames in ``films``."""
+        every = self.path[:, :: (self.path.shape[1] - 1) // self.actions.shape[1]]
+        ticks = self.actions.shape[1] * self.actions.shape[2] // (self.path.shape[1] - 1)
+        return every[..., : -ticks * self.actions.shape[3]]
 
     @property
     def label(self) -> np.ndarray:
@@ -139,12 +147,16 @@ def rollouts(
     workers: int = 2,
     chunks: int = HORIZON,
     fast: bool = False,
+    blocks: int = 2,
 ) -> Rollouts:
     """Roll out kinds of policy in the dream, an equal share of the seeds each, and their actions on the twin.
 
-    ``fast`` imagines many lanes at once, in bfloat16; the last bits then depend on the machine.
+    ``blocks`` lie on the table.
+
+    ``fast`` imagines many lanes at once, in bfloat16; the last bits then depend on the machine. The ``workers`` are of
+    :func:`replayed`.
     """
-    group_size = 64 if fast else 16
+    group_size = FAST_LANES if fast else 16
     kind = np.array([kinds[i % len(kinds)] for i in range(len(seeds))])
     parts = []
     for name in dict.fromkeys(kinds):
@@ -154,16 +166,16 @@ def rollouts(
     order = np.concatenate([group for _, group in parts])
     made = []
     for name, group in parts:
-        made.append(_dreamt(model, folder, name, group.tolist(), chunks=chunks, fast=fast))
+        made.append(_dreamt(model, folder, name, group.tolist(), chunks=chunks, fast=fast, blocks=blocks))
         tell(sum(len(m.instruction) for m in made), len(seeds))
-    films, actions, doubt, second, latents, proprio = (
+    films, actions, doubt, second, latents, path = (
         np.concatenate([getattr(m, k) for m in made])
-        for k in ("films", "actions", "doubt", "second", "latents", "proprio")
+        for k in ("films", "actions", "doubt", "second", "latents", "path")
     )
     told = [i for m in made for i in m.instruction]
-    truths = replayed(model, order.tolist(), actions, workers=workers)
+    truths = replayed(model, order.tolist(), actions, workers=workers, blocks=blocks)
     whose = np.concatenate([[name] * len(group) for name, group in parts])
-    return Rollouts(films, actions, doubt, second, told, order, truths, whose, latents, proprio)
+    return Rollouts(films, actions, doubt, second, told, order, truths, whose, latents, path)
 
 
 def dreamt_under(
@@ -186,7 +198,7 @@ class _Dreamt:
     second: np.ndarray
     instruction: list[str]
     latents: np.ndarray
-    proprio: np.ndarray
+    path: np.ndarray
 
 
 def _dreamt(
@@ -198,13 +210,14 @@ def _dreamt(
     *,
     chunks: int = HORIZON,
     fast: bool = False,
+    blocks: int = 2,
 ) -> _Dreamt:
     """Roll out a few lanes side by side, ``given`` actions (N, T, K, A) or those of the policy ``name``."""
     n, body = len(seeds), model.body
-    starts = RobotStarts(TableRobot(body), body, families=families_of(model))
+    starts = robot_starts(model, blocks)
     cfg = dream_config(folder)
     if fast:
-        cfg = cfg.model_copy(update={"tile": 0, "autocast": True})
+        cfg = cfg.model_copy(update={"tile": 0, "autocast": True, "inverse_steps": 0})
     second = judge("latent", folder) if (resolve(folder) / "judge.json").is_file() else None
     world = Dream(dreamer(model, folder), _Silent(second), starts, cfg)
     world.allocate(n)
@@ -213,7 +226,8 @@ def _dreamt(
     acts = policy("base" if name in ("given", *POLICIES[:3]) else name, model, folder)
     offset = np.stack([_offset(body, s) for s in seeds])
     films, actions, doubt, said = [world.canvas.cpu().numpy().copy()], [], [], []
-    latents, proprio = [world.video[:, -1].half().cpu().numpy()], [world.proprio[:, -1].cpu().numpy()]
+    frames = world.newest.shape[1]
+    latents, path = [world.video[:, -1].half().cpu().numpy()], [world.path[:, -1:].cpu().numpy()]
     for k in range(chunks):
         seen, noise = world.observe(), [s * 1_009 + k for s in seeds]
         if name == "misled":
@@ -225,14 +239,12 @@ def _dreamt(
         outcome = world.step(act)
         films.append(world.canvas.cpu().numpy().copy())
         latents.append(world.video[:, -1].half().cpu().numpy())
-        proprio.append(world.proprio[:, -1].cpu().numpy())
+        path.append(world.path[:, -frames:].cpu().numpy())
         actions.append(act)
         doubt.append(outcome.info["hallucination"])
         said.append(outcome.info["success_probability"] > 0)
-    film, act, doubts, verdicts, seen_latents, felt = (
-        np.stack(x, 1) for x in (films, actions, doubt, said, latents, proprio)
-    )
-    return _Dreamt(film, act, doubts, verdicts, told, seen_latents, felt)
+    film, act, doubts, verdicts, seen_latents = (np.stack(x, 1) for x in (films, actions, doubt, said, latents))
+    return _Dreamt(film, act, doubts, verdicts, told, seen_latents, np.concatenate(path, 1))
 
 
 def _offset(body: Embodiment, seed: int) -> np.ndarray:
@@ -254,9 +266,17 @@ def _other(instruction: str, seed: int, families: Sequence[str]) -> str:
     return Told(None, "colour", families).other(instruction, seed)  # type: ignore[arg-type]
 
 
-def replayed(model: WorldActionModel, seeds: Sequence[int], actions: np.ndarray, *, workers: int = 2) -> np.ndarray:
-    """What is true on the twin at the start and after each chunk, (N, 1 + T, S), under actions (N, T, K, A)."""
-    jobs = [(int(s), a, families_of(model)) for s, a in zip(seeds, actions, strict=True)]
+def replayed(
+    model: WorldActionModel, seeds: Sequence[int], actions: np.ndarray, *, workers: int = 2, blocks: int = 2
+) -> np.ndarray:
+    """What is true on the twin at the start and after each chunk, (N, 1 + T, S), under actions (N, T, K, A).
+
+    With 0 ``workers`` all is done in this process.
+    """
+    jobs = [(int(s), a, families_of(model), blocks) for s, a in zip(seeds, actions, strict=True)]
+    if not workers:
+        _start(model.body)
+        return np.stack([_replay(job) for job in jobs])
     with process_pool(workers, _start, (model.body,)) as pool:
         return np.stack(list(pool.map(_replay, jobs, chunksize=8)))
 
@@ -270,9 +290,9 @@ def _start(body: Embodiment) -> None:
     _robot = TableRobot(body)
 
 
-def _replay(job: tuple[int, np.ndarray, tuple[str, ...]]) -> np.ndarray:
-    seed, chunks, families = job
-    _robot.reset(seed, families=families)
+def _replay(job: tuple[int, np.ndarray, tuple[str, ...], int]) -> np.ndarray:
+    seed, chunks, families, blocks = job
+    _robot.reset(seed, families=families, blocks=blocks)
     rows = [truth(_robot.world)]
     for chunk in chunks:
         _robot.execute(chunk, look=False)

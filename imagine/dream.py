@@ -19,6 +19,7 @@ from .env import Outcome
 from .follow import follow
 from .memory import Memory
 from .model import WorldActionModel, as_observation
+from .path import begun, went_on
 from .spaces import action_space, observation_space
 from .starts import Starts
 from .tiles import TILE, in_tiles
@@ -104,6 +105,7 @@ class Dream:
         self.proprio = torch.zeros(n, t, p, device=device)
         self.start_video = torch.zeros(n, *latent, device=device)
         self.start_proprio = torch.zeros(n, p, device=device)
+        self.path = begun(self.model, self.start_proprio).clone()
         self.text = torch.zeros(n, *self.model.text_shape, device=device)
         self.image: Tensor | None = None  # what the first frame tells some giants, from the first reset on
         self.condition: Tensor | None = None
@@ -129,11 +131,11 @@ class Dream:
         """
         told = options.get("instruction")
         each = [told] * len(lanes) if told is None or isinstance(told, str) else list(told)
-        begun = [self.starts(int(s), {**options, "instruction": i}) for s, i in zip(seeds, each, strict=True)]
+        started = [self.starts(int(s), {**options, "instruction": i}) for s, i in zip(seeds, each, strict=True)]
         seen = as_observation(
-            np.stack([b.canvas for b in begun])[:, None], np.stack([b.proprio for b in begun])[:, None]
+            np.stack([b.canvas for b in started])[:, None], np.stack([b.proprio for b in started])[:, None]
         )
-        heard = [b.instruction for b in begun]
+        heard = [b.instruction for b in started]
 
         names: list[str] = []
 
@@ -143,27 +145,28 @@ class Dream:
             shown = self.model.decode(context.video[:, -1:], context.video[:, :-1])[:, 0]
             return *context.named().values(), shown
 
-        *parts, canvas = in_tiles(encode, len(begun), self.cfg.tile)
+        *parts, canvas = in_tiles(encode, len(started), self.cfg.tile)
         at = torch.as_tensor(lanes, device=self.model.device)
         for name, part in zip(names, parts, strict=True):
             if getattr(self, name) is None:
                 setattr(self, name, part.new_zeros(len(self.seeds), *part.shape[1:]))
             getattr(self, name)[at] = part
         video, proprio = self.video[at], self.proprio[at]
+        self.path[at] = begun(self.model, proprio[:, -1])
         self.start_video[at], self.start_proprio[at], self.before[at] = video[:, -1], proprio[:, -1], video
         if self.memory is not None:
             self.memory.begin(self.context(), lanes)
         self.start_canvas[at] = self.canvas[at] = canvas
         self.newest[at] = video[:, -1:].expand(-1, self.newest.shape[1], -1, -1, -1)
-        for lane, seed, start in zip(lanes, seeds, begun, strict=True):
+        for lane, seed, start in zip(lanes, seeds, started, strict=True):
             self.instruction[lane] = start.instruction
             self.packed[lane] = pack_instruction(start.instruction)
             self.seeds[lane], self.steps[lane] = seed, 0
         if self.shaping is not None:
             self.shaping.reset(torch.zeros(len(self.seeds), dtype=torch.bool).index_fill(0, at.cpu(), True))
         return {
-            "instruction": np.array([b.instruction for b in begun], object),
-            "start_id": np.array([b.start_id for b in begun], object),
+            "instruction": np.array([b.instruction for b in started], object),
+            "start_id": np.array([b.start_id for b in started], object),
         }
 
     def judge_by(self, instructions: Sequence[str]) -> None:
@@ -209,6 +212,7 @@ class Dream:
         video, proprio = video.float(), proprio.float()
         after = self.model.after(self.context(), video, proprio)
         self.before, self.newest, self.video, self.proprio = self.video, video, after.video, after.proprio
+        self.path = went_on(self.model, self.path, proprio, robot_units)
         self.steps = self.steps + 1
         limit = self.cfg.hallucination_limit
         told = {"hallucination": doubt, "success_probability": success, "valid": valid}
@@ -260,6 +264,7 @@ class Dream:
             action=moved,
             pose=torch.where(anchored > 0, before, moved[:, 0]),  # an absolute command tells no pose; none is assumed
             doubt=doubt if self.cfg.inverse_steps else None,
+            path=went_on(self.model, self.path[rows], proprio, action),
         )
         return self.judge(clip, [self.instruction[i] for i in rows.tolist()])
 
@@ -278,7 +283,7 @@ class Dream:
 
     _STATE = (
         *("video", "proprio", "canvas", "text", "image", "condition", "newest", "before", "packed", "seeds", "steps"),
-        *("start_video", "start_proprio", "start_canvas"),
+        *("start_video", "start_proprio", "start_canvas", "path"),
     )
 
     def snapshot(self) -> dict[str, Any]:

@@ -156,6 +156,9 @@ class Clip:
         pose: (B, A) float32 where the robot was before it, absolute robot units; None likewise.
         doubt: (B,) float32 how far the action read from the chunk's video is from the one commanded, normalised action
             units; None where nobody asked.
+        path: (B, T, P + S A) float: the newest T frames, oldest first, the newest chunk's at the end; in front of a
+            younger episode its first frame is repeated. Proprioception as imagined, normalised, and beside it where
+            the actions lead; see :mod:`imagine.path`. None where it is not known.
     """
 
     latents: Tensor
@@ -164,6 +167,7 @@ class Clip:
     action: Tensor | None = None
     pose: Tensor | None = None
     doubt: Tensor | None = None
+    path: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,17 @@ It is no vision-language model; that judge implements the same ``RewardModel`` p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from imagine.types import CheckpointMismatch, Clip, Score, ShapeError
+from imagine.types import Clip, Score, ShapeError
+
+from .heads import load_head, save_head, word_counts
 
 
 class HeadConfig(BaseModel):
@@ -84,13 +83,7 @@ class LatentJudge(nn.Module):
 
     def word_counts(self, instruction: Sequence[str]) -> Tensor:
         """(B, words) float; words it never heard are left out."""
-        index = {w: i for i, w in enumerate(self.cfg.words)}
-        counts = torch.zeros(len(instruction), len(index))
-        for row, text in enumerate(instruction):
-            for word in re.findall(r"\w+", text.lower()):
-                if word in index:
-                    counts[row, index[word]] += 1
-        return counts
+        return word_counts(instruction, self.cfg.words)
 
     def logits(self, latents: Tensor, proprio: Tensor, words: Tensor) -> Tensor:
         """Every head's logits of success and progress, (heads, B, 2), for the pair (first, newest) of frames.
@@ -144,11 +137,7 @@ class LatentJudge(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write ``judge.json`` and ``judge.safetensors``."""
-        folder = Path(folder)
-        state = {k: v.detach().cpu().half().contiguous() for k, v in self.state_dict().items()}
-        save_file(state, folder / "judge.safetensors.tmp")
-        (folder / "judge.safetensors.tmp").rename(folder / "judge.safetensors")
-        (folder / "judge.json").write_text(self.cfg.model_dump_json(indent=1))
+        save_head(self, self.cfg, folder, "judge")
 
     @classmethod
     def load(cls, folder: str | Path) -> LatentJudge:
@@ -157,13 +146,5 @@ class LatentJudge(nn.Module):
         Raises:
             CheckpointMismatch: missing, truncated, or its weights do not fit its config.
         """
-        folder = Path(folder)
-        try:
-            judge = cls(JudgeConfig.model_validate_json((folder / "judge.json").read_bytes()))
-            judge.load_state_dict({k: v.float() for k, v in load_file(folder / "judge.safetensors").items()})
-        except (OSError, ValidationError, SafetensorError, RuntimeError) as error:
-            raise CheckpointMismatch(
-                f"no usable judge in {folder}: {' '.join(str(error).split())[:200]}; train one with "
-                "`imagine train --stages judge`, or copy the whole model folder."
-            ) from None
-        return judge.eval()
+        how = "train one with `imagine train --stages judge`, or copy the whole model folder."
+        return load_head(cls, JudgeConfig, folder, "judge", how)

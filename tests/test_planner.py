@@ -140,9 +140,10 @@ def test_calls_without_seeds_differ_and_are_told_apart_by_row(tiny_model: WorldA
     assert act.act(obs).tobytes() != act.act(obs).tobytes()
     later = observation(2, seed=9)
     now = act.policy.context(later)
-    assert not torch.equal(act._firsts(now, None).video, now.video), "both lanes began with the first observation"
+    first, _ = act._firsts(now, None)
+    assert not torch.equal(first.video, now.video), "both lanes began with the first observation"
     act.reset(np.array([False, True]))
-    again = act._firsts(now, None)
+    again, _ = act._firsts(now, None)
     assert torch.equal(again.video[1], now.video[1]) and not torch.equal(again.video[0], now.video[0])
 
 

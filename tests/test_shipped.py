@@ -25,6 +25,7 @@ from policy.robots.g1_table.privileged import expert_chunk
 from policy.robots.g1_table.tasks import Task
 from policy.robots.g1_table.world import G1Table
 from rewards.latent import LatentJudge
+from rewards.path import PathJudge
 from rewards.vlm import JudgeSettings, VLMJudge
 
 pytestmark = pytest.mark.slow
@@ -111,6 +112,15 @@ def test_heads_are_taught_on_whole_dreams(tmp_path: Path) -> None:
     assert {"auroc", "threshold", "false_positive", "false_negative", "policies"} <= got["rollouts"].keys()
     taught = LatentJudge.load(got["model"])
     assert taught.cfg.head.threshold == got["rollouts"]["threshold"]
+    assert run(*words) == got, "what is finished is kept"
+
+
+def test_a_judge_of_paths_is_taught_on_whole_dreams(tmp_path: Path) -> None:
+    small = "paths.policies=[base],paths.episodes=10,paths.chunks=2,paths_fit.steps=2,paths_fit.batch=8"
+    words = ("train", "--stages", "paths", "--init", "g1-table-tiny", "--set", small, "--out", str(tmp_path / "run"))
+    got = run(*words)
+    assert {"auroc", "threshold", "off_cm", "false_positive", "policies"} <= got["paths"].keys()
+    assert PathJudge.load(got["model"]).cfg.threshold == got["paths"]["threshold"]
     assert run(*words) == got, "what is finished is kept"
 
 

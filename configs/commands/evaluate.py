@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -35,8 +35,8 @@ class Args(Episodes):
         steps: denoising steps of the policy.
         horizon: chunks (of 0.8 s on the table) within which an episode must succeed; by default 8, and 3 with --zoo,
             as far as a dream was trained to go on its own frames.
-        judge: who scores a dream: latent, a shipped judge's name, a folder or hub id of an image-text-to-text model, or
-            http://HOST/v1#MODEL.
+        judge: who scores a dream: own (the best one beside the model's weights), latent, path, a shipped judge's name,
+            a folder or hub id of an image-text-to-text model, or http://HOST/v1#MODEL.
         ray: address of a Ray cluster to work on, or local; in this process when empty.
         workers: Ray workers, one CPU each.
         unchecked: print an imagined success rate although the error of its judge or the fidelity of its dream has not
@@ -52,7 +52,7 @@ class Args(Episodes):
     go_on: bool = False
     steps: int = 4
     horizon: int | None = None
-    judge: str = "latent"
+    judge: str = "own"
     ray: str = ""
     workers: int = 2
     unchecked: bool = False
@@ -68,8 +68,9 @@ def run(args: Args) -> dict[str, Any]:
     """
     seeds = args.seeds()
     policies = _policies(args)
-    from ..build import HORIZON
+    from ..build import HORIZON, judge_name
 
+    args = replace(args, judge=judge_name(args.judge, args.model))
     horizon = (ZOO_HORIZON if args.zoo else HORIZON) if args.horizon is None else args.horizon
     if horizon < 1 or args.steps < 1:
         raise ImagineError(f"--horizon is {horizon} and --steps {args.steps}, expected at least 1.")
@@ -96,6 +97,7 @@ def run(args: Args) -> dict[str, Any]:
         args.told,
         args.go_on,
         horizon,
+        args.blocks,
         args.dataset,
         str(folder / "canvases"),
     )
@@ -150,8 +152,8 @@ def caveat(model: str, judge: str, unchecked: bool = False) -> dict[str, Any]:
     def read(folder: Any, name: str) -> dict[str, Any]:
         return json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
 
-    if judge == "latent":
-        error = read(resolve(model), "judge_metrics.json")
+    if judge in ("latent", "path"):
+        error = read(resolve(model), {"latent": "judge_metrics.json", "path": "path_metrics.json"}[judge])
         names: tuple[str, ...] = ("auroc", "false_positive", "false_negative", "n")
     elif judge.startswith(("http://", "https://")):
         error, names = {}, ()

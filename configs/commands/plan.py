@@ -31,7 +31,8 @@ class Args(Episodes):
         space: of cem and mppi: the noise that the policy starts from, or the action itself.
         candidates: N, of cem and mppi in every iteration; 1 is the policy alone, judged.
         iterations: of cem and mppi.
-        scorer: who judges candidates: latent, or any judge that --judge takes.
+        scorer: who judges candidates: own (the best one beside the model's weights), or any judge that --judge takes.
+        horizon: chunks (of 0.8 s on the table) within which an episode must succeed.
         depth: chunks imagined per candidate; from the second one on the policy acts, without noise.
         draws: dreams per candidate; several show how much of a score is luck.
         pessimism: a candidate counts as value - PESSIMISM * spread.
@@ -48,7 +49,8 @@ class Args(Episodes):
     space: Literal["noise", "action"] = "noise"
     candidates: int = 8
     iterations: int = 3
-    scorer: str = "latent"
+    scorer: str = "own"
+    horizon: int = 8
     depth: int = 1
     draws: int = 1
     pessimism: float = 0.5
@@ -91,7 +93,10 @@ def run(args: Args) -> dict[str, Any]:
         build.dreamer(model, args.model), build.judge(args.scorer, args.model), steps=args.steps, depth=args.depth,
         follow=greedy, draws=args.draws,
     )  # fmt: skip
-    lanes = build.lanes(args.world, model, args.model, min(args.lanes, len(seeds)), judged_by=args.judge)
+    lanes = build.lanes(
+        args.world, model, args.model, min(args.lanes, len(seeds)), judged_by=args.judge, horizon=args.horizon,
+        blocks=args.blocks,
+    )  # fmt: skip
     folder = RunFolder.of("plan", args)
     drawn = _Pictures(scorer.model, folder / "decisions", seeds[: args.pictures])
     planner = _Timed(Planner(proposer, scorer, cfg) if args.planning else proposer, drawn)

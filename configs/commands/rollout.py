@@ -46,7 +46,9 @@ def run(args: Args) -> dict[str, Any]:
     policy = build.policy(args.policy, model, args.model)
     n = min(args.lanes, len(seeds))
     expert = args.policy == "expert"
-    lanes = build.lanes(args.world, model, args.model, n, expert=expert, film=True, judged_by=args.judge)
+    lanes = build.lanes(
+        args.world, model, args.model, n, expert=expert, film=True, judged_by=args.judge, blocks=args.blocks
+    )
     folder = RunFolder.of("rollout", args)
     with bar("rollout") as tell:
         records = rollout(

@@ -27,8 +27,8 @@ class Args(Common):
     Attributes:
         policy: base, novice, improved, random, or the folder of an adapter or model.
         model: a shipped model's name, a folder, or a hub id; it also dreams what is scored.
-        judge: who scores candidates: latent, a shipped judge's name, a folder or hub id of an image-text-to-text model,
-            http://HOST/v1#MODEL, or none.
+        judge: who scores candidates: own (the best one beside the model's weights), latent, path, a shipped judge's
+            name, a folder or hub id of an image-text-to-text model, http://HOST/v1#MODEL, or none.
         host: address to listen on; 0.0.0.0 lets other machines in.
         port: where; 0 takes any that is free.
         steps: denoising steps of the policy.
@@ -36,7 +36,7 @@ class Args(Common):
 
     policy: str = "base"
     model: str = "g1-table-tiny"
-    judge: str = "latent"
+    judge: str = "own"
     host: str = "127.0.0.1"
     port: int = 8000
     steps: int = 4

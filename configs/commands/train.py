@@ -14,7 +14,7 @@ from ..load import load
 from ..runfolder import RunFolder
 from .common import Common, Words, console
 
-STAGES = ("codec", "model", "judge", "rollouts", "vlm")
+STAGES = ("codec", "model", "judge", "rollouts", "paths", "vlm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Args(Common):
         embodiment: YAML file that names the dataset's state, action and camera slices (docs/embodiment.md).
         preset: recipe, a YAML file or the name of one in configs/.
         set: changes to the recipe, as model.steps=2000; several joined by commas.
-        stages: which of codec, model, judge, rollouts, vlm to run; finished ones are skipped anyway.
+        stages: which of codec, model, judge, rollouts, paths, vlm to run; finished ones are skipped anyway.
         init: start from this model (name or folder): its codec and weights instead of fresh ones.
         name: name of the new model; it is written to OUT/NAME.
     """
@@ -63,6 +63,8 @@ def recipe_class() -> type[BaseModel]:
         judge_fit: FitConfig = FitConfig()
         rollouts: RolloutConfig = RolloutConfig()
         rollouts_fit: FitConfig = FitConfig()
+        paths: RolloutConfig = RolloutConfig()
+        paths_fit: FitConfig = FitConfig()
         vlm: VLMConfig = VLMConfig()
         vlm_fit: FitConfig = FitConfig()
 

@@ -8,21 +8,24 @@ far as an evaluation watches.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from imagine.data.processes import process_pool
 from imagine.fit import FitConfig, fit, write_json
 from imagine.model import WorldActionModel
 from rewards.calibrate import auroc
 from rewards.latent import LatentJudge
 
-from ..material import Rollouts, rollouts
+from ..material import FAST_LANES, rollouts
 from .train_judge import LATENT_NOISE, calibrate
 from .worlds import bar
 
+WORKERS = 2
 MOST = 20.0  # of a normalised latent; wild actions may drive a dream out of half precision
 
 
@@ -34,6 +37,7 @@ class RolloutConfig(BaseModel):
         episodes: of all policies together; those whose seed 5 divides are held out.
         chunks: per episode.
         first_seed: of the starts.
+        blocks: on the table; where several numbers are given, parts of the episodes take turns.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +46,7 @@ class RolloutConfig(BaseModel):
     episodes: int = 256
     chunks: int = 6
     first_seed: int = 860_000
+    blocks: tuple[int, ...] = (2,)
 
 
 def train_rollouts(
@@ -59,10 +64,11 @@ def train_rollouts(
         run: how long and how fast.
         folder: resumes what it holds.
     """
-    made = _made(model, dreamer, cfg, folder)
+    made = dreams(model, dreamer, cfg, folder)
     latents = torch.from_numpy(np.clip(made["latents"], -MOST, MOST))
-    proprio = torch.from_numpy(made["proprio"])
     done = made["label"]  # (N, T), by the end of each chunk
+    ends = made["path"][:, :: (made["path"].shape[1] - 1) // done.shape[1]]
+    proprio = torch.from_numpy(ends[..., : model.body.proprio_dim])
     before = np.concatenate([np.zeros((len(done), 1), bool), done[:, :-1]], 1)
     words = judge.word_counts(made["instruction"].tolist())
     held: np.ndarray = np.equal(made["seed"] % 5, 0)
@@ -100,12 +106,23 @@ def train_rollouts(
     ema = fit(judge, loss, run, folder, evaluate=evaluate, name="rollouts")
     assert isinstance(ema, LatentJudge)
     rows = np.flatnonzero(held)
-    p = said(ema, rows)
-    threshold, found = calibrate(p.ravel(), done[rows].ravel(), np.repeat(np.arange(len(rows)), p.shape[1]))
+    threshold, found = verdicts(said(ema, rows), done[rows], made["kind"][rows])
     ema.cfg = ema.cfg.model_copy(update={"head": ema.cfg.head.model_copy(update={"threshold": threshold})})
+    write_json(folder / "metrics.json", {**evaluate(ema), **found})
+    return ema
+
+
+def verdicts(p: np.ndarray, done: np.ndarray, kind: np.ndarray) -> tuple[float, dict[str, Any]]:
+    """The threshold at which held-out dreams succeed as often as the twin, and how often a judge is wrong at it.
+
+    Args:
+        p: (N, T) success probability after each chunk.
+        done: (N, T) bool, the truth.
+        kind: (N,) whose dreams.
+    """
+    threshold, found = calibrate(p.ravel(), done.ravel(), np.repeat(np.arange(len(p)), p.shape[1]))
     judged = np.asarray(p.max(1) > threshold, bool).reshape(-1)
-    true = done[rows].max(1)
-    kind: np.ndarray = made["kind"][rows]
+    true = done.max(1)
     wrong = {
         "false_positive": float((judged & ~true).sum() / max(1, (~true).sum())),
         "false_negative": float((~judged & true).sum() / max(1, true.sum())),
@@ -114,27 +131,65 @@ def train_rollouts(
         str(k): {"judged": float(judged[np.isin(kind, [k])].mean()), "twin": float(true[np.isin(kind, [k])].mean())}
         for k in dict.fromkeys(kind.tolist())
     }
-    write_json(folder / "metrics.json", {**evaluate(ema), **found, **wrong, "episodes": len(rows), "policies": per})
-    return ema
+    return threshold, {**found, **wrong, "episodes": len(p), "policies": per}
 
 
-def _made(model: WorldActionModel, dreamer: str | Path, cfg: RolloutConfig, folder: Path) -> dict[str, np.ndarray]:
-    """The rollouts, from the file of an earlier run if there is one."""
+def dreams(model: WorldActionModel, dreamer: str | Path, cfg: RolloutConfig, folder: Path) -> dict[str, np.ndarray]:
+    """What :class:`configs.material.Rollouts` holds, by name; made in parts by processes, but for those in ``folder``.
+
+    Frames at the ends of chunks only (``latents``), proprioception of all (``path``), the twin's ``truths``, ``label``,
+    ``seed``, ``kind`` and ``instruction``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "rollouts.npz"
-    if not file.is_file():
-        seeds = list(range(cfg.first_seed, cfg.first_seed + cfg.episodes))
-        with bar("dreaming for the judge") as tell:
-            r: Rollouts = rollouts(model, dreamer, seeds, tell, kinds=cfg.policies, chunks=cfg.chunks, fast=True)
-        told = np.array(r.instruction)
-        with open(file.with_suffix(".tmp"), "wb") as out:
-            np.savez(
-                out, latents=r.latents, proprio=r.proprio, label=r.label, seed=r.seeds, kind=r.kind, instruction=told
-            )
-        file.with_suffix(".tmp").rename(file)
-    with np.load(file) as kept:
-        made = dict(kept)
-    return made
+    seeds = range(cfg.first_seed, cfg.first_seed + cfg.episodes)
+    size = FAST_LANES * len(cfg.policies)
+    parts = [seeds[i : i + size] for i in range(0, len(seeds), size)]
+    files = [folder / f"dreams-{part[0]}-{len(part)}.npz" for part in parts]
+    jobs = [
+        (part, cfg, cfg.blocks[i % len(cfg.blocks)], file)
+        for i, (part, file) in enumerate(zip(parts, files, strict=True))
+        if not file.is_file()
+    ]
+    if jobs:
+        with (
+            bar("dreaming for the judge") as tell,
+            process_pool(min(WORKERS, len(jobs)), _wake, (str(dreamer),)) as pool,
+        ):
+            done = len(seeds) - sum(len(job[0]) for job in jobs)
+            for count in pool.map(_dream, jobs):
+                done += count
+                tell(done, len(seeds))
+    made = []
+    for file in files:
+        with np.load(file) as kept:
+            made.append(dict(kept))
+    return {name: np.concatenate([part[name] for part in made]) for name in made[0]}
+
+
+_dreamer: tuple[WorldActionModel, str]
+
+
+def _wake(dreamer: str) -> None:
+    """Runs once in each process."""
+    global _dreamer
+    _dreamer = WorldActionModel.from_pretrained(dreamer), dreamer
+
+
+def _dream(job: tuple[range, RolloutConfig, int, Path]) -> int:
+    """Dream one part and write it whole; returns how many episodes it has."""
+    seeds, cfg, blocks, file = job
+    model, name = _dreamer
+    r = rollouts(
+        model, name, seeds, lambda done, of: None, kinds=cfg.policies, workers=0, chunks=cfg.chunks, fast=True,
+        blocks=blocks,
+    )  # fmt: skip
+    with open(file.with_suffix(".tmp"), "wb") as out:
+        np.savez(
+            out, latents=r.latents, path=r.path, truths=r.truths, label=r.label, seed=r.seeds, kind=r.kind,
+            instruction=np.array(r.instruction),
+        )  # fmt: skip
+    file.with_suffix(".tmp").rename(file)
+    return len(seeds)
 
 
 def nearness(done: np.ndarray, discount: float) -> np.ndarray:

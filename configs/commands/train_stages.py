@@ -123,6 +123,19 @@ class Training:
         self.metrics["rollouts"] = _read(where / "metrics.json")
         write_json(self.out / "judge_metrics.json", self.metrics["rollouts"])
 
+    def paths(self) -> None:
+        """Teach a judge of places and paths on whole dreams of many policies; ``path.*`` in the model."""
+        from .train_paths import train_paths
+
+        dreamer = self.out if (self.out / "config.json").is_file() else self.args.init
+        if not dreamer:
+            raise ImagineError("stage paths needs a joint model to dream with; add the stage model, or --init one.")
+        where, model = self.folder / "paths_fit", WorldActionModel.from_pretrained(dreamer)
+        self.out.mkdir(parents=True, exist_ok=True)
+        train_paths(model, dreamer, self.recipe.paths, self.recipe.paths_fit, where).save(self.out)
+        self.metrics["paths"] = _read(where / "metrics.json")
+        write_json(self.out / "path_metrics.json", self.metrics["paths"])
+
     def vlm(self) -> None:
         """Train a vision-language judge on the canvases and on what the model imagines; ``OUT/judge-tiny``."""
         from rewards.tiny import save_tiny
