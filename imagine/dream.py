@@ -156,7 +156,8 @@ class Dream:
         self.start_video[at], self.start_proprio[at], self.before[at] = video[:, -1], proprio[:, -1], video
         if self.memory is not None:
             self.memory.begin(self.context(), lanes)
-        self.start_canvas[at] = self.canvas[at] = canvas
+        self.start_canvas[at] = canvas  # judges compare what was decoded with what was decoded
+        self.canvas[at] = seen.canvas[:, -1].to(self.canvas)  # whoever acts sees what the robot sees
         self.newest[at] = video[:, -1:].expand(-1, self.newest.shape[1], -1, -1, -1)
         for lane, seed, start in zip(lanes, seeds, started, strict=True):
             self.instruction[lane] = start.instruction

@@ -201,7 +201,10 @@ def test_a_judge_is_told_what_was_commanded_and_from_where(tiny_model: WorldActi
     assert clip.doubt.tolist() == info["hallucination"].tolist()
     shown = clip.decode()
     assert torch.equal(clip.decode([0, -1]), shown[:, [0, -1]])
-    assert same(shown[:, -1].numpy(), now["head"]) and same(shown[:, 0].numpy(), first["head"])
+    assert same(shown[:, -1].numpy(), now["head"])
+    world = env.world
+    assert torch.equal(shown[:, 0], world.start_canvas), "of the first frame, too, a judge sees what the codec keeps"
+    assert same(first["head"], np.stack([SeededStarts()(s, {}).canvas for s in (5, 6)])), "who acts sees it whole"
 
 
 class Halfway(Brightness):

@@ -188,7 +188,7 @@ def test_at_equal_weights_the_ratio_is_one(tiny_model: WorldActionModel, kernel:
 def test_an_algorithm_goes_where_the_better_chunks_are(tiny_model: WorldActionModel, name: str) -> None:
     """On known experience: once large chunks are the good ones, once small ones."""
     algorithm = ALGORITHMS[name]()
-    lived = gather(lanes_of(tiny_model, 32), tiny_model, algorithm.kernel, [1] * 2, 32, draw=0, steps=3)
+    lived = gather(lanes_of(tiny_model, 32), tiny_model, algorithm.kernel, [1, 2, 3, 4], 32, draw=0, steps=3)
     chain = lived.decisions.chain
     large = chain[:, -1].mean((1, 2))
     ends = []

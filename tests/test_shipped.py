@@ -57,7 +57,9 @@ def test_dream_and_robot_share_spaces_and_starts() -> None:
     truth, _ = real.reset(seed=900_123, options=told)
     assert np.array_equal(seen["instruction"], truth["instruction"])
     np.testing.assert_allclose(seen["proprio"], truth["proprio"], atol=1e-4)
-    error = np.square(seen["top_head"].astype(float) - truth["top_head"]).mean()
+    views = [v.name for v in imagine.WorldActionModel.from_pretrained("g1-table-tiny").body.views]
+    assert all(np.array_equal(seen[v], truth[v]) for v in views), "an episode begins with what the robot sees"
+    error = np.square(dream.unwrapped.vector.world.start_canvas[0, :, :64].numpy() - truth["top_head"].astype(float)).mean()
     assert 10 * np.log10(255**2 / error) > 28, "the codec keeps the first frame"
 
 
