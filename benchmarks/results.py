@@ -25,9 +25,10 @@ COMMANDS = {
     "told_colour": "evaluate --policy base --world real --told colour --episodes 100 --seed 900000",
     "told_colour_on": "evaluate --policy base --world real --told colour --go-on --episodes 100 --seed 900000",
     "told_task": "evaluate --policy base --world real --told task --episodes 100 --seed 900000",
-    "zoo": "evaluate --zoo --episodes 100 --seed 910000",
+    "zoo": "evaluate --zoo --episodes 200 --seed 940000",
     "zoo_8": "evaluate --zoo --episodes 100 --seed 900000 --horizon 8",
     "plan": "plan --policy novice --candidates 8 --compare --episodes 200 --seed 900000",
+    "plan_base": "plan --policy base --horizon 1 --candidates 8 --compare --episodes 200 --seed 900000",
     "improve": "improve --preset nft --set look_every=100 --seed 1",
     "bench": "bench",
     "calibrate": "calibrate",
@@ -96,10 +97,11 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
         )
         title = f"imagined against real success of {len(m['policies'])} policies, n = {m['n']} starts each, 3 chunks"
         return [(title if name == "zoo" else "… within 8 chunks, other starts", said)]
-    if name == "plan":
+    if name in ("plan", "plan_base"):
+        who = "`novice`" if name == "plan" else "`base`, within 0.8 s"
         cost = f"{m['ms_per_decision'] / m['ms_alone']:.0f} times the time of one chunk, 16 lanes at once"
         return [
-            (f"`novice`, one sample → best of 8, real, n = {m['n']}", f"{rate(m['alone'])} → {rate(m)}"),
+            (f"{who}, one sample → best of 8, real, n = {m['n']}", f"{rate(m['alone'])} → {rate(m)}"),
             ("… paired difference, points", f"{points(m['gain'])}; {cost}"),
         ]
     if name == "bench":
