@@ -223,10 +223,8 @@ def lanes(
     Real episodes of a misled policy end when it has done what it was told, if ``until_told`` is given.
 
     Raises:
-        ImagineError: another world is asked for, zero lanes, too many blocks, or the expert in a dream.
+        ImagineError: another world is asked for, zero lanes, or the expert in a dream.
     """
-    if not 1 <= blocks <= len(COLOURS):
-        raise ImagineError(f"asked for {blocks} blocks, expected 1 to {len(COLOURS)}, one of each colour at most.")
     if n < 1 or horizon < 1:
         raise ImagineError(f"asked for {n} lanes of {horizon} chunks, expected at least 1 of each.")
     if world == "real":

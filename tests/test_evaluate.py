@@ -235,6 +235,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "fidelity of model" in refused(capsys, "evaluate", "--world", "imagined", "--model", str(bare), *at)
     assert "named twice" in refused(capsys, "evaluate", "--policy", "base,base", "--episodes", "1", *at)
     assert "horizon" in refused(capsys, "evaluate", "--horizon", "0", *at)
+    assert "expected 1 to 4" in refused(capsys, "evaluate", "--blocks", "9", "--episodes", "1", *at)
     assert "drop --policy" in refused(capsys, "evaluate", "--dataset", "x", "--zoo", *at)
     assert "package.module:name" in refused(capsys, "evaluate", "--policy", "json:nothing", "--episodes", "1", *at)
     assert "expected a Policy" in refused(capsys, "evaluate", "--policy", "builtins:repr", "--episodes", "1", *at)

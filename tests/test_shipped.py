@@ -12,13 +12,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 
 import imagine
+from agents.rollout import rollout
+from agents.scorer import DreamScorer, Scene
 from configs import build, cli
 from configs.told import Told, ToldLanes
 from imagine.embodiment import Embodiment
-from imagine.model import SHIPPED
+from imagine.model import SHIPPED, WorldActionModel
+from policy.policy import JointPolicy
 from policy.robots.g1_table.env import FOLDER
 from policy.robots.g1_table.expert import expert_target
 from policy.robots.g1_table.privileged import expert_chunk
@@ -59,7 +63,9 @@ def test_dream_and_robot_share_spaces_and_starts() -> None:
     np.testing.assert_allclose(seen["proprio"], truth["proprio"], atol=1e-4)
     views = [v.name for v in imagine.WorldActionModel.from_pretrained("g1-table-tiny").body.views]
     assert all(np.array_equal(seen[v], truth[v]) for v in views), "an episode begins with what the robot sees"
-    error = np.square(dream.unwrapped.vector.world.start_canvas[0, :, :64].numpy() - truth["top_head"].astype(float)).mean()
+    error = np.square(
+        dream.unwrapped.vector.world.start_canvas[0, :, :64].numpy() - truth["top_head"].astype(float)
+    ).mean()
     assert 10 * np.log10(255**2 / error) > 28, "the codec keeps the first frame"
 
 
@@ -93,7 +99,8 @@ def test_evaluate(tmp_path: Path, world: str) -> None:
 
 
 def test_plan(tmp_path: Path) -> None:
-    got = run("plan", "--candidates", "2", "--compare", "--episodes", "2", "--out", str(tmp_path / "run"))
+    clutter = ("--blocks", "3", "--horizon", "2")
+    got = run("plan", "--candidates", "2", "--compare", "--episodes", "2", *clutter, "--out", str(tmp_path / "run"))
     assert {"candidates", "success_rate", "ci_low", "ci_high", "n", "ms_per_decision"} <= got.keys()
     assert {"value", "ci_low", "ci_high"} == got["gain"].keys() and got["alone"]["n"] == 2
     pictures = list((tmp_path / "run" / "decisions").glob("*.png"))
@@ -124,6 +131,24 @@ def test_a_judge_of_paths_is_taught_on_whole_dreams(tmp_path: Path) -> None:
     assert {"auroc", "threshold", "off_cm", "false_positive", "policies"} <= got["paths"].keys()
     assert PathJudge.load(got["model"]).cfg.threshold == got["paths"]["threshold"]
     assert run(*words) == got, "what is finished is kept"
+
+
+def test_the_judge_of_paths_knows_what_was_done_from_a_miss_by_four_centimetres() -> None:
+    model = WorldActionModel.from_pretrained("g1-table-tiny")
+    policy, n = JointPolicy(model), 12
+    lanes = build.lanes("real", model, "g1-table-tiny", n, horizon=2)
+    records = [r for r in rollout(lanes, policy, range(900_000, 900_000 + n), keep=True) if r.success]
+    assert len(records) >= 8
+    scorer, right = DreamScorer(model, build.judge("own", "g1-table-tiny")), []
+    for r in records:
+        done = np.concatenate(r.actions)
+        missed = done.copy()
+        missed[:24, [0, 4]] -= 0.04 * np.linspace(0, 1, 25)[1:, None]  # both hands end nearer to the robot
+        start = policy.context({k: v[None] for k, v in r.observations[0].items()})
+        scene = Scene(start, start, (r.instruction,), (r.seed,))
+        terms = scorer(scene, torch.from_numpy(np.stack([done, missed])[None])).terms
+        right.append(bool(terms["success"][0, 0] > terms["success"][0, 1]))
+    assert np.mean(right) > 0.85
 
 
 def test_improve_then_use_the_adapter(tmp_path: Path) -> None:
@@ -283,7 +308,8 @@ def test_the_gym_reports_every_part_of_the_verdict() -> None:
 def test_an_imagined_rate_is_not_told_without_the_judges_error(tmp_path: Path) -> None:
     words = ("evaluate", "--world", "imagined", "--episodes", "2", "--lanes", "2", "--seed", "900000")
     heads = run(*words, "--out", str(tmp_path / "heads"))["judge"]
-    assert heads["name"] == "latent" and 0 <= heads["false_positive"] <= 1
+    assert heads["name"] == "path" and 0 <= heads["false_positive"] <= 1, "own is the best beside the weights"
+    assert run(*words, "--judge", "latent", "--out", str(tmp_path / "latent"))["judge"]["name"] == "latent"
     result = run(*words, "--judge", "judge-tiny", "--out", str(tmp_path / "vlm"))
     assert result["judge"]["name"] == "judge-tiny" and 0 <= result["judge"]["fpr"] <= 1
 

@@ -36,8 +36,12 @@ class Episodes(Common):
         """The start seeds.
 
         Raises:
-            ImagineError: no episodes, no lanes, or a negative seed.
+            ImagineError: no episodes, no lanes, a negative seed, or a table that cannot be laid.
         """
+        from policy.robots.g1_table.scene import COLOURS
+
+        if not 1 <= self.blocks <= len(COLOURS):
+            raise ImagineError(f"--blocks is {self.blocks}, expected 1 to {len(COLOURS)}, one of each colour at most.")
         for name, least in (("episodes", 1), ("lanes", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ImagineError(f"--{name} is {getattr(self, name)}, expected at least {least}.")
