@@ -86,9 +86,12 @@ class RealLanes:
 class DreamLanes:
     """Lanes of a dream, without the Gymnasium face; lanes that are done dream on unwatched."""
 
-    def __init__(self, dream: Any, num_lanes: int, *, horizon: int = 8, film: bool = False):
-        """Take possession of a :class:`imagine.dream.Dream`."""
+    def __init__(
+        self, dream: Any, num_lanes: int, *, horizon: int = 8, film: bool = False, break_off: bool = True
+    ) -> None:
+        """Take possession of a :class:`imagine.dream.Dream`; ``break_off`` ends episodes that cannot be believed."""
         self.dream, self.num_lanes, self.horizon, self.film = dream, num_lanes, horizon, film
+        self.break_off = break_off
         dream.allocate(num_lanes)
 
     def reset(self, seeds: Sequence[int], instruction: str | None) -> dict[str, np.ndarray]:
@@ -108,7 +111,11 @@ class DreamLanes:
             {
                 "success": bool(outcome.terminated[i]),
                 "unbelievable": not outcome.believable[i],
-                "done": bool(outcome.terminated[i] or not outcome.believable[i] or self.chunks >= self.horizon),
+                "done": bool(
+                    outcome.terminated[i]
+                    or (self.break_off and not outcome.believable[i])
+                    or self.chunks >= self.horizon
+                ),
                 "reward": float(outcome.reward[i]),
                 "hallucination": float(outcome.info["hallucination"][i]),
                 "terms": {k: float(v[i]) for k, v in outcome.info["reward_terms"].items()},

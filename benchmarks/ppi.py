@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs") / "ppi")
     args = parser.parse_args()
     seeds, policies = range(args.seed, args.seed + args.episodes), args.policies.split(",")
-    setup = Setup(MODEL, judge_name(args.judge, MODEL), horizon=args.horizon)
+    setup = Setup(MODEL, judge_name(args.judge, MODEL), horizon=args.horizon, guarded=args.judge not in ("own", "path"))
     worker = Worker(setup)
     table = carry_out(
         parts(policies, ["real", "imagined"], seeds, 16), lambda: worker, args.out / f"within-{args.horizon}",

@@ -25,7 +25,7 @@ COMMANDS = {
     "told_colour": "evaluate --policy base --world real --told colour --episodes 100 --seed 900000",
     "told_colour_on": "evaluate --policy base --world real --told colour --go-on --episodes 100 --seed 900000",
     "told_task": "evaluate --policy base --world real --told task --episodes 100 --seed 900000",
-    "zoo": "evaluate --zoo --episodes 200 --seed 940000",
+    "zoo": "evaluate --zoo --episodes 200 --seed 980000",
     "zoo_8": "evaluate --zoo --episodes 100 --seed 900000 --horizon 8",
     "plan": "plan --policy novice --candidates 8 --compare --episodes 200 --seed 900000",
     "plan_base": "plan --policy base --horizon 1 --candidates 8 --compare --episodes 200 --seed 900000",

@@ -216,11 +216,13 @@ def lanes(
     until_told: Told | None = None,
     horizon: int = HORIZON,
     blocks: int = 2,
+    guarded: bool = True,
 ) -> Lanes:
     """Lanes of the ``real`` twin or of the ``imagined`` one, with the same starts for the same seeds.
 
-    An episode lasts ``horizon`` chunks at most, and ``blocks`` lie on the table. A dream is scored by ``judged_by``.
-    Real episodes of a misled policy end when it has done what it was told, if ``until_told`` is given.
+    An episode lasts ``horizon`` chunks at most, and ``blocks`` lie on the table. A dream is scored by ``judged_by``;
+    ``guarded`` is as for :func:`dream`, and ends dreams that cannot be believed. Real episodes of a misled policy end
+    when it has done what it was told, if ``until_told`` is given.
 
     Raises:
         ImagineError: another world is asked for, zero lanes, or the expert in a dream.
@@ -238,8 +240,8 @@ def lanes(
         raise ImagineError(f"--world is {world!r}, expected real or imagined.")
     if expert:
         raise ImagineError("the scripted expert reads the true state, which a dream has not; use --world real.")
-    asleep = dream(model, folder, judged_by=judged_by, starts=robot_starts(model, blocks))
-    return DreamLanes(asleep, n, horizon=horizon, film=film)
+    asleep = dream(model, folder, judged_by=judged_by, guarded=guarded, starts=robot_starts(model, blocks))
+    return DreamLanes(asleep, n, horizon=horizon, film=film, break_off=guarded)
 
 
 def adapter_of(name: str, folder: str | Path) -> Path | None:

@@ -55,6 +55,7 @@ class Setup:
         go_on: act on after what was told is done.
         horizon: chunks per episode at most.
         blocks: on the table.
+        guarded: a judged success needs what the gym's guards ask as well, and what cannot be believed ends.
         dataset: folder of a LeRobot dataset whose episodes are dreamt again under their recorded actions; "" for none.
         cache: folder for what is decoded of it.
     """
@@ -67,6 +68,7 @@ class Setup:
     go_on: bool = False
     horizon: int = build.HORIZON
     blocks: int = 2
+    guarded: bool = True
     dataset: str = ""
     cache: str = ""
 
@@ -83,7 +85,8 @@ def stamp(setup: Setup, policies: Sequence[str]) -> str:
         folders.append(resolve(setup.model) / dreams)
     if not setup.judge.startswith(("http://", "https://")) and setup.judge not in ("latent", "path"):
         folders.append(Path(judge_folder(setup.judge)))
-    digest = hashlib.sha256()
+    rules = setup.steps, setup.told, setup.go_on, setup.horizon, setup.blocks, setup.guarded, setup.judge
+    digest = hashlib.sha256(repr(rules).encode())
     for folder in sorted({f for f in folders if f.is_dir()}):
         for file in sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json")):
             if "metrics" not in file.name:
@@ -139,13 +142,17 @@ class Worker:
         if key not in self._lanes:
             if self.setup.dataset and world == "imagined":
                 dream = build.dream(
-                    self.model, self.setup.model, judged_by=self.setup.judge, starts=self.recorded.starts
+                    self.model, self.setup.model, judged_by=self.setup.judge, guarded=self.setup.guarded,
+                    starts=self.recorded.starts,
+                )  # fmt: skip
+                self._lanes[key] = RecordedLanes(
+                    dream, self.setup.lanes, self.recorded, film=film, break_off=self.setup.guarded
                 )
-                self._lanes[key] = RecordedLanes(dream, self.setup.lanes, self.recorded, film=film)
             else:
                 self._lanes[key] = build.lanes(
                     world, self.model, self.setup.model, self.setup.lanes, expert=expert, film=film,
                     judged_by=self.setup.judge, horizon=self.setup.horizon, blocks=self.setup.blocks,
+                    guarded=self.setup.guarded,
                 )  # fmt: skip
         return self._lanes[key]
 
@@ -214,9 +221,11 @@ class Recorded:
 class RecordedLanes(DreamLanes):
     """Lanes of a dream in which every episode is as long as the one that was recorded."""
 
-    def __init__(self, dream: Dream, num_lanes: int, recorded: Recorded, *, film: bool = False):
+    def __init__(
+        self, dream: Dream, num_lanes: int, recorded: Recorded, *, film: bool = False, break_off: bool = True
+    ) -> None:
         """Take possession of a dream whose starts are those of ``recorded``."""
-        super().__init__(dream, num_lanes, horizon=recorded.longest, film=film)
+        super().__init__(dream, num_lanes, horizon=recorded.longest, film=film, break_off=break_off)
         self.recorded = recorded
 
     def reset(self, seeds: Sequence[int], instruction: str | None) -> dict[str, np.ndarray]:

@@ -152,6 +152,15 @@ def test_rollout_keeps_what_happened(tiny_model: WorldActionModel) -> None:
         rollout(lanes(tiny_model, 2.0), JointPolicy(tiny_model), [])
 
 
+def test_an_unbelievable_episode_breaks_off_unless_it_is_only_watched(tiny_model: WorldActionModel) -> None:
+    doubtful = DreamConfig(hallucination_limit=0.0)
+    for break_off, chunks_lived in ((True, 1), (False, 3)):
+        dream = Dream(tiny_model, FarRight(2.0), SeededStarts(), doubtful)
+        watched = DreamLanes(dream, 2, horizon=3, break_off=break_off)
+        records = rollout(watched, JointPolicy(tiny_model), range(2))
+        assert [len(r.rewards) for r in records] == [chunks_lived] * 2 and all(r.unbelievable for r in records)
+
+
 def test_an_episode_does_not_depend_on_how_many_run_beside_it(tiny_model: WorldActionModel) -> None:
     wide = rollout(lanes(tiny_model, 2.0, n=4), JointPolicy(tiny_model), range(4), keep=True)
     narrow = rollout(lanes(tiny_model, 2.0, n=1), JointPolicy(tiny_model), range(4), keep=True)

@@ -37,6 +37,8 @@ class Args(Episodes):
             as far as a dream was trained to go on its own frames.
         judge: who scores a dream: own (the best one beside the model's weights), latent, path, a shipped judge's name,
             a folder or hub id of an image-text-to-text model, or http://HOST/v1#MODEL.
+        guarded: a judged success needs what the gym's guards ask as well, and an episode that cannot be believed ends.
+            That is for learners, who exploit pictures; by default it is left out with the judge that looks at none.
         ray: address of a Ray cluster to work on, or local; in this process when empty.
         workers: Ray workers, one CPU each.
         unchecked: print an imagined success rate although the error of its judge or the fidelity of its dream has not
@@ -53,6 +55,7 @@ class Args(Episodes):
     steps: int = 4
     horizon: int | None = None
     judge: str = "own"
+    guarded: bool | None = None
     ray: str = ""
     workers: int = 2
     unchecked: bool = False
@@ -71,6 +74,7 @@ def run(args: Args) -> dict[str, Any]:
     from ..build import HORIZON, judge_name
 
     args = replace(args, judge=judge_name(args.judge, args.model))
+    guarded = args.judge != "path" if args.guarded is None else args.guarded
     horizon = (ZOO_HORIZON if args.zoo else HORIZON) if args.horizon is None else args.horizon
     if horizon < 1 or args.steps < 1:
         raise ImagineError(f"--horizon is {horizon} and --steps {args.steps}, expected at least 1.")
@@ -98,6 +102,7 @@ def run(args: Args) -> dict[str, Any]:
         args.go_on,
         horizon,
         args.blocks,
+        guarded,
         args.dataset,
         str(folder / "canvases"),
     )
