@@ -3,7 +3,7 @@
 ``python benchmarks/ppi.py --policies novice,base+idle=0.7`` runs each policy from 1,000 starts (from 920000 on) in both
 worlds, then draws 30 of them 500 times: those are known in both worlds, the rest in the dream alone. It prints how wide
 both intervals are, and how often each holds the real rate of all 1,000. Of a dream the judge's probability counts.
-Episodes must succeed within three chunks, as in the zoo. ``expected`` is what the correlation alone promises for many
+Episodes must succeed within three chunks, as in the zoo, and break off where they cannot be believed. ``expected`` is what the correlation alone promises for many
 pairs; 30 of them cost the rest.
 """
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs") / "ppi")
     args = parser.parse_args()
     seeds, policies = range(args.seed, args.seed + args.episodes), args.policies.split(",")
-    setup = Setup(MODEL, judge_name(args.judge, MODEL), horizon=args.horizon, guarded=args.judge not in ("own", "path"))
+    setup = Setup(MODEL, judge_name(args.judge, MODEL), horizon=args.horizon)
     worker = Worker(setup)
     table = carry_out(
         parts(policies, ["real", "imagined"], seeds, 16), lambda: worker, args.out / f"within-{args.horizon}",

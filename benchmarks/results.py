@@ -164,17 +164,22 @@ def renew(path: Path, mark: str, body: str) -> None:
     path.write_text(re.sub(rf"<!-- {mark} -->.*?<!-- /{mark} -->", lambda _: text, path.read_text(), flags=re.S))
 
 
+def read(path: Path) -> dict:
+    """What has been measured so far; others may be measuring beside us."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def main() -> None:
     """Measure what was asked for (by default everything) and renew metrics and README."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"some of {', '.join(COMMANDS)}; tables renews the pages alone")
     folder = ROOT / "imagine" / "checkpoints" / MODEL
     path = folder / "metrics.json"
-    metrics = json.loads(path.read_text()) if path.is_file() else {}
     names = parser.parse_args().names
     for name in [] if names == ["tables"] else names or COMMANDS:
-        metrics[name] = measure(name)
-        path.write_text(json.dumps(metrics, indent=1))
+        found = measure(name)
+        path.write_text(json.dumps({**read(path), name: found}, indent=1))
+    metrics = read(path)
     renew(ROOT / "README.md", "results", table(metrics))
     if {"zoo", "zoo_8"} <= metrics.keys():
         renew(ROOT / "docs" / "evaluate.md", "zoo", zoo_table(metrics))
