@@ -3,8 +3,8 @@
 ``python benchmarks/ppi.py --policies novice,base+idle=0.7`` runs each policy from 1,000 starts (from 920000 on) in both
 worlds, then draws 30 of them 500 times: those are known in both worlds, the rest in the dream alone. It prints how wide
 both intervals are, and how often each holds the real rate of all 1,000. Of a dream the judge's probability counts.
-Episodes must succeed within three chunks, as in the zoo, and break off where they cannot be believed. ``expected`` is what the correlation alone promises for many
-pairs; 30 of them cost the rest.
+Episodes must succeed within three chunks, as in the zoo, and dreams break off where they cannot be believed.
+``expected`` is what the correlation alone promises for many pairs; 30 of them cost the rest.
 """
 
 from __future__ import annotations
