@@ -65,6 +65,8 @@ class Demo:
         self.report = Report("Imagine")
         self.fps = model.body.control_hz / model.body.frame_stride
         self.policy: Any = build.policy("base", model, args.model)
+        self.novice: Any = build.policy("novice", model, args.model)
+        self.novices_own: list[bool] = []
 
     def dream(self) -> None:
         """1. The policy acts in the real world; the dream is shown the same start and the same actions."""
@@ -123,50 +125,68 @@ class Demo:
         """3. Success in imagination against success in reality, same starts."""
         from agents.evaluate import evaluate
 
+        from .evaluate import ZOO_HORIZON
+
         seeds = range(self.args.seed + 100, self.args.seed + 100 + self.args.episodes)
         rows = []
-        for world in ("real", "imagined"):
-            lanes = self.build.lanes(world, self.model, self.args.model, 16)
-            result, _ = evaluate(lanes, self.policy, seeds, task_of=self.build.task_of, tell=self._tell(world))
-            self.answer[f"base_{world}"] = result
-            rows.append([world, _rate(result), *(_rate(result["per_task"].get(f)) for f in self.families)])
+        for name, policy in (("base", self.policy), ("novice", self.novice)):
+            for world in ("real", "imagined"):
+                lanes = self.build.lanes(
+                    world, self.model, self.args.model, 16, judged_by="own", guarded=False, horizon=ZOO_HORIZON
+                )
+                tell = self._tell(f"{name}, {world}")
+                result, _ = evaluate(lanes, policy, seeds, task_of=self.build.task_of, tell=tell)
+                self.answer[f"{name}_{world}"] = result
+                each = [_rate(result["per_task"].get(f)) for f in self.families]
+                rows.append([f"{name}, {world}", _rate(result), *each])
         self.report.section(
             "Would it work? Ask the dream first",
-            f"The policy's success over {len(seeds)} starts it never saw: what the judge says in the dream, and what "
-            "then really happens from the very same starts. 95 % Wilson intervals.",
+            f"Success within {ZOO_HORIZON} chunks over {len(seeds)} starts that a good policy and a novice never saw: "
+            "what a judge says in the dream, and what then really happens from the very same starts. 95 % Wilson "
+            "intervals.",
         )
-        self.report.table(["world", "all tasks", *(f.replace("_", " ") for f in self.families)], rows)
-        self.report.command(f"imagine evaluate --world imagined --episodes {len(seeds)} --seed {seeds[0]}")
+        self.report.table(["policy, world", "all tasks", *(f.replace("_", " ") for f in self.families)], rows)
+        self.report.command(
+            f"imagine evaluate --policy base,novice --world both --horizon {ZOO_HORIZON} --episodes {len(seeds)} "
+            f"--seed {seeds[0]}"
+        )
 
     def choose(self) -> None:
         """4. Imagine eight candidates, do the best."""
         from agents.evaluate import evaluate
         from agents.planner import BestOfN, DreamScorer
-        from imagine.model import resolve
-        from rewards.latent import LatentJudge
+        from agents.statistics import paired_difference
 
         from .plan import _Timed, decision_figure
 
-        scorer = DreamScorer(
-            self.build.dreamer(self.model, self.args.model), LatentJudge.load(resolve(self.args.model))
-        )
-        planner = _Timed(BestOfN(self.policy, scorer, 8))
+        scorer = DreamScorer(self.build.dreamer(self.model, self.args.model), self.build.judge("own", self.args.model))
+        planner = _Timed(BestOfN(self.novice, scorer, 8))
         seeds = range(self.args.seed + 100, self.args.seed + 100 + self.args.episodes)
-        lanes = self.build.lanes("real", self.model, self.args.model, 16)
-        result, _ = evaluate(lanes, planner, seeds, task_of=self.build.task_of, tell=self._tell("best of 8"))
-        self.answer["best_of_8_real"] = result
+        lanes, outcomes = self.build.lanes("real", self.model, self.args.model, 16), []
+        for key, name, policy in (("before", "one sample", self.novice), ("best_of_8_real", "best of 8", planner)):
+            self.answer[key], records = evaluate(
+                lanes, policy, seeds, task_of=self.build.task_of, tell=self._tell(name)
+            )
+            outcomes.append([r.success for r in records])
+        self.novices_own, chosen = outcomes
+        gain = paired_difference(chosen, self.novices_own)
+        self.answer["gain_of_planning"] = {"value": gain.value, "ci_low": gain.low, "ci_high": gain.high, "n": gain.n}
         self.report.section(
             "Think before you move",
-            "Each row is one decision: the last imagined frame of eight candidate chunks, with what the judge makes of "
-            "it. The tick marks the one that was done.",
+            "Before every chunk the novice imagines eight of its own candidates and does the one that the judge likes "
+            "best. Each row is one decision: the last imagined frame of every candidate and its score; the tick marks "
+            "the one that was done.",
         )
         if planner.first is not None:
             self.report.figure(decision_figure(self.model, planner.first), "Candidates and their scores.")
         self.report.table(
             ["real world, same starts", "success"],
-            [["one sample", _rate(self.answer["base_real"])], ["best of 8", _rate(result)]],
+            [["one sample", _rate(self.answer["before"])], ["best of 8", _rate(self.answer["best_of_8_real"])]],
+            caption=f"Paired difference {gain.value:+.3f}, 95 % interval [{gain.low:+.3f}, {gain.high:+.3f}].",
         )
-        self.report.command(f"imagine plan --candidates 8 --episodes {len(seeds)} --seed {seeds[0]}")
+        self.report.command(
+            f"imagine plan --policy novice --candidates 8 --compare --episodes {len(seeds)} --seed {seeds[0]}"
+        )
 
     def improve(self) -> None:
         """5. Learn in the dream, then prove it in reality."""
@@ -186,20 +206,18 @@ class Demo:
         self.answer["improve"] = {k: v for k, v in learnt.items() if k != "adapter"}
         seeds = range(self.args.seed + 100, self.args.seed + 100 + self.args.episodes)
         lanes = self.build.lanes("real", self.model, self.args.model, 16)
-        policies = {
+        policies = {"before": self.novice} | {
             name: self.build.policy(which, self.model, self.args.model)
-            for name, which in {
-                "before": options.policy, "after": learnt["adapter"], "after longer (shipped)": "improved"
-            }.items()
-        }  # fmt: skip
-        results, outcomes = {}, {}
-        for name, policy in policies.items():
+            for name, which in {"after": learnt["adapter"], "after longer (shipped)": "improved"}.items()
+        }
+        results, outcomes = {"before": self.answer["before"]}, {"before": self.novices_own}
+        for name, policy in list(policies.items())[1:]:
             results[name], records = evaluate(
                 lanes, policy, seeds, task_of=self.build.task_of, tell=self._tell(f"real, {name}")
             )
             outcomes[name] = [r.success for r in records]
         gain = paired_difference(outcomes["after"], outcomes["before"])
-        self.answer |= {"before": results["before"], "after": results["after"]}
+        self.answer["after"] = results["after"]
         self.answer["improved"] = results["after longer (shipped)"]
         self.answer["gain"] = {"value": gain.value, "ci_low": gain.low, "ci_high": gain.high, "n": gain.n}
         self.report.section(
@@ -234,12 +252,17 @@ class Demo:
     def opening(self) -> None:
         """Put title and headline numbers before the sections."""
         a = self.answer
-        low, high = (100 * a["gain"][k] for k in ("ci_low", "ci_high"))
+
+        def points(name: str) -> str:
+            value, low, high = (100 * a[name][k] for k in ("value", "ci_low", "ci_high"))
+            return f"{value:+.0f} [{low:+.0f}, {high:+.0f}]"
+
         cards = [
             ("dream over a still frame", f"{a['fidelity']['gain_over_copy']['value']:+.1f} dB", "one chunk, unseen"),
-            ("success, imagined", _rate(a["base_imagined"]), "base policy, as the judge sees it"),
-            ("success, real", _rate(a["base_real"]), "the same starts"),
-            ("a novice's gain", f"{100 * a['gain']['value']:+.0f} points", f"[{low:+.0f}, {high:+.0f}], real world"),
+            ("success, imagined", _rate(a["novice_imagined"]), "a novice, as the judge sees it"),
+            ("success, real", _rate(a["novice_real"]), "the same starts"),
+            ("gain by planning", points("gain_of_planning"), "the novice, best of 8, real world"),
+            ("gain by learning", points("gain"), "the novice, in the dream alone, real world"),
         ]  # fmt: skip
         self.report.subtitle = (
             "One joint world-action model: the policy of a robot, and the gym in which that policy is improved. "
