@@ -253,17 +253,17 @@ class Demo:
         """Put title and headline numbers before the sections."""
         a = self.answer
 
-        def points(name: str) -> str:
-            value, low, high = (100 * a[name][k] for k in ("value", "ci_low", "ci_high"))
-            return f"{value:+.0f} [{low:+.0f}, {high:+.0f}]"
+        def gain(title: str, key: str, how: str) -> tuple[str, str, str]:
+            value, low, high = (100 * a[key][k] for k in ("value", "ci_low", "ci_high"))
+            return title, f"{value:+.0f} points", f"[{low:+.0f}, {high:+.0f}], {how}, real world"
 
+        imagined, real = (100 * a[f"novice_{world}"]["success_rate"] for world in ("imagined", "real"))
         cards = [
             ("dream over a still frame", f"{a['fidelity']['gain_over_copy']['value']:+.1f} dB", "one chunk, unseen"),
-            ("success, imagined", _rate(a["novice_imagined"]), "a novice, as the judge sees it"),
-            ("success, real", _rate(a["novice_real"]), "the same starts"),
-            ("gain by planning", points("gain_of_planning"), "the novice, best of 8, real world"),
-            ("gain by learning", points("gain"), "the novice, in the dream alone, real world"),
-        ]  # fmt: skip
+            ("a novice, imagined / real", f"{imagined:.0f} / {real:.0f} %", "success from the same starts"),
+            gain("its gain by planning", "gain_of_planning", "best of 8"),
+            gain("its gain by learning", "gain", "in the dream alone"),
+        ]
         self.report.subtitle = (
             "One joint world-action model: the policy of a robot, and the gym in which that policy is improved. "
             f"Everything below was computed on this machine in {a['seconds'] / 60:.1f} minutes."
