@@ -99,7 +99,7 @@ def train_paths(
 ) -> PathJudge:
     """Fit a PathJudge to dreams; its threshold makes held-out dreams succeed as often as the twin.
 
-    Held-out numbers go to ``metrics.json``, what was dreamt to ``rollouts.npz``.
+    Held-out numbers go to ``metrics.json``, what was dreamt to ``dreams-*.npz``.
 
     Args:
         model: dreams.

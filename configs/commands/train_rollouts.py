@@ -54,7 +54,7 @@ def train_rollouts(
 ) -> LatentJudge:
     """Go on training a LatentJudge on rollouts; its threshold then makes held-out dreams succeed as often as the twin.
 
-    Held-out numbers go to ``metrics.json``, what was rolled out to ``rollouts.npz``.
+    Held-out numbers go to ``metrics.json``, what was rolled out to ``dreams-*.npz``.
 
     Args:
         model: dreams.
