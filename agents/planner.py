@@ -264,11 +264,12 @@ class Firsts:
 
     def forget(self, lanes: np.ndarray | None = None) -> None:
         """Forget all lanes, or the rows of a (B,) bool mask; episodes of other seeds are told apart anyway."""
-        if lanes is None:
-            self._of.clear()
-        else:
-            for i in np.flatnonzero(lanes):
-                self._of.pop(("row", int(i)), None)
+        for known in (self._of, self._paths):
+            if lanes is None:
+                known.clear()
+            else:
+                for i in np.flatnonzero(lanes):
+                    known.pop(("row", int(i)), None)
 
 
 @dataclass
