@@ -186,12 +186,13 @@ class _Begun:
 
 @dataclass(frozen=True)
 class _Imagined:
-    """One chunk of a dream of n rows, and its judgement: (n, F, C, h, w), (n, F, P), and (n,) throughout."""
+    """One chunk of a dream of n rows, and its judgement: (n, F, C, h, w), (n, F, P), and (n,) but for ``path``."""
 
     video: Tensor
     proprio: Tensor
     score: Score
     doubt: Tensor
+    path: Tensor  # up to its end
 
 
 @dataclass(frozen=True)
@@ -304,7 +305,7 @@ class DreamScorer:
                 cache = self.model.prefill(context)
             chunks = given[k] if k < len(given) else self._followed(context, told, noise).to(plan)
             film.append(self._imagine(context, before, cache, chunks, told, noise))
-            before = _Begun(before.start, went_on(self.model, before.path, film[-1].proprio, chunks))
+            before = _Begun(before.start, film[-1].path)
         return film
 
     def _followed(self, context: Context, told: list[str], seeds: list[int]) -> Tensor:
@@ -322,7 +323,7 @@ class DreamScorer:
         video, proprio, doubt = next_.video, next_.proprio, next_.doubt
         latents = torch.cat([before.start.video[:, -1:], video], 1)
         pose = model.restore_proprio(context.proprio[:, -1])[:, model.anchor] * model.anchored
-        moved = chunks + pose[:, None]
+        moved, path = chunks + pose[:, None], went_on(model, before.path, proprio, chunks)
         clip = Clip(
             latents=latents,
             proprio=torch.cat([before.start.proprio[:, -1:], proprio], 1),
@@ -330,9 +331,9 @@ class DreamScorer:
             action=moved,
             pose=torch.where(model.anchored > 0, pose, moved[:, 0]),  # as in a dream: absolute commands tell no pose
             doubt=doubt,
-            path=went_on(model, before.path, proprio, chunks),
+            path=path,
         )
-        return _Imagined(video, proprio, self.judge(clip, told), doubt)
+        return _Imagined(video, proprio, self.judge(clip, told), doubt, path)
 
 
 def _term(score: Score, name: str) -> Tensor:

@@ -125,14 +125,15 @@ class Demo:
         """3. Success in imagination against success in reality, same starts."""
         from agents.evaluate import evaluate
 
-        from .evaluate import ZOO_HORIZON
+        from .evaluate import ZOO_HORIZON, looks
 
+        guarded = looks(self.build.judge_name("own", self.args.model))
         seeds = range(self.args.seed + 100, self.args.seed + 100 + self.args.episodes)
         rows = []
         for name, policy in (("base", self.policy), ("novice", self.novice)):
             for world in ("real", "imagined"):
                 lanes = self.build.lanes(
-                    world, self.model, self.args.model, 16, judged_by="own", guarded=False, horizon=ZOO_HORIZON
+                    world, self.model, self.args.model, 16, judged_by="own", guarded=guarded, horizon=ZOO_HORIZON
                 )
                 tell = self._tell(f"{name}, {world}")
                 result, _ = evaluate(lanes, policy, seeds, task_of=self.build.task_of, tell=tell)
@@ -206,12 +207,13 @@ class Demo:
         self.answer["improve"] = {k: v for k, v in learnt.items() if k != "adapter"}
         seeds = range(self.args.seed + 100, self.args.seed + 100 + self.args.episodes)
         lanes = self.build.lanes("real", self.model, self.args.model, 16)
-        policies = {"before": self.novice} | {
+        better = {
             name: self.build.policy(which, self.model, self.args.model)
             for name, which in {"after": learnt["adapter"], "after longer (shipped)": "improved"}.items()
         }
+        policies = {"before": self.novice, **better}
         results, outcomes = {"before": self.answer["before"]}, {"before": self.novices_own}
-        for name, policy in list(policies.items())[1:]:
+        for name, policy in better.items():
             results[name], records = evaluate(
                 lanes, policy, seeds, task_of=self.build.task_of, tell=self._tell(f"real, {name}")
             )

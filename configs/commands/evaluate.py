@@ -74,7 +74,7 @@ def run(args: Args) -> dict[str, Any]:
     from ..build import HORIZON, judge_name
 
     args = replace(args, judge=judge_name(args.judge, args.model))
-    guarded = args.judge != "path" if args.guarded is None else args.guarded
+    guarded = looks(args.judge) if args.guarded is None else args.guarded
     horizon = (ZOO_HORIZON if args.zoo else HORIZON) if args.horizon is None else args.horizon
     if horizon < 1 or args.steps < 1:
         raise ImagineError(f"--horizon is {horizon} and --steps {args.steps}, expected at least 1.")
@@ -126,6 +126,11 @@ def run(args: Args) -> dict[str, Any]:
     folder.write_text("episodes.json", json.dumps(rows))
     write_report(args, folder, here, policies, worlds, seeds, table, answer)
     return answer
+
+
+def looks(judge: str) -> bool:
+    """Does a judge look at the dream's pictures, so that it wants the guards that look at them?"""
+    return judge != "path"
 
 
 def _policies(args: Args) -> tuple[str, ...]:

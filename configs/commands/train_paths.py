@@ -121,7 +121,7 @@ def train_paths(
         )
     )  # fmt: skip
     mirror = Mirror(model, judge.cfg.words, hands)
-    made = dreams(model, dreamer, cfg, folder)
+    made = dreams(dreamer, cfg, folder)
     first, path = torch.from_numpy(made["latents"][:, 0]).float(), torch.from_numpy(made["path"])
     asked = Questions(model, judge, made["instruction"].tolist(), made["truths"])
     frames = (path.shape[1] - 1) // asked.done.shape[2]

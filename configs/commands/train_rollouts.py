@@ -64,7 +64,7 @@ def train_rollouts(
         run: how long and how fast.
         folder: resumes what it holds.
     """
-    made = dreams(model, dreamer, cfg, folder)
+    made = dreams(dreamer, cfg, folder)
     latents = torch.from_numpy(np.clip(made["latents"], -MOST, MOST))
     done = made["label"]  # (N, T), by the end of each chunk
     ends = made["path"][:, :: (made["path"].shape[1] - 1) // done.shape[1]]
@@ -134,7 +134,7 @@ def verdicts(p: np.ndarray, done: np.ndarray, kind: np.ndarray) -> tuple[float, 
     return threshold, {**found, **wrong, "episodes": len(p), "policies": per}
 
 
-def dreams(model: WorldActionModel, dreamer: str | Path, cfg: RolloutConfig, folder: Path) -> dict[str, np.ndarray]:
+def dreams(dreamer: str | Path, cfg: RolloutConfig, folder: Path) -> dict[str, np.ndarray]:
     """What :class:`configs.material.Rollouts` holds, by name; made in parts by processes, but for those in ``folder``.
 
     Frames at the ends of chunks only (``latents``), proprioception of all (``path``), the twin's ``truths``, ``label``,
