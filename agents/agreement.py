@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from imagine.agents.statistics import Interval, Outcomes, bootstrap_tail, checked
 from imagine.types import ImagineError
-
-from .statistics import Interval, Outcomes, bootstrap_tail, checked
 
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from imagine.agents.statistics import Interval, Outcomes, Z, checked
 from imagine.types import ImagineError
-
-from .statistics import Interval, Outcomes, Z, checked
 
 
 @dataclass(frozen=True)

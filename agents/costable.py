@@ -20,12 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagine.model import WorldActionModel
+from imagine.agents.planner import Firsts
+from imagine.agents.scorer import Scene, Scorer
+from imagine.model.model import WorldActionModel
+from imagine.policy.policy import JointPolicy
 from imagine.types import Context, ShapeError, pack_instruction, unpack_instruction
-from policy.policy import JointPolicy
-
-from .planner import Firsts
-from .scorer import Scene, Scorer
 
 WORST = 1e6
 """Cost of a candidate that could not be judged; infinity would make NaN of a solver's weights."""

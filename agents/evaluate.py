@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from imagine.agents.rollout import EpisodeRecord, Lanes, Tell, rollout
+from imagine.agents.statistics import success_rate
 from imagine.types import ImagineError, Policy
-
-from .rollout import EpisodeRecord, Lanes, Tell, rollout
-from .statistics import success_rate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -141,7 +140,7 @@ def _answers(
     import ray
     from ray.util import ActorPool
 
-    from .cluster import connected, errors_as_ours, local_cluster
+    from imagine.agents.cluster import connected, errors_as_ours, local_cluster
 
     class Worker:
         def __init__(self) -> None:

@@ -1,7 +1,8 @@
 """Planner: a policy that imagines what its candidates would bring, asks the scorer, and does the best one.
 
-How it looks for candidates is :mod:`agents.search`'s, what they are worth :mod:`agents.scorer`'s. Here are the decision
-and its time: work is done in slices, each begun only if the one before it says that it will end within the budget.
+How it looks for candidates is :mod:`imagine.agents.search`'s, what they are worth
+:mod:`imagine.agents.scorer`'s. Here are the decision and its time: work is done in slices, each begun only if the one
+before it says that it will end within the budget.
 """
 
 from __future__ import annotations
@@ -16,19 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagine.cache import ContextCache
-from imagine.model import WorldActionModel
-from imagine.path import begun, straight
+from imagine.agents.scorer import DreamScorer, Graded, Plain, Scene, Scorer, Scores, check_candidates
+from imagine.agents.scorer import read as prefill
+from imagine.agents.search import Make, PlannerConfig, best_of_n, halving, mix, refine, unmix
+from imagine.agents.steer import cosines
+from imagine.model.batching import in_tiles
+from imagine.model.kv_cache import ContextCache
+from imagine.model.model import WorldActionModel
+from imagine.policy.policy import JointPolicy
 from imagine.questions import POLICY
 from imagine.sampler import draw_noise, sample
-from imagine.tiles import in_tiles
 from imagine.types import Chunk, Context, ImagineError, unpack_instruction
-from policy.policy import JointPolicy
-
-from .scorer import DreamScorer, Graded, Plain, Scene, Scorer, Scores, check_candidates
-from .scorer import read as prefill
-from .search import Make, PlannerConfig, best_of_n, halving, mix, refine, unmix
-from .steer import cosines
+from imagine.world.trajectory import begun, straight
 
 __all__ = ["BestOfN", "DreamScorer", "Firsts", "Plain", "Plan", "Planner", "PlannerConfig", "Scene", "Scores"]
 
@@ -234,8 +234,8 @@ class BestOfN(Planner):
 class Firsts:
     """What each lane saw when its episode began, since success often means "changed since then", and its way since.
 
-    Lanes are told apart by their episode's part of the seed (``agents.rollout``: episode * 1009 + chunk), or by their
-    row where there are no seeds.
+    Lanes are told apart by their episode's part of the seed (``imagine.agents.rollout``: episode * 1009 + chunk), or by
+    their row where there are no seeds.
     """
 
     def __init__(self, model: WorldActionModel) -> None:
@@ -280,7 +280,7 @@ class _Pace:
 
 
 class _Desk:
-    """One decision in the making: a :class:`agents.search.Bench` with a clock."""
+    """One decision in the making: a :class:`imagine.agents.search.Bench` with a clock."""
 
     def __init__(
         self, scene: Scene, score: Scorer, cfg: PlannerConfig, clock: Callable[[], float], begin: float, pace: _Pace
@@ -293,7 +293,7 @@ class _Desk:
         self._whole = -1  # newest round that was judged as a whole
 
     def judge(self, n: int, make: Make, steps: int | None = None) -> Tensor:
-        """See :class:`agents.search.Bench`."""
+        """See :class:`imagine.agents.search.Bench`."""
         score = self.score.at(steps) if steps is not None and isinstance(self.score, Graded) else self.score
         size, current = n if self.cfg.budget_ms is None else min(n, self.cfg.slice), self._whole + 1
         low = torch.full((len(self.scene), n), -torch.inf)

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from imagine.env import WorldModelVectorEnv
+from imagine.agents.rollout import Lanes, Tell, rollout
+from imagine.agents.statistics import mean_interval
+from imagine.agents.steer import Agent
 from imagine.types import Policy
-
-from .rollout import Lanes, Tell, rollout
-from .statistics import mean_interval
-from .steer import Agent
+from imagine.world.env import WorldModelVectorEnv
 
 
 def episodes(env: WorldModelVectorEnv, act: Agent, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

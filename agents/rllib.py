@@ -29,13 +29,12 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.spaces.space_utils import unsquash_action
 from ray.tune import register_env
 
-from imagine.env import WorldModelVectorEnv
+from imagine.agents.cluster import connected, errors_as_ours, local_cluster, quiet
+from imagine.agents.rollout import Tell
+from imagine.agents.statistics import mean_interval
+from imagine.agents.steer import Agent
 from imagine.types import ImagineError
-
-from .cluster import connected, errors_as_ours, local_cluster, quiet
-from .rollout import Tell
-from .statistics import mean_interval
-from .steer import Agent
+from imagine.world.env import WorldModelVectorEnv
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -63,7 +62,7 @@ class RLlibConfig(BaseModel):
         epochs: passes over a training batch.
         initial_std: of the untrained agent's actions, in halves of the action's range; their mean is the range's
             middle. 1 / sqrt(3) is the standard normal noise that a steered policy begins from by itself.
-        fixed: keep that deviation; see :class:`agents.sb3.PPOConfig`.
+        fixed: keep that deviation; see :class:`imagine.agents.sb3.PPOConfig`.
         window: environment steps of the first and of the last window, whose episodes are compared; at most a quarter
             of all.
         save_every: updates between two checkpoints.
@@ -241,10 +240,10 @@ def _checked(env: WorldModelVectorEnv) -> WorldModelVectorEnv:
     if not isinstance(seen, gym.spaces.Box):
         raise ImagineError(
             f"observations are a {type(seen).__name__}, expected a Box: RLlib has no default network for others; "
-            "use agents.steer.Steered, whose observation is one vector, or bring an RLModule of your own."
+            "use imagine.agents.steer.Steered, whose observation is one vector, or bring an RLModule of your own."
         )
     if not isinstance(acted, gym.spaces.Box) or len(acted.shape) != 1:
-        raise ImagineError(f"actions are {acted}, expected a flat Box; use agents.steer.Steered.")
+        raise ImagineError(f"actions are {acted}, expected a flat Box; use imagine.agents.steer.Steered.")
     return env
 
 

@@ -89,7 +89,7 @@ class DreamLanes:
     def __init__(
         self, dream: Any, num_lanes: int, *, horizon: int = 8, film: bool = False, break_off: bool = True
     ) -> None:
-        """Take possession of a :class:`imagine.dream.Dream`; ``break_off`` ends episodes that cannot be believed."""
+        """Take possession of a :class:`imagine.world.dream.Dream`; ``break_off`` ends what cannot be believed."""
         self.dream, self.num_lanes, self.horizon, self.film = dream, num_lanes, horizon, film
         self.break_off = break_off
         dream.allocate(num_lanes)

@@ -1,7 +1,7 @@
 """Stable-Baselines3 in a dream: the environment as its ``VecEnv``, and its own PPO and SAC, unmodified, learning there.
 
 ``to_sb3`` is all that another algorithm of the library needs. ``learn_sb3`` trains one, ``sb3_actor`` is
-what it learnt; :mod:`agents.practice` measures whether that is worth something.
+what it learnt; :mod:`imagine.agents.practice` measures whether that is worth something.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from imagine.env import WorldModelVectorEnv
+from imagine.agents.rollout import Tell
+from imagine.agents.steer import Agent
 from imagine.types import ImagineError
-
-from .rollout import Tell
-from .steer import Agent
+from imagine.world.env import WorldModelVectorEnv
 
 
 class Common(BaseModel):
@@ -200,7 +199,7 @@ def learn_sb3(
     """Train PPO or SAC in a dream.
 
     Args:
-        env: SAME_STEP, with flat observations and actions; see :class:`agents.steer.Steered`.
+        env: SAME_STEP, with flat observations and actions; see :class:`imagine.agents.steer.Steered`.
         algorithm: which.
         cfg: its settings.
         folder: gets ``model.zip``, the agent (see :func:`sb3_actor`), and ``tensorboard/``.

@@ -14,13 +14,13 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from imagine.cache import ContextCache
-from imagine.follow import follow
-from imagine.model import WorldActionModel
-from imagine.path import begun, straight, went_on
-from imagine.tiles import TILE, in_tiles
+from imagine.model.batching import TILE, in_tiles
+from imagine.model.kv_cache import ContextCache
+from imagine.model.model import WorldActionModel
+from imagine.policy.policy import JointPolicy
 from imagine.types import Clip, Context, ImagineError, Observation, RewardModel, Score, ShapeError
-from policy.policy import JointPolicy
+from imagine.world.step import follow
+from imagine.world.trajectory import begun, straight, went_on
 
 _STREAM = 31, 7  # the dream's noise, of a seed; apart from the policy's, whose chunk INVERSE would else recognise
 
@@ -35,8 +35,9 @@ class Scene:
         instruction: one per lane.
         seeds: one per lane; all noise of a decision comes from its lane's seed.
         cache: what the dreaming model read of ``context``, where it is at hand; see :func:`read`.
-        path: (B, T, P + S A) float, where the robot has been, up to ``context``; see :mod:`imagine.path`. Without it a
-            judge is told that the robot went straight from ``start`` to ``context``.
+        path: (B, T, P + S A) float, where the robot has been, up to ``context``; see
+            :mod:`imagine.world.trajectory`. Without it a judge is told that the robot went
+            straight from ``start`` to ``context``.
     """
 
     context: Context
@@ -214,7 +215,7 @@ class DreamScorer:
             ended there.
         follow: acts after the candidate; it sees the decoded frame, as on the robot.
         draws: dreams per candidate; more than one measure how much of a value is luck.
-        tile: rows per network call; see :mod:`imagine.tiles`.
+        tile: rows per network call; see :mod:`imagine.model.batching`.
 
     Source: best-of-N over a joint model's own imagination as in Cosmos Policy, arXiv:2601.16163.
     """

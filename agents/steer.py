@@ -18,21 +18,21 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from imagine.dream import Dream
-from imagine.env import Outcome
-from imagine.model import WorldActionModel
+from imagine.model.batching import in_tiles
+from imagine.model.model import WorldActionModel
+from imagine.policy.policy import JointPolicy
 from imagine.questions import POLICY
 from imagine.sampler import draw_noise, sample
-from imagine.tiles import in_tiles
 from imagine.types import Chunk, Context, ImagineError
-from policy.policy import JointPolicy
+from imagine.world.dream import Dream
+from imagine.world.env import Outcome
 
 Agent = Callable[[np.ndarray], np.ndarray]
 """What learnt: numbers (N, slow * A) for observations (N, D); see :class:`Steering`."""
 How = Literal["noise", "residual", "chunk"]
 Sees = Literal["latents", "nothing"]
 _STREAM = 3, 2  # imagine.sampler draws the action's noise from seed * 3 + 2
-_CHUNKS = 1_009  # agents.rollout: a policy's seed is the episode's times this, plus the chunk
+_CHUNKS = 1_009  # imagine.agents.rollout: a policy's seed is the episode's times this, plus the chunk
 
 
 class SteerConfig(BaseModel):
@@ -172,7 +172,7 @@ class Steered:
     """A ``World`` around a dream and a policy; both are this world's own from now on.
 
     Observations and actions are those of :class:`Steering`. Lanes are independent: what the policy draws depends on the
-    lane's seed and step alone, and is what ``agents.rollout`` makes it draw.
+    lane's seed and step alone, and is what ``imagine.agents.rollout`` makes it draw.
     """
 
     def __init__(self, dream: Dream, policy: JointPolicy | None, cfg: SteerConfig | None = None) -> None:
@@ -187,7 +187,7 @@ class Steered:
         self.dream.allocate(num_envs)
 
     def reset(self, lanes: np.ndarray, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Begin an episode in some lanes; see :meth:`imagine.dream.Dream.reset`."""
+        """Begin an episode in some lanes; see :meth:`imagine.world.dream.Dream.reset`."""
         return self.dream.reset(lanes, seeds, options)
 
     def step(self, actions: np.ndarray) -> Outcome:
@@ -222,7 +222,7 @@ class Steered:
         return self.steering.unsteered(self.seeds())
 
     def seeds(self) -> list[int]:
-        """What the policy draws from in each lane now; the same as in :func:`agents.rollout.rollout`."""
+        """What the policy draws from in each lane now; the same as in :func:`imagine.agents.rollout.rollout`."""
         return [int(s) * _CHUNKS + int(k) for s, k in zip(self.dream.seeds, self.dream.steps, strict=True)]
 
 

@@ -78,7 +78,7 @@ class Flawed:
             draw = np.random.default_rng([abs(int(seed)), 17])
             always = np.random.default_rng(
                 [abs(int(seed)) // 1_009, 18]
-            )  # agents.rollout: seed = episode * 1009 + chunk
+            )  # imagine.agents.rollout: seed = episode * 1009 + chunk
             idle, grip = draw.uniform() < flaw.idle, draw.uniform() < flaw.grip
             off = flaw.noise * draw.normal(size=len(low)) + flaw.bias * always.normal(size=len(low))
             if flaw.delay:

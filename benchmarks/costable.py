@@ -31,13 +31,13 @@ import gymnasium as gym
 import numpy as np
 from torch import Tensor
 
-from agents.costable import DreamCost, SolverPolicy
-from agents.scorer import DreamScorer, Scene
-from imagine.model import WorldActionModel, resolve
+from imagine.agents.costable import DreamCost, SolverPolicy
+from imagine.agents.scorer import DreamScorer, Scene
+from imagine.model.model import WorldActionModel, resolve
+from imagine.policy.policy import JointPolicy
+from imagine.policy.robots.g1_table.env import G1TableEnv
+from imagine.rewards.latent import LatentJudge
 from imagine.types import unpack_instruction
-from policy.policy import JointPolicy
-from policy.robots.g1_table.env import G1TableEnv
-from rewards.latent import LatentJudge
 
 
 @dataclass(frozen=True)

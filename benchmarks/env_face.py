@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imagine.env import EnvConfig, Outcome, WorldModelVectorEnv
+from imagine.world.env import EnvConfig, Outcome, WorldModelVectorEnv
 
 OBSERVATION, ACTION, WIDTH = 32, 8, 512
 BLOCK = 25  # steps between two looks at the clock

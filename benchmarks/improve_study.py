@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.evaluate import evaluate
-from agents.statistics import Interval, mean_interval, success_rate
-from configs import build
-from imagine.model import WorldActionModel
+from imagine.agents.evaluate import evaluate
+from imagine.agents.statistics import Interval, mean_interval, success_rate
+from imagine.configs import build
+from imagine.model.model import WorldActionModel
 
 ROOT = Path(__file__).parent.parent
 MODEL = "g1-table-tiny"
@@ -66,7 +66,9 @@ def train(recipe: tuple[str, ...], seed: int, folder: Path) -> Path:
     """Run ``imagine improve`` unless it is finished; returns the adapter's folder."""
     if not (folder / "metrics.json").is_file():
         line = ["improve", *options(recipe), "--seed", str(seed), "--test-episodes", "0", "--out", str(folder)]
-        subprocess.run([sys.executable, "-m", "configs.cli", *line], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "imagine.configs.cli", *line], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+        )
     return folder / "adapter"
 
 

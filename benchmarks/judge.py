@@ -15,8 +15,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from rewards.prompts import Frames, Preset, preset
-from rewards.vlm import VLMJudge
+from imagine.rewards.prompts import Frames, Preset, preset
+from imagine.rewards.vlm import VLMJudge
 
 POINTS = 8
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from agents.correction import ppi_mean
-from agents.evaluate import carry_out, outcomes, parts
-from agents.statistics import success_rate
-from configs.build import judge_name
-from configs.evaluation import Setup, Worker, stamp
+from imagine.agents.correction import ppi_mean
+from imagine.agents.evaluate import carry_out, outcomes, parts
+from imagine.agents.statistics import success_rate
+from imagine.configs.build import judge_name
+from imagine.configs.evaluation import Setup, Worker, stamp
 
 MODEL = "g1-table-tiny"
 

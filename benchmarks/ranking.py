@@ -19,14 +19,14 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from agents.rollout import Lanes, rollout
-from agents.scorer import DreamScorer, Scene
-from agents.statistics import mean_interval
-from configs import build
+from imagine.agents.rollout import Lanes, rollout
+from imagine.agents.scorer import DreamScorer, Scene
+from imagine.agents.statistics import mean_interval
+from imagine.configs import build
 from imagine.embodiment import Embodiment
-from imagine.model import WorldActionModel
+from imagine.model.model import WorldActionModel
+from imagine.policy.policy import JointPolicy
 from imagine.types import Policy, unpack_instruction
-from policy.policy import JointPolicy
 
 MODEL = "g1-table-tiny"
 Ranked = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -43,7 +43,11 @@ def measure(name: str) -> dict:
     line = COMMANDS[name].split()
     print(f"imagine {' '.join(line)}", file=sys.stderr)
     done = subprocess.run(
-        [sys.executable, "-m", "configs.cli", *line, "--json"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-m", "imagine.configs.cli", *line, "--json"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     return json.loads(done.stdout)
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import ray
 
-from agents.cluster import local_cluster, quiet
-from agents.rllib import RLlibConfig, ppo_config, register_rllib
-from configs.build import make_steered_vector_env
+from imagine.agents.cluster import local_cluster, quiet
+from imagine.agents.rllib import RLlibConfig, ppo_config, register_rllib
+from imagine.configs.build import make_steered_vector_env
 
 NODES = 2
 

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.evaluate import carry_out, outcomes, parts
-from agents.statistics import Interval, decibel_gain, mean_interval, paired_difference, success_rate
-from configs import build, heldout
-from configs.evaluation import Setup, Worker, stamp
+from imagine.agents.evaluate import carry_out, outcomes, parts
+from imagine.agents.statistics import Interval, decibel_gain, mean_interval, paired_difference, success_rate
+from imagine.configs import build, heldout
+from imagine.configs.evaluation import Setup, Worker, stamp
 from imagine.data.windows import Windows
-from imagine.fidelity import clip_mse, decibel, encode, horizon
-from imagine.model import WorldActionModel
+from imagine.model.model import WorldActionModel
 from imagine.questions import DYNAMICS, POLICY
 from imagine.sampler import sample
+from imagine.world.fidelity import clip_mse, decibel, encode, horizon
 
 ROOT = Path(__file__).parent.parent
 MODEL, CHUNKS, SOON = "g1-table-tiny", 4, 3

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.statistics import Interval, mean_interval
+from imagine.agents.statistics import Interval, mean_interval
 
 ROOT = Path(__file__).parent.parent
 SCENES = 4
@@ -41,7 +41,9 @@ def learn(name: str, seed: int, runs: Path) -> dict[str, Any]:
     folder = runs / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-{seed}"
     if not (folder / "metrics.json").is_file():
         line = ["learn", *words(name, seed), "--out", str(folder)]
-        subprocess.run([sys.executable, "-m", "configs.cli", *line], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "imagine.configs.cli", *line], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+        )
     return json.loads((folder / "metrics.json").read_text())
 
 

@@ -34,10 +34,10 @@ import torch
 from speed.ours import per_token
 from torch import Tensor
 
-from configs.build import DEFAULT, dream, dream_config
-from imagine.dream import Dream
-from imagine.model import WorldActionModel
+from imagine.configs.build import DEFAULT, dream, dream_config
+from imagine.model.model import WorldActionModel
 from imagine.types import Chunk, Context, NoiseLevels
+from imagine.world.dream import Dream
 
 ROOT, LANES = Path(__file__).resolve().parents[1], 8
 

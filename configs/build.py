@@ -9,34 +9,33 @@ from typing import Any
 
 import numpy as np
 
-from agents.rollout import DreamLanes, Lanes, RealLanes
-from agents.steer import SteerConfig, Steered, require_how, require_sees
-from agents.zoo import Flaw, Flawed
-from imagine.dream import Dream, DreamConfig
+from imagine.agents.rollout import DreamLanes, Lanes, RealLanes
+from imagine.agents.steer import SteerConfig, Steered, require_how, require_sees
+from imagine.agents.zoo import Flaw, Flawed
+from imagine.configs.limits import limits_of
+from imagine.configs.told import Told, ToldLanes
 from imagine.embodiment import Embodiment
-from imagine.env import EnvConfig, WorldModelEnv, WorldModelVectorEnv
-from imagine.model import WorldActionModel, resolve
-from imagine.starts import FewStarts, RobotStarts, Starts
-from imagine.text import split_words
+from imagine.model.model import WorldActionModel, resolve
+from imagine.model.text import split_words
+from imagine.policy.adapter import merged
+from imagine.policy.policy import JointPolicy, RandomPolicy
+from imagine.policy.robots.g1_table.env import G1TableEnv, TableRobot
+from imagine.policy.robots.g1_table.privileged import expert_chunk
+from imagine.policy.robots.g1_table.scene import COLOURS
+from imagine.policy.robots.g1_table.starts import draw_start
+from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
+from imagine.rewards.endpoint import EndpointConfig, EndpointVLM
+from imagine.rewards.guards import Conjunction, GuardConfig
+from imagine.rewards.latent import LatentJudge
+from imagine.rewards.path import PathJudge
+from imagine.rewards.progress import Potential
+from imagine.rewards.robometer import RobometerJudge
+from imagine.rewards.vlm import VLMJudge
+from imagine.rewards.watched import Watched
 from imagine.types import ImagineError, Policy, RewardModel
-from policy.adapter import merged
-from policy.policy import JointPolicy, RandomPolicy
-from policy.robots.g1_table.env import G1TableEnv, TableRobot
-from policy.robots.g1_table.privileged import expert_chunk
-from policy.robots.g1_table.scene import COLOURS
-from policy.robots.g1_table.starts import draw_start
-from policy.robots.g1_table.tasks import FAMILIES, Task
-from rewards.endpoint import EndpointConfig, EndpointVLM
-from rewards.guards import Conjunction, GuardConfig
-from rewards.latent import LatentJudge
-from rewards.path import PathJudge
-from rewards.progress import Potential
-from rewards.robometer import RobometerJudge
-from rewards.vlm import VLMJudge
-from rewards.watched import Watched
-
-from .limits import limits_of
-from .told import Told, ToldLanes
+from imagine.world.dream import Dream, DreamConfig
+from imagine.world.env import EnvConfig, WorldModelEnv, WorldModelVectorEnv
+from imagine.world.starts import FewStarts, RobotStarts, Starts
 
 DEFAULT = "g1-table-tiny"
 JUDGE = "judge-tiny"
@@ -166,7 +165,7 @@ def make_dream_vector_env(
     truncate_unbelievable: bool = True,
     **kwargs: Any,
 ) -> WorldModelVectorEnv:
-    """``gymnasium.make_vec("imagine/G1Table-v0", num_envs=N)``; see :class:`imagine.env.WorldModelVectorEnv`.
+    """``gymnasium.make_vec("imagine/G1Table-v0", num_envs=N)``; see :class:`imagine.world.env.WorldModelVectorEnv`.
 
     ``judge``, ``guarded`` and ``shaping`` are those of :func:`dream`.
     """
@@ -200,7 +199,7 @@ class PrivilegedLanes(RealLanes):
     """Real lanes in which the scripted expert acts, whatever the policy said; it sees the true state."""
 
     def step(self, lanes: Sequence[int], actions: np.ndarray) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-        """See :class:`agents.rollout.Lanes`."""
+        """See :class:`imagine.agents.rollout.Lanes`."""
         return super().step(lanes, np.stack([expert_chunk(self.envs[i]) for i in lanes]))
 
 
@@ -274,7 +273,7 @@ def policy(name: str, model: WorldActionModel, folder: str | Path, *, steps: int
 
     Also ``ws://HOST:PORT``, a server that speaks openpi's protocol; ``package.module:name``, a ``Policy`` of one's own
     or a function that makes one of the model; and any of them with flaws, ``base+noise=0.03+delay=6``
-    (:class:`agents.zoo.Flaw`).
+    (:class:`imagine.agents.zoo.Flaw`).
 
     Raises:
         ImagineError: there is no such policy.
@@ -283,7 +282,7 @@ def policy(name: str, model: WorldActionModel, folder: str | Path, *, steps: int
     if flaws:
         return Flawed(policy(name, model, folder, steps=steps), Flaw.parse(flaws), model.body)
     if name.startswith(("ws://", "wss://")):
-        from policy.client import RemotePolicy
+        from imagine.policy.client import RemotePolicy
 
         return RemotePolicy(name, chunk_actions=model.body.chunk_actions, action_dim=model.body.action_dim)
     if name == "base":
@@ -342,9 +341,9 @@ def make_steered_vector_env(
 ) -> WorldModelVectorEnv:
     """``gymnasium.make_vec("imagine/G1TableLatent-v0", num_envs=N)``: latents to observe, a policy to steer.
 
-    ``policy`` is one of :func:`policy` that denoises; ``how``, ``slow``, ``limit``, ``reach`` and ``sees`` are those
-    of :class:`agents.steer.SteerConfig`, and all else is as for :func:`make_dream_vector_env`. ``scenes`` are start
-    seeds, at one of which every episode begins; by default each begins elsewhere. Without ``doubted`` nobody asks
+    ``policy`` is one of :func:`policy` that denoises; ``how``, ``slow``, ``limit``, ``reach`` and ``sees`` are those of
+    :class:`imagine.agents.steer.SteerConfig`, and all else is as for :func:`make_dream_vector_env`. ``scenes`` are
+    start seeds, at one of which every episode begins; by default each begins elsewhere. Without ``doubted`` nobody asks
     whether the dream follows the actions, which is a third of the work.
 
     Raises:

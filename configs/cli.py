@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         name = _command(words[0])
-        module = import_module(f"configs.commands.{name}")
+        module = import_module(f"imagine.configs.commands.{name}")
         args = parse(module, name, words[1:])
         with _stdout_kept_clean():
             result = module.run(args)
@@ -124,7 +124,7 @@ def suggestion(word: str, known: Sequence[str]) -> str:
 
 def answer(name: str, result: dict[str, Any], *, as_json: bool) -> None:
     """Print a command's result on standard output: one JSON object, or a table."""
-    from .runfolder import plain
+    from imagine.configs.runfolder import plain
 
     result = plain(result)
     if as_json:
@@ -190,8 +190,8 @@ def _stdout_kept_clean() -> Iterator[None]:
 
 
 def _is_imagine_error(error: ValueError) -> bool:
+    from imagine.policy.wire import WireError  # of the client, which knows no torch and so not our errors
     from imagine.types import ImagineError
-    from policy.wire import WireError  # of the client, which knows no torch and so not our errors
 
     return isinstance(error, ImagineError | WireError)
 

@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from agents.evaluate import Part, row
-from agents.rollout import DreamLanes, EpisodeRecord, Lanes, rollout
-from imagine.data.lerobot import LeRobotDataset
-from imagine.dream import Dream
-from imagine.model import WorldActionModel, resolve
-from imagine.starts import DatasetStarts
+from imagine.agents.evaluate import Part, row
+from imagine.agents.rollout import DreamLanes, EpisodeRecord, Lanes, rollout
+from imagine.configs import build
+from imagine.configs.told import Told
+from imagine.data.read import LeRobotDataset
+from imagine.model.model import WorldActionModel, resolve
+from imagine.rewards.vlm import judge_folder
 from imagine.types import ImagineError, Policy
-from rewards.vlm import judge_folder
-
-from . import build
-from .told import Told
+from imagine.world.dream import Dream
+from imagine.world.starts import DatasetStarts
 
 ZOO = (
     "base",
@@ -48,10 +47,10 @@ class Setup:
 
     Attributes:
         model: a shipped model's name, a folder, or a hub id.
-        judge: who scores a dream, see :func:`configs.build.judge`.
+        judge: who scores a dream, see :func:`imagine.configs.build.judge`.
         lanes: episodes run side by side.
         steps: denoising steps of the policy.
-        told: see :class:`configs.told.Told`.
+        told: see :class:`imagine.configs.told.Told`.
         go_on: act on after what was told is done.
         horizon: chunks per episode at most.
         blocks: on the table.
@@ -209,7 +208,7 @@ class Recorded:
         assert seeds is not None
         out = np.zeros((len(seeds), self.body.chunk_actions, self.body.action_dim), np.float32)
         for i, seed in enumerate(seeds):
-            episode, chunk = divmod(int(seed), 1_009)  # agents.rollout: seed of a draw = episode * 1009 + chunk
+            episode, chunk = divmod(int(seed), 1_009)  # imagine.agents.rollout: seed of a draw = episode * 1009 + chunk
             chain = self.chains[episode]
             out[i] = self.windows.actions(chain[[min(chunk, len(chain) - 1)]])[0][0]
         return np.clip(out, self.body.action_low, self.body.action_high)
@@ -229,12 +228,12 @@ class RecordedLanes(DreamLanes):
         self.recorded = recorded
 
     def reset(self, seeds: Sequence[int], instruction: str | None) -> dict[str, np.ndarray]:
-        """See :class:`agents.rollout.Lanes`."""
+        """See :class:`imagine.agents.rollout.Lanes`."""
         self.lengths = [len(self.recorded.chains[int(s)]) for s in seeds]
         return super().reset(seeds, instruction)
 
     def step(self, lanes: Sequence[int], actions: np.ndarray) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-        """See :class:`agents.rollout.Lanes`."""
+        """See :class:`imagine.agents.rollout.Lanes`."""
         seen, told = super().step(lanes, actions)
         for lane, result in zip(lanes, told, strict=True):
             result["done"] = result["done"] or self.chunks >= self.lengths[lane]

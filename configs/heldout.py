@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagine.data.lerobot import LeRobotDataset
+from imagine.configs.build import families_of
+from imagine.data.read import LeRobotDataset
 from imagine.data.windows import Windows, build_cache
-from imagine.model import WorldActionModel
+from imagine.model.model import WorldActionModel
 from imagine.types import ImagineError
 
-from .build import families_of
-
-EPISODE = "policy.robots.g1_table.episodes:episode"
+EPISODE = "imagine.policy.robots.g1_table.episodes:episode"
 
 
 def record(model: WorldActionModel, seed: int, episodes: int, folder: Path, *, workers: int = 2) -> Path:
     """Record episodes of the tasks that ``model`` covers, demonstrations and failures alike; returns the dataset."""
-    from agents.collect import collect
+    from imagine.agents.collect import collect
 
     out = folder / "held_out"
     options = {"families": list(families_of(model))}

@@ -1,13 +1,13 @@
-"""What the robot at the table may be commanded, for the rules of ``rewards.rules``."""
+"""What the robot at the table may be commanded, for the rules of ``imagine.rewards.rules``."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from imagine.embodiment import Embodiment
-from policy.robots.g1_table.scene import JOINT_LIMITS
-from policy.robots.g1_table.world import HAND_HIGH, HAND_LOW
-from rewards.rules import Limits
+from imagine.policy.robots.g1_table.scene import JOINT_LIMITS
+from imagine.policy.robots.g1_table.world import HAND_HIGH, HAND_LOW
+from imagine.rewards.rules import Limits
 
 # Meant to lie beyond what demonstrations and policy command, so that they catch what no robot should be asked to do.
 HAND_SPEED = 4.0  # m/s along an axis

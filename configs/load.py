@@ -8,9 +8,8 @@ from typing import Any
 
 import yaml
 
+from imagine.configs.schema import Config, did_you_mean, make
 from imagine.types import ImagineError
-
-from .schema import Config, did_you_mean, make
 
 PRESETS = Path(__file__).parent
 

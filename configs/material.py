@@ -9,25 +9,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from imagine.configs.build import HORIZON, dream_config, dreamer, families_of, judge, policy, robot_starts
 from imagine.data.processes import process_pool
 from imagine.data.windows import Windows
-from imagine.dream import Dream
 from imagine.embodiment import Embodiment
-from imagine.env import episode_seed
-from imagine.model import WorldActionModel, resolve
+from imagine.model.model import WorldActionModel, resolve
+from imagine.policy.robots.g1_table.env import TableRobot
+from imagine.policy.robots.g1_table.scene import COLOURS
+from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
+from imagine.policy.robots.g1_table.truth import accomplished, is_there, truth
 from imagine.types import Clip, RewardModel, Score, pack_instruction
-from policy.robots.g1_table.env import TableRobot
-from policy.robots.g1_table.scene import COLOURS
-from policy.robots.g1_table.tasks import FAMILIES, Task
-from policy.robots.g1_table.truth import accomplished, is_there, truth
-
-from .build import HORIZON, dream_config, dreamer, families_of, judge, policy, robot_starts
+from imagine.world.dream import Dream
+from imagine.world.env import episode_seed
 
 Tell = Callable[[int, int], None]
 POLICIES = ("base", "clumsy", "misled", "random")
 """Whose rollouts are judged: the policy; with each hand off by a few cm; told of the other block; random actions.
 
-Any other name is that of a policy, see :func:`configs.build.policy`.
+Any other name is that of a policy, see :func:`imagine.configs.build.policy`.
 """
 FAST_LANES = 64
 """Lanes that are imagined at once where speed matters more than the last bits."""
@@ -94,7 +93,7 @@ class Rollouts:
         truths: (N, 1 + T, S) what was true on the twin at those moments.
         kind: (N,) whose rollouts.
         latents: (N, 1 + T, C, h, w) float16, the frames of ``films`` as the dream has them.
-        path: (N, 1 + T F, P + S A) float32, the whole way; see :mod:`imagine.path`.
+        path: (N, 1 + T F, P + S A) float32, the whole way; see :mod:`imagine.world.trajectory`.
     """
 
     films: np.ndarray
@@ -261,7 +260,7 @@ def _offset(body: Embodiment, seed: int) -> np.ndarray:
 
 def _other(instruction: str, seed: int, families: Sequence[str]) -> str:
     """The same task with the other block."""
-    from .told import Told
+    from imagine.configs.told import Told
 
     return Told(None, "colour", families).other(instruction, seed)  # type: ignore[arg-type]
 

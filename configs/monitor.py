@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from agents.finetune.experience import second_verdicts
-from agents.finetune.improve import Look
-from agents.rollout import DreamLanes, EpisodeRecord, rollout
-from imagine.model import WorldActionModel
+from imagine.agents.finetune.experience import second_verdicts
+from imagine.agents.finetune.improve import Look
+from imagine.agents.rollout import DreamLanes, EpisodeRecord, rollout
+from imagine.model.model import WorldActionModel
+from imagine.policy.policy import JointPolicy
+from imagine.rewards.guards import GapAlarm, exploitability, shuffled_chunks
 from imagine.types import unpack_instruction
-from policy.policy import JointPolicy
-from rewards.guards import GapAlarm, exploitability, shuffled_chunks
 
 Absent = Callable[[str, int], str]
 """(instruction, start seed) to an instruction that cannot be carried out from that start."""
@@ -46,7 +46,7 @@ class MonitorConfig(BaseModel):
 
 
 class Monitor:
-    """A ``agents.finetune.improve.Watcher``; remembers how floor and gap were at the first look."""
+    """A ``imagine.agents.finetune.improve.Watcher``; remembers how floor and gap were at the first look."""
 
     def __init__(self, lanes: DreamLanes, absent: Absent, cfg: MonitorConfig) -> None:
         """Watch.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .runfolder import write_whole
+from imagine.configs.runfolder import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

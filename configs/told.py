@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from agents.rollout import RealLanes
+from imagine.agents.rollout import RealLanes
+from imagine.policy.robots.g1_table.scene import COLOURS
+from imagine.policy.robots.g1_table.starts import draw_start
+from imagine.policy.robots.g1_table.tasks import Task
 from imagine.types import ImagineError, Policy, pack_instruction, unpack_instruction
-from policy.robots.g1_table.scene import COLOURS
-from policy.robots.g1_table.starts import draw_start
-from policy.robots.g1_table.tasks import Task
 
 CHOICES = ("right", "colour", "task")
 
@@ -19,7 +19,7 @@ CHOICES = ("right", "colour", "task")
 class Told:
     """A ``Policy`` that hears the other block's colour, or another task, instead of what the observation says.
 
-    Which blocks lie on the table follows from the episode's seed, which ``agents.rollout`` puts into every draw's.
+    Which blocks lie on the table follows from the episode's seed, which every draw's seed holds.
     """
 
     def __init__(self, policy: Policy, what: str, families: Sequence[str]):
@@ -65,14 +65,14 @@ class ToldLanes(RealLanes):
         self.told = told
 
     def reset(self, seeds: Sequence[int], instruction: str | None) -> dict[str, np.ndarray]:
-        """See :class:`agents.rollout.Lanes`."""
+        """See :class:`imagine.agents.rollout.Lanes`."""
         seen = super().reset(seeds, instruction)
         heard = [unpack_instruction(row) for row in seen["instruction"]]
         self.tasks = [Task.parse(self.told.other(h, int(s))) for h, s in zip(heard, seeds, strict=True)]
         return seen
 
     def step(self, lanes: Sequence[int], actions: np.ndarray) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-        """See :class:`agents.rollout.Lanes`."""
+        """See :class:`imagine.agents.rollout.Lanes`."""
         seen, outcome = super().step(lanes, actions)
         for lane, result in zip(lanes, outcome, strict=True):
             result["done"] = result["done"] or self.envs[lane].robot.world.success(self.tasks[lane])

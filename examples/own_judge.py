@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from configs.build import families_of
 from imagine import Clip, Score, WorldActionModel, WorldModelVectorEnv
-from imagine.dream import Dream
-from imagine.starts import RobotStarts
-from policy.robots.g1_table.env import TableRobot
+from imagine.configs.build import families_of
+from imagine.policy.robots.g1_table.env import TableRobot
+from imagine.world.dream import Dream
+from imagine.world.starts import RobotStarts
 
 
 class Stillness:

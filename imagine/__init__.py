@@ -6,14 +6,14 @@ Names are loaded when first used, so that ``import imagine`` costs nothing and `
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .registration import register_with_gymnasium
+from imagine.registration import register_with_gymnasium
 
 _HOMES = {
-    "model": ["WorldActionModel"],
+    "model.model": ["WorldActionModel"],
     "questions": ["Question", "POLICY", "DYNAMICS", "INVERSE", "JOINT", "VIDEO"],
     "sampler": ["sample"],
     "embodiment": ["Embodiment"],
-    "env": ["WorldModelVectorEnv", "WorldModelEnv"],
+    "world.env": ["WorldModelVectorEnv", "WorldModelEnv"],
     "types": [
         "Observation",
         "Context",
@@ -36,33 +36,33 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 if TYPE_CHECKING:
-    from .embodiment import Embodiment as Embodiment
-    from .env import WorldModelEnv as WorldModelEnv
-    from .env import WorldModelVectorEnv as WorldModelVectorEnv
-    from .model import WorldActionModel as WorldActionModel
-    from .questions import DYNAMICS as DYNAMICS
-    from .questions import INVERSE as INVERSE
-    from .questions import JOINT as JOINT
-    from .questions import POLICY as POLICY
-    from .questions import VIDEO as VIDEO
-    from .questions import Question as Question
-    from .sampler import sample as sample
-    from .types import CheckpointMismatch as CheckpointMismatch
-    from .types import Chunk as Chunk
-    from .types import Clip as Clip
-    from .types import Context as Context
-    from .types import DatasetError as DatasetError
-    from .types import ImagineError as ImagineError
-    from .types import NoiseLevels as NoiseLevels
-    from .types import Observation as Observation
-    from .types import Policy as Policy
-    from .types import RewardModel as RewardModel
-    from .types import RewardUnavailable as RewardUnavailable
-    from .types import Robot as Robot
-    from .types import Score as Score
-    from .types import ShapeError as ShapeError
-    from .types import UnknownWord as UnknownWord
-    from .types import UntrainedQuestion as UntrainedQuestion
+    from imagine.embodiment import Embodiment as Embodiment
+    from imagine.model.model import WorldActionModel as WorldActionModel
+    from imagine.questions import DYNAMICS as DYNAMICS
+    from imagine.questions import INVERSE as INVERSE
+    from imagine.questions import JOINT as JOINT
+    from imagine.questions import POLICY as POLICY
+    from imagine.questions import VIDEO as VIDEO
+    from imagine.questions import Question as Question
+    from imagine.sampler import sample as sample
+    from imagine.types import CheckpointMismatch as CheckpointMismatch
+    from imagine.types import Chunk as Chunk
+    from imagine.types import Clip as Clip
+    from imagine.types import Context as Context
+    from imagine.types import DatasetError as DatasetError
+    from imagine.types import ImagineError as ImagineError
+    from imagine.types import NoiseLevels as NoiseLevels
+    from imagine.types import Observation as Observation
+    from imagine.types import Policy as Policy
+    from imagine.types import RewardModel as RewardModel
+    from imagine.types import RewardUnavailable as RewardUnavailable
+    from imagine.types import Robot as Robot
+    from imagine.types import Score as Score
+    from imagine.types import ShapeError as ShapeError
+    from imagine.types import UnknownWord as UnknownWord
+    from imagine.types import UntrainedQuestion as UntrainedQuestion
+    from imagine.world.env import WorldModelEnv as WorldModelEnv
+    from imagine.world.env import WorldModelVectorEnv as WorldModelVectorEnv
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .types import ImagineError, ShapeError
+from imagine.types import ImagineError, ShapeError
 
 
 class _Frozen(BaseModel):

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from .types import NoiseLevels
+from imagine.types import NoiseLevels
 
 SIGMA_FLOOR = 1e-3  # a clean prediction is divided by sigma to become a velocity; zero would give infinity
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .types import UntrainedQuestion
+from imagine.types import UntrainedQuestion
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .noise import schedule
-from .questions import Question, require
-from .types import Chunk, Context, NoiseLevels, ShapeError, seeded
+from imagine.noise import schedule
+from imagine.questions import Question, require
+from imagine.types import Chunk, Context, NoiseLevels, ShapeError, seeded
 
 
 class Velocity(Protocol):
-    """What the sampler needs of a model; :class:`imagine.model.WorldActionModel` is one."""
+    """What the sampler needs of a model; :class:`imagine.model.model.WorldActionModel` is one."""
 
     answers: frozenset[Question]
     chunk_shapes: dict[str, tuple[int, ...]]
@@ -98,7 +98,7 @@ def sample(
         grid: (steps + 1,) levels from 1 to 0; by default evenly spaced, shifted by ``model.schedule_shift``.
         calls: the steps before which the network is asked, the first among them; at others its last velocity serves
             once more, as in DreamZero's cache of velocities.
-        kept: handed to the last call, for models that leave behind what they computed (``imagine.dit.Kept``).
+        kept: handed to the last call, for models that leave behind what they computed (``imagine.model.dit.Kept``).
         callback: called after each step with (step, chunk so far).
 
     Returns:

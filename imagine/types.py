@@ -158,7 +158,7 @@ class Clip:
             units; None where nobody asked.
         path: (B, T, P + S A) float: the newest T frames, oldest first, the newest chunk's at the end; in front of a
             younger episode its first frame is repeated. Proprioception as imagined, normalised, and beside it where
-            the actions lead; see :mod:`imagine.path`. None where it is not known.
+            the actions lead; see :mod:`imagine.world.trajectory`. None where it is not known.
     """
 
     latents: Tensor
@@ -172,19 +172,26 @@ class Clip:
 
 @dataclass(frozen=True)
 class Score:
-    """A judgement of B clips.
+    """A judgement of B clips: reward, success, the end of the episode and validity, each for itself.
 
     Attributes:
-        reward: (B,) float32.
+        reward: (B,) float32, any sign and size; it never ends an episode.
         success: (B,) float32 in [0, 1], the probability that the instruction has been carried out.
-        valid: (B,) bool; False where the judge could not tell. Never read reward where it is False.
+        valid: (B,) bool; False where the judge could not tell. Never read the other fields where it is False.
         terms: named (B,) float32 parts of the reward, reported in ``info["reward_terms"]``.
+        terminated: (B,) bool, the episode is over because the instruction has been carried out. Left out, it is where
+            ``success`` is at least 0.5; a judge with a threshold of its own says so here.
     """
 
     reward: Tensor
     success: Tensor
     valid: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
+    terminated: Tensor = None  # type: ignore[assignment]  # always a tensor after construction
+
+    def __post_init__(self) -> None:
+        ends = self.success >= 0.5 if self.terminated is None else self.terminated
+        object.__setattr__(self, "terminated", ends & self.valid)
 
 
 @runtime_checkable
@@ -198,22 +205,33 @@ class RewardModel(Protocol):
 
 @runtime_checkable
 class Policy(Protocol):
-    """Acts on observations. One call answers a whole batch of lanes."""
+    """Acts on observations. One call answers a whole batch of parallel episodes.
 
-    def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
-        """Choose one chunk per lane.
+    Who is acted for and which noise is drawn are two arguments: a policy that remembers keys its memory on
+    ``episodes`` and draws from ``seeds``. A row's answer is a function of its own observation, seed and episode (and of
+    what that episode showed before), bit for bit, whatever other rows there are.
+    """
+
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        seeds: Sequence[int] | None = None,
+        episodes: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """Choose one chunk per row.
 
         Args:
-            observation: batched environment observations, as ``imagine.spaces.observation_space`` describes.
-            seeds: one per lane; same observation and seed give the same bytes whatever the batch.
+            observation: batched environment observations, as ``imagine.world.spaces.observation_space`` describes.
+            seeds: one per row, any whole numbers; all noise of this decision is derived from them. None: fresh noise.
+            episodes: one per row, any whole numbers: which episode it belongs to. None: row i is always the same one.
 
         Returns:
             (B, K, A) float32 in robot units.
         """
         ...
 
-    def reset(self, lanes: np.ndarray | None = None) -> None:
-        """Forget the episode of the lanes where the (B,) bool mask is True, or of all."""
+    def reset(self, episodes: Sequence[int] | None = None) -> None:
+        """Forget these episodes, or all."""
         ...
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imagine.model import WorldActionModel, load_weights
+from imagine.model.model import WorldActionModel, load_weights
 from imagine.types import CheckpointMismatch
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")

@@ -1,7 +1,7 @@
 """A policy, and a judge of candidates, at the other end of a websocket. Needs numpy, msgpack and websockets only.
 
 It speaks openpi's protocol to any server, RoboArena's to those that ask for sessions, and adds ``seed``,
-``session_id`` and ``score`` only where the server says on connecting that it takes them (:mod:`policy.server`).
+``session_id`` and ``score`` only where the server says on connecting that it takes them (:mod:`imagine.policy.server`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from .wire import LARGEST, WireError, pack, unpack
+from imagine.policy.wire import LARGEST, WireError, pack, unpack
 
 SLACK_MS = 20.0
 """How long a verdict may be under way beyond its deadline, there and back, before it is given up."""
@@ -103,7 +103,7 @@ class RemotePolicy:
         """One chunk (B, K, A) float32 in robot units per lane.
 
         Args:
-            observation: batched, as ``imagine.spaces.observation_space`` describes.
+            observation: batched, as ``imagine.world.spaces.observation_space`` describes.
             seeds: one per lane; passed on to servers that take them.
 
         Raises:

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagine.cache import ContextCache
-from imagine.model import WorldActionModel, as_observation
+from imagine.model.batching import in_tiles
+from imagine.model.kv_cache import ContextCache
+from imagine.model.model import WorldActionModel, as_observation
 from imagine.questions import JOINT, POLICY
 from imagine.sampler import sample
-from imagine.tiles import in_tiles
 from imagine.types import Context, ShapeError, unpack_instruction
 
 

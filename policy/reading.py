@@ -33,7 +33,7 @@ def describe(body: Embodiment, *, scores: bool) -> dict[str, Any]:
 
 
 def read_observation(request: Mapping[str, Any], body: Embodiment) -> dict[str, np.ndarray]:
-    """A batch of one, as ``imagine.spaces.observation_space`` describes, from a request; of a film the newest frame.
+    """A batch of one, as ``imagine.world.spaces`` describes it, from a request; of a film the newest frame.
 
     Raises:
         ShapeError: something is missing, misshapen or not finite.

@@ -23,7 +23,7 @@ class Scorer(Protocol):
         """Look, once per request.
 
         Args:
-            observation: a batch of one, as ``imagine.spaces.observation_space`` describes.
+            observation: a batch of one, as ``imagine.world.spaces.observation_space`` describes.
             start: the same of when the episode began; progress is measured from there.
 
         Returns:

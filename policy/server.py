@@ -1,7 +1,7 @@
 """Serves a policy over openpi's websocket protocol, its RoboArena variant, and scores candidates for others.
 
-On connecting, a client is sent the metadata (:func:`policy.reading.describe`). Then each binary message is a msgpack
-dict (:mod:`policy.wire`) and gets one answer:
+On connecting, a client is sent the metadata (:func:`imagine.policy.reading.describe`). Then each binary message is a
+msgpack dict (:mod:`imagine.policy.wire`) and gets one answer:
 
 * no ``endpoint``: openpi; an observation, answered by ``{"actions": (K, A), "server_timing": {...}}``;
 * ``"infer"``, ``"reset"``: RoboArena, what DreamZero serves; the bare array (K, A), the text ``reset successful``;
@@ -36,12 +36,11 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
 from imagine.embodiment import Embodiment
+from imagine.policy.reading import describe, read_candidates, read_numbers, read_observation
+from imagine.policy.scoring import Scorer as Scorer
+from imagine.policy.scoring import TimedScorer
+from imagine.policy.wire import LARGEST, WireError, pack, unpack
 from imagine.types import ImagineError, Policy, ShapeError
-
-from .reading import describe, read_candidates, read_numbers, read_observation
-from .scoring import Scorer as Scorer
-from .scoring import TimedScorer
-from .wire import LARGEST, WireError, pack, unpack
 
 
 class ServerConfig(BaseModel):

@@ -18,10 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from imagine.rewards.local import Answers, Ask
+from imagine.rewards.transport import Content, EndpointConfig, Reply, Server, Unanswered, Usage
 from imagine.types import RewardUnavailable, ShapeError
-
-from .local import Answers, Ask
-from .transport import Content, EndpointConfig, Reply, Server, Unanswered, Usage
 
 __all__ = ["EndpointConfig", "EndpointVLM", "Usage"]
 
@@ -32,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class EndpointVLM:
-    """A served model that answers questions about pictures; the same face as :class:`rewards.local.LocalVLM`."""
+    """A served model that answers questions about pictures, as :class:`imagine.rewards.local.LocalVLM` does."""
 
     def __init__(self, cfg: EndpointConfig) -> None:
         """Nothing is asked yet."""

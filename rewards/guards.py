@@ -14,9 +14,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from imagine.rewards.rules import Limits, blurred, check_actions, frozen, noisy
 from imagine.types import Clip, ImagineError, RewardModel, Score, ShapeError
-
-from .rules import Limits, blurred, check_actions, frozen, noisy
 
 
 class GuardConfig(BaseModel):

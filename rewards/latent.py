@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from imagine.rewards.heads import load_head, save_head, word_counts
 from imagine.types import Clip, Score, ShapeError
-
-from .heads import load_head, save_head, word_counts
 
 
 class HeadConfig(BaseModel):

@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imagine.rewards.pictures import Pictures, pictures_of
 from imagine.types import CheckpointMismatch, ImagineError, ShapeError
-
-from .pictures import Pictures, pictures_of
 
 PACKABLE = ("qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm")
 """Model types whose text half is plainly causal and takes a mask and positions of ours (proved by a test)."""

@@ -26,10 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from imagine.rewards.local import LocalVLM
+from imagine.rewards.pictures import QwenPictures
 from imagine.types import CheckpointMismatch, Clip, Score, ShapeError
-
-from .local import LocalVLM
-from .pictures import QwenPictures
 
 PROMPT = (
     "The robot was told: {instruction}. Frames of what it did follow in order of time. After each frame, say how far "

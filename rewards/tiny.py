@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from .local import LocalVLM
-from .pictures import QwenPictures
+from imagine.rewards.local import LocalVLM
+from imagine.rewards.pictures import QwenPictures
 
 _SPECIAL = (
     "<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",

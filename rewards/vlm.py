@@ -1,7 +1,8 @@
 """VLMJudge: a vision-language model scores clips by what it would answer, and says so when it cannot tell.
 
-The model is any ``transformers`` checkpoint (:class:`rewards.local.LocalVLM`) or any OpenAI-compatible server
-(:class:`rewards.endpoint.EndpointVLM`). What is asked, and of which pictures, is a preset of ``rewards.prompts``.
+The model is any ``transformers`` checkpoint (:class:`imagine.rewards.local.LocalVLM`) or any OpenAI-compatible server
+(:class:`imagine.rewards.endpoint.EndpointVLM`). What is asked, and of which pictures, is a preset of
+``imagine.rewards.prompts``.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 import imagine.types
+from imagine.rewards.calibrate import Calibration
+from imagine.rewards.local import Answers, Ask, LocalVLM
+from imagine.rewards.prompts import NO, PROGRESS, YES, Frames, Preset, Prompt, preset
 from imagine.types import CheckpointMismatch, Clip, ImagineError, Score, ShapeError
-
-from .calibrate import Calibration
-from .local import Answers, Ask, LocalVLM
-from .prompts import NO, PROGRESS, YES, Frames, Preset, Prompt, preset
 
 Domain = Literal["real", "imagined"]
 LEAST_COVERAGE = 0.5
@@ -68,13 +68,13 @@ class Backend(Protocol):
     """Something that answers questions about pictures."""
 
     def ask(self, clips: Tensor, asks: Sequence[Sequence[Ask]], *, share: bool = True) -> Answers:
-        """See :meth:`rewards.local.LocalVLM.ask`."""
+        """See :meth:`imagine.rewards.local.LocalVLM.ask`."""
         ...
 
     def say(
         self, clips: Tensor, asks: Sequence[Sequence[Ask]], votes: int, tokens: int, temperature: float
     ) -> list[list[list[str]]]:
-        """See :meth:`rewards.local.LocalVLM.say`."""
+        """See :meth:`imagine.rewards.local.LocalVLM.say`."""
         ...
 
 
@@ -130,7 +130,7 @@ class VLMJudge:
             protocol: a preset or its name; the checkpoint's own when None.
             domain: whether real or imagined clips are going to be judged.
             device: where it runs.
-            dtype: see :meth:`rewards.local.LocalVLM.load`.
+            dtype: see :meth:`imagine.rewards.local.LocalVLM.load`.
 
         Raises:
             CheckpointMismatch: it cannot be loaded.
@@ -193,7 +193,7 @@ class VLMJudge:
             frames: (B, T, H, W, 3) uint8, first frame first.
             instruction: one per film.
             points: how many moments; the last one is the film's last frame.
-            share: see :meth:`rewards.local.LocalVLM.ask`.
+            share: see :meth:`imagine.rewards.local.LocalVLM.ask`.
 
         Returns:
             (B, points) float32 in [0, 1]; NaN where the answer is not valid.

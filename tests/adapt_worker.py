@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from conftest import randomise
 
-from imagine.adapt import AdaptConfig, Latents, adapt, adapt_loss
-from imagine.distributed import checkpoint_blocks, processes, shard
-from imagine.dit import DiTConfig, JointDiT
-from imagine.fit import FitConfig
-from imagine.registers import RegisterConfig
-from imagine.wan_names import KEPT_FLOAT32
+from imagine.model.action_registers import RegisterConfig
+from imagine.model.dit import DiTConfig, JointDiT
+from imagine.train.adapt import AdaptConfig, Latents, adapt, adapt_loss
+from imagine.train.fit import FitConfig
+from imagine.train.fsdp import checkpoint_blocks, processes, shard
+from imagine.wan.names import KEPT_FLOAT32
 
 TINY_ZERO = DiTConfig(
     layers=3, heads=2, head_dim=20, ffn_dim=36, patch=(1, 2, 2), channels=4, text_dim=14, freq_dim=16, action_dim=2,

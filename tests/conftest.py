@@ -12,12 +12,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import oracles.py, whatever started pytest
 
-from imagine.codec import CodecConfig
-from imagine.dit import DiTConfig
 from imagine.embodiment import Embodiment
-from imagine.model import ModelConfig, Statistics, WorldActionModel
+from imagine.model.codec import CodecConfig
+from imagine.model.dit import DiTConfig
+from imagine.model.model import ModelConfig, Statistics, WorldActionModel
+from imagine.model.text import TextConfig
 from imagine.questions import QUESTIONS
-from imagine.text import TextConfig
 from imagine.types import Observation
 
 TINY_BODY = {

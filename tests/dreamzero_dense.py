@@ -1,6 +1,6 @@
 """DreamZero's published forward pass, written again from its description: dense masks, no cache, one token at a time.
 
-It shares nothing with :mod:`imagine.dit`, not even the names of the weights, which are the original ones
+It shares nothing with :mod:`imagine.model.dit`, not even the names of the weights, which are the original ones
 (``blocks.0.self_attn.q.weight``). Every token knows what it is, and two functions say in words who may look at whom.
 
 Source: DreamZero (arXiv:2602.15922) and the behaviour of its released code; Wan 2.1 for the backbone.

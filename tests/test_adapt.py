@@ -20,20 +20,20 @@ from conftest import TINY_BODY, TINY_CODEC, TINY_DIT, randomise
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import imagine.fit
-import imagine.layers
-from configs import cli
-from imagine.adapt import NO_SHARES, AdaptConfig, Latents, adapt, adapt_loss, draws
+import imagine.model.layers
+import imagine.train.fit
+from imagine.configs import cli
 from imagine.data.writer import DatasetWriter, EpisodeData
-from imagine.distributed import checkpoint_blocks
-from imagine.dit import JointDiT
 from imagine.embodiment import Embodiment
-from imagine.model import ModelConfig, Statistics, WorldActionModel
+from imagine.model.dit import JointDiT
+from imagine.model.model import ModelConfig, Statistics, WorldActionModel
+from imagine.model.text import TextConfig
 from imagine.noise import Shares, draw_levels
-from imagine.plan import GIANTS, Plan, plan
 from imagine.questions import DYNAMICS, QUESTIONS
 from imagine.sampler import sample
-from imagine.text import TextConfig
+from imagine.train.adapt import NO_SHARES, AdaptConfig, Latents, adapt, adapt_loss, draws
+from imagine.train.fsdp import checkpoint_blocks
+from imagine.train.memory_estimate import GIANTS, Plan, plan
 from imagine.types import Chunk, Context, ImagineError, NoiseLevels, ShapeError
 
 PLAIN = TINY_ZERO.model_copy(update={"image_dim": 0, "condition_channels": 0})
@@ -52,7 +52,7 @@ def test_the_giants_have_as_many_parameters_as_they_are_known_for() -> None:
 
 
 def test_what_trains_is_counted_as_it_is_made() -> None:
-    from imagine.adapt import _put_adapters
+    from imagine.train.adapt import _put_adapters
 
     dit = zero()
     _put_adapters(dit, AdaptConfig(rank=3))
@@ -316,7 +316,7 @@ class Killed(BaseException):
 def test_killed_adaptation_resumes_to_the_same_bits(
     method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg, honest = AdaptConfig(method=method, rank=2, fit=steps(3)), imagine.fit.step_generator
+    cfg, honest = AdaptConfig(method=method, rank=2, fit=steps(3)), imagine.train.fit.step_generator
     losses, straight = train(tmp_path / "straight", cfg)
 
     def deadly(seed: int, now: int) -> torch.Generator:

@@ -11,12 +11,14 @@ import pytest
 import torch
 from test_dream import SeededStarts, chunks
 
-from agents.evaluate import evaluate
-from agents.planner import BestOfN, DreamScorer
-from agents.rollout import DreamLanes, rollout
-from agents.statistics import decibel_gain, mean_interval, paired_difference, success_rate
-from imagine.dream import Dream, DreamConfig
-from imagine.model import WorldActionModel
+from imagine.agents.evaluate import evaluate
+from imagine.agents.planner import BestOfN, DreamScorer
+from imagine.agents.rollout import DreamLanes, rollout
+from imagine.agents.statistics import decibel_gain, mean_interval, paired_difference, success_rate
+from imagine.model.model import WorldActionModel
+from imagine.policy.adapter import merged
+from imagine.policy.policy import JointPolicy, RandomPolicy
+from imagine.rewards.latent import HeadConfig, JudgeConfig, LatentJudge
 from imagine.types import (
     CheckpointMismatch,
     Clip,
@@ -27,9 +29,7 @@ from imagine.types import (
     ShapeError,
     pack_instruction,
 )
-from policy.adapter import merged
-from policy.policy import JointPolicy, RandomPolicy
-from rewards.latent import HeadConfig, JudgeConfig, LatentJudge
+from imagine.world.dream import Dream, DreamConfig
 
 
 class FarRight:

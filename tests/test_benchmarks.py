@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from imagine.fp8 import Fp8Linear, fp8_error, fp8_linears
+from imagine.model.fp8 import Fp8Linear, fp8_error, fp8_linears
 from imagine.questions import DYNAMICS, JOINT, POLICY
 from imagine.types import ImagineError, NoiseLevels
 

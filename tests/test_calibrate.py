@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagine.types import Clip, ImagineError, Score, ShapeError
-from rewards.calibrate import (
+from imagine.rewards.calibrate import (
     Calibration,
     Calibrator,
     auroc,
@@ -22,15 +21,9 @@ from rewards.calibrate import (
     reliability,
     report,
 )
-from rewards.guards import (
-    Conjunction,
-    GapAlarm,
-    GuardConfig,
-    exploitability,
-    film_canary,
-    shuffled_chunks,
-)
-from rewards.rules import Limits
+from imagine.rewards.guards import Conjunction, GapAlarm, GuardConfig, exploitability, film_canary, shuffled_chunks
+from imagine.rewards.rules import Limits
+from imagine.types import Clip, ImagineError, Score, ShapeError
 
 
 def test_auroc_counts_pairs() -> None:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import yaml
 
-from configs import cli
-from configs.commands.common import Common
-from configs.load import load
-from configs.runfolder import RunFolder
+from imagine.configs import cli
+from imagine.configs.commands.common import Common
+from imagine.configs.load import load
+from imagine.configs.runfolder import RunFolder
 from imagine.embodiment import ActionSlice, Embodiment, View
 from imagine.types import ImagineError
 
@@ -60,7 +60,7 @@ def test_help_names_every_command(capsys) -> None:
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_listed_command_exists(name: str) -> None:
-    module = import_module(f"configs.commands.{name}")
+    module = import_module(f"imagine.configs.commands.{name}")
     assert issubclass(module.Args, Common) and callable(module.run)
     module.Args()
 
@@ -127,7 +127,7 @@ def test_collect_passes_on_what_was_asked_and_counts_what_there_is(tmp_path: Pat
         asked.update(given)
         return {"total_episodes": 4, "total_frames": 80, "collected": 3, "seconds": 1.26, "features": {}}
 
-    monkeypatch.setattr("agents.collect.collect", collect)
+    monkeypatch.setattr("imagine.agents.collect.collect", collect)
     words = ["collect", "--out", str(tmp_path), "--episodes", "4", "--families", "reach,push_left", "--json"]
     assert cli.main(words) == 0
     assert asked["options"] == {"blocks": 2, "families": ("reach", "push_left")} and asked["episodes"] == 4

@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from agents.collect import collect
+from imagine.agents.collect import collect
 from imagine.data import cache as cache_module
-from imagine.data.lerobot import LeRobotDataset
+from imagine.data.read import LeRobotDataset
 from imagine.data.shard import marker_path
 from imagine.data.stats import array_stats, image_stats, merge_stats
 from imagine.data.video import VideoWriter, decode
 from imagine.data.windows import WindowBatch, Windows, WindowSampler, build_cache, statistics
 from imagine.data.writer import DatasetWriter, EpisodeData
 from imagine.embodiment import Embodiment
-from imagine.starts import DatasetStarts
 from imagine.types import DatasetError, ImagineError, ShapeError
+from imagine.world.starts import DatasetStarts
 
 EPISODES, SHARD, STRIDE, K, F, T = 7, 3, 2, 6, 3, 3
 CAMERAS = {"head": 16, "hand": 8}
@@ -112,7 +112,7 @@ def record(out: Path, episodes: int = EPISODES, workers: int = 2, **options: obj
 
 def written(out: Path, episodes: int = EPISODES, **changes: object) -> DatasetWriter:
     """The same dataset without processes."""
-    from agents.collect import episode_data
+    from imagine.agents.collect import episode_data
 
     writer = DatasetWriter(out, "tiny", 30, SHARD)
     for shard in range(-(-episodes // SHARD)):

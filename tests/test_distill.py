@@ -11,17 +11,17 @@ import pytest
 import torch
 from test_train import STEPS, Killed, kill_at, recorded  # noqa: F401
 
-from agents.finetune.distilling import DistillConfig, distill, distill_loss, losses
-from configs import cli
+from imagine.agents.finetune.distilling import DistillConfig, distill, distill_loss, losses
+from imagine.configs import cli
 from imagine.data.windows import Windows
-from imagine.guidance import Guided
-from imagine.losses import JointConfig, to_tensors
-from imagine.model import WorldActionModel
+from imagine.model.model import WorldActionModel
 from imagine.noise import loss_weight, velocity_from_clean
+from imagine.policy.adapter import Learner, merged, weights_hash
 from imagine.questions import DYNAMICS, JOINT, POLICY, QUESTIONS, Question
 from imagine.sampler import sample
+from imagine.train.losses import JointConfig, to_tensors
 from imagine.types import Chunk, Context, NoiseLevels, UntrainedQuestion
-from policy.adapter import Learner, merged, weights_hash
+from imagine.wan.guidance import Guided
 
 CFG = DistillConfig(rank=2, teacher_steps=3, draws=2, video_batch=2, fit=STEPS.model_copy(update={"eval_every": 4}))
 

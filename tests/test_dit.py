@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from conftest import TINY_DIT, randomise
 from torch import Tensor
 
-from imagine.cache import ContextCache
-from imagine.dit import DiTConfig, JointDiT, Kept
-from imagine.layers import rotary_table, rotate, waves
-from imagine.painter import PainterConfig
+from imagine.model.decoder import PainterConfig
+from imagine.model.dit import DiTConfig, JointDiT, Kept
+from imagine.model.kv_cache import ContextCache
+from imagine.model.layers import rotary_table, rotate, waves
 from imagine.types import Chunk, Context, NoiseLevels, ShapeError
 
 B, BLOCKS, PT = 3, 2, TINY_DIT.patch[0]
@@ -126,7 +126,7 @@ def rms(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Dense:
-    """The whole sequence in one masked pass; it shares nothing with imagine.dit but the weights."""
+    """The whole sequence in one masked pass; it shares nothing with imagine.model.dit but the weights."""
 
     def __init__(self, dit: JointDiT):
         self.w, self.cfg = dict(dit.state_dict()), dit.cfg

@@ -12,12 +12,12 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from imagine.dream import Dream, DreamConfig
-from imagine.env import EnvConfig, WorldModelEnv, WorldModelVectorEnv
-from imagine.model import WorldActionModel
-from imagine.starts import Start
+from imagine.model.model import WorldActionModel
+from imagine.rewards.progress import Potential
 from imagine.types import Clip, RewardUnavailable, Score, ShapeError, UnknownWord
-from rewards.progress import Potential
+from imagine.world.dream import Dream, DreamConfig
+from imagine.world.env import EnvConfig, WorldModelEnv, WorldModelVectorEnv
+from imagine.world.starts import Start
 
 
 class SeededStarts:

@@ -17,11 +17,11 @@ from conftest import randomise
 from dreamzero_dense import DreamZero
 from torch import Tensor
 
-from imagine.cache import ContextCache
-from imagine.dit import DiTConfig, JointDiT
+from imagine.model.action_registers import RegisterConfig
+from imagine.model.dit import DiTConfig, JointDiT
+from imagine.model.kv_cache import ContextCache
 from imagine.noise import schedule
 from imagine.questions import JOINT, QUESTIONS, Question
-from imagine.registers import RegisterConfig
 from imagine.sampler import sample
 from imagine.types import Chunk, Context, NoiseLevels
 

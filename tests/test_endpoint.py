@@ -26,11 +26,11 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from imagine.model import SHIPPED
+from imagine.model.model import SHIPPED
+from imagine.rewards.endpoint import EndpointConfig, EndpointVLM
+from imagine.rewards.local import Ask
+from imagine.rewards.prompts import NO, SUCCESS, YES
 from imagine.types import RewardUnavailable, ShapeError
-from rewards.endpoint import EndpointConfig, EndpointVLM
-from rewards.local import Ask
-from rewards.prompts import NO, SUCCESS, YES
 
 KEY = "sk-secret-0123456789"
 Reply = tuple[int, Any] | tuple[int, Any, dict[str, str]] | None  # status, body, headers; None hangs up

@@ -13,8 +13,8 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from imagine.env import EnvConfig, EnvState, Outcome, World, WorldModelEnv, WorldModelVectorEnv, episode_seed
 from imagine.types import ImagineError, ShapeError
+from imagine.world.env import EnvConfig, EnvState, Outcome, World, WorldModelEnv, WorldModelVectorEnv, episode_seed
 
 HORIZON = 5
 SUCCESS, DOUBT = 0.8, 0.8  # an action above them ends the episode

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from agents.evaluate import Part, carry_out, outcomes, parts, summarise
-from agents.zoo import Flaw, Flawed
-from configs import cli
+from imagine.agents.evaluate import Part, carry_out, outcomes, parts, summarise
+from imagine.agents.zoo import Flaw, Flawed
+from imagine.configs import cli
 from imagine.embodiment import Embodiment
-from imagine.model import resolve
+from imagine.model.model import resolve
+from imagine.policy.robots.g1_table.env import FOLDER
 from imagine.types import ImagineError
-from policy.robots.g1_table.env import FOLDER
 
 
 def rows_of(part: Part) -> list[dict[str, Any]]:

@@ -16,18 +16,18 @@ from test_agents import FarRight
 from test_dream import SeededStarts
 from torch import Tensor
 
-from agents.finetune.algorithms import ALGORITHMS
-from agents.finetune.experience import Experience, advantages, gather, velocity
-from agents.finetune.grpo import FlowGRPO
-from agents.finetune.improve import ImproveConfig, Improver, Look
-from agents.finetune.kernel import LEAST, FlowKernel, Moves
-from agents.rollout import DreamLanes
-from imagine.dream import Dream, DreamConfig
-from imagine.model import WorldActionModel
+from imagine.agents.finetune.algorithms import ALGORITHMS
+from imagine.agents.finetune.experience import Experience, advantages, gather, velocity
+from imagine.agents.finetune.grpo import FlowGRPO
+from imagine.agents.finetune.improve import ImproveConfig, Improver, Look
+from imagine.agents.finetune.kernel import LEAST, FlowKernel, Moves
+from imagine.agents.rollout import DreamLanes
+from imagine.model.model import WorldActionModel
 from imagine.noise import schedule
+from imagine.policy.adapter import Learner, merged, weights_hash
+from imagine.policy.policy import JointPolicy
 from imagine.types import CheckpointMismatch, Clip, ImagineError, Score
-from policy.adapter import Learner, merged, weights_hash
-from policy.policy import JointPolicy
+from imagine.world.dream import Dream, DreamConfig
 
 KERNELS = [FlowKernel(kind="cps", noise=0.5), FlowKernel(kind="sde", noise=0.7)]
 

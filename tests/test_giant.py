@@ -14,15 +14,11 @@ from test_wan import ZERO, in_original, prefixed, store, weights, zero_config
 
 from imagine.data.windows import Windows
 from imagine.data.writer import DatasetWriter, EpisodeData
-from imagine.dream import Dream, DreamConfig
 from imagine.embodiment import Embodiment
-from imagine.giant import adopt, describe, load_giant, read_statistics, remembered
-from imagine.giants import ImageEncoder, PromptEncoder, WanCodec
-from imagine.guidance import REUSED, Guided, unipc
-from imagine.model import WorldActionModel
+from imagine.model.model import WorldActionModel
+from imagine.policy.policy import JointPolicy
 from imagine.questions import DYNAMICS, JOINT, QUESTIONS
 from imagine.sampler import sample
-from imagine.starts import Start
 from imagine.types import (
     CheckpointMismatch,
     Chunk,
@@ -34,7 +30,11 @@ from imagine.types import (
     ShapeError,
     UntrainedQuestion,
 )
-from policy.policy import JointPolicy
+from imagine.wan.encoders import ImageEncoder, PromptEncoder, WanCodec
+from imagine.wan.guidance import REUSED, Guided, unipc
+from imagine.wan.load import adopt, describe, load_giant, read_statistics, remembered
+from imagine.world.dream import Dream, DreamConfig
+from imagine.world.starts import Start
 
 pytestmark = pytest.mark.slow  # importing diffusers and transformers takes seconds
 
@@ -147,8 +147,8 @@ def test_what_does_not_fit_is_said(folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_saved_is_loaded_again(folder: Path, model: WorldActionModel, tmp_path: Path) -> None:
-    from imagine.giant import rebuild
-    from imagine.model_config import ModelConfig
+    from imagine.model.config import ModelConfig
+    from imagine.wan.load import rebuild
 
     model.save_pretrained(tmp_path / "mine")
     cfg = ModelConfig.model_validate_json((tmp_path / "mine" / "config.json").read_text())
@@ -170,9 +170,9 @@ def test_an_adopted_checkpoint_stays_where_it_is(folder: Path, tmp_path: Path) -
     """The command reads headers alone, and what it writes is a model folder like any other."""
     import yaml
 
-    from configs.commands.adopt import Args, run
-    from imagine.giant import rebuild
-    from imagine.model_config import ModelConfig
+    from imagine.configs.commands.adopt import Args, run
+    from imagine.model.config import ModelConfig
+    from imagine.wan.load import rebuild
 
     (tmp_path / "body.yaml").write_text(yaml.safe_dump(BODY.model_dump(mode="json")))
     asked: dict[str, Any] = {"checkpoint": str(folder), "embodiment": str(tmp_path / "body.yaml"), "prompt": "droid"}
@@ -399,10 +399,10 @@ def recorded(at: Path) -> Path:
 
 def test_a_dreamzero_is_taught_dynamics(folder: Path, tmp_path: Path) -> None:
     """From a checkpoint that answers JOINT alone to a folder whose every question is answered, on recorded film."""
-    from configs.commands.adapt import Args, train
-    from imagine.adapt import from_windows
-    from imagine.giant import rebuild
-    from imagine.model_config import ModelConfig
+    from imagine.configs.commands.adapt import Args, train
+    from imagine.model.config import ModelConfig
+    from imagine.train.adapt import from_windows
+    from imagine.wan.load import rebuild
 
     model = giant(folder, max_context_blocks=2)
     asked = Args(

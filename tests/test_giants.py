@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from imagine.giants import ImageEncoder, PromptEncoder, WanCodec, fit_preview, load_codec, load_eyes, load_prompts
 from imagine.types import CheckpointMismatch, ImagineError, ShapeError, UnknownWord
+from imagine.wan.encoders import ImageEncoder, PromptEncoder, WanCodec, fit_preview, load_codec, load_eyes, load_prompts
 
 pytestmark = pytest.mark.slow  # importing diffusers and transformers takes seconds
 

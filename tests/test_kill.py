@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 def start(out: Path) -> subprocess.Popen[bytes]:
     words = ["improve", "--set", SMALL, "--unguarded", "--lanes", "4", "--test-episodes", "0", "--out", str(out)]
-    line = [sys.executable, "-m", "configs.cli", *words]
+    line = [sys.executable, "-m", "imagine.configs.cli", *words]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(line, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)  # type: ignore[call-overload, no-any-return]
 

@@ -13,10 +13,10 @@ from conftest import TINY_BODY
 from safetensors.torch import load_file, save_file
 
 from imagine.embodiment import Embodiment
-from imagine.model import WorldActionModel, as_observation
+from imagine.model.model import WorldActionModel, as_observation
+from imagine.model.text import vocabulary
 from imagine.questions import DYNAMICS, INVERSE, JOINT, POLICY, QUESTIONS
 from imagine.sampler import sample
-from imagine.text import vocabulary
 from imagine.types import (
     CheckpointMismatch,
     Chunk,

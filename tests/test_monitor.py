@@ -12,13 +12,13 @@ import torch
 from test_agents import FarRight
 from test_dream import SeededStarts
 
-from agents.rollout import DreamLanes
-from configs.monitor import Monitor, MonitorConfig
-from imagine.dream import Dream, DreamConfig
-from imagine.model import WorldActionModel
-from imagine.starts import MixedStarts, Start
+from imagine.agents.rollout import DreamLanes
+from imagine.configs.monitor import Monitor, MonitorConfig
+from imagine.model.model import WorldActionModel
+from imagine.rewards.watched import Watched
 from imagine.types import Clip, RewardModel, Score
-from rewards.watched import Watched
+from imagine.world.dream import Dream, DreamConfig
+from imagine.world.starts import MixedStarts, Start
 
 
 class Gullible:

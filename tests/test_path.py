@@ -13,18 +13,18 @@ from test_agents import observation
 from test_dream import SeededStarts, chunks
 from torch import Tensor
 
-from agents.planner import DreamScorer, Firsts, Scene
-from configs.commands.mirror import Mirror
-from configs.commands.train_paths import Questions, hands_of, loosened
-from imagine.dream import Dream, DreamConfig
+from imagine.agents.planner import DreamScorer, Firsts, Scene
+from imagine.configs.commands.mirror import Mirror
+from imagine.configs.commands.train_paths import Questions, hands_of, loosened
 from imagine.embodiment import Embodiment
-from imagine.model import WorldActionModel
-from imagine.path import PATH_CHUNKS, begun, went_on
+from imagine.model.model import WorldActionModel
+from imagine.policy.policy import JointPolicy
+from imagine.policy.robots.g1_table.scene import REST_Z
+from imagine.policy.robots.g1_table.truth import NAMES
+from imagine.rewards.path import PathConfig, PathJudge
 from imagine.types import CheckpointMismatch, Clip, RewardModel, Score, ShapeError
-from policy.policy import JointPolicy
-from policy.robots.g1_table.scene import REST_Z
-from policy.robots.g1_table.truth import NAMES
-from rewards.path import PathConfig, PathJudge
+from imagine.world.dream import Dream, DreamConfig
+from imagine.world.trajectory import PATH_CHUNKS, begun, went_on
 
 WORDS = ("bowl", "push", "red", "the")
 T = 9

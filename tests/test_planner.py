@@ -12,15 +12,15 @@ import torch
 from test_agents import FarRight, observation
 from torch import Tensor
 
-from agents.costable import WORST, DreamCost, SolverPolicy
-from agents.planner import BestOfN, DreamScorer, Plain, Plan, Planner, PlannerConfig, Scene, Scores
-from agents.scorer import read
-from agents.search import fit, mix, unmix
-from agents.steer import cosines
-from imagine.model import WorldActionModel
-from imagine.tiles import in_tiles
+from imagine.agents.costable import WORST, DreamCost, SolverPolicy
+from imagine.agents.planner import BestOfN, DreamScorer, Plain, Plan, Planner, PlannerConfig, Scene, Scores
+from imagine.agents.scorer import read
+from imagine.agents.search import fit, mix, unmix
+from imagine.agents.steer import cosines
+from imagine.model.batching import in_tiles
+from imagine.model.model import WorldActionModel
+from imagine.policy.policy import JointPolicy
 from imagine.types import Clip, Context, ImagineError, Policy, Score, ShapeError
-from policy.policy import JointPolicy
 
 METHODS = [
     {"method": "best_of_n"},

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagine.rewards.progress import Potential, shaping
 from imagine.types import ImagineError, ShapeError
-from rewards.progress import Potential, shaping
 
 GAMMA = 0.9
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import cli
+from imagine.configs import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -40,7 +40,7 @@ def test_python_blocks_run(code: str) -> None:
 def test_commands_parse(line: str) -> None:
     program, name, *words = shlex.split(line)
     assert program == "imagine" and name in cli.COMMANDS
-    cli.parse(import_module(f"configs.commands.{name}"), name, words)
+    cli.parse(import_module(f"imagine.configs.commands.{name}"), name, words)
 
 
 def test_make_targets_exist() -> None:

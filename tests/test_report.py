@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from configs.report import Report, encode_mp4
+from imagine.configs.report import Report, encode_mp4
 from imagine.types import ShapeError
 
 VOID = {"meta", "img", "br"}

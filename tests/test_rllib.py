@@ -17,8 +17,8 @@ import torch
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
-from agents.cluster import errors_as_ours, local_cluster
-from agents.rllib import (
+from imagine.agents.cluster import errors_as_ours, local_cluster
+from imagine.agents.rllib import (
     DistinctLanes,
     FrankEnvRunner,
     RLlibConfig,
@@ -28,8 +28,8 @@ from agents.rllib import (
     rllib_actor,
     rllib_env_creator,
 )
-from imagine.env import EnvConfig, Outcome, WorldModelVectorEnv
 from imagine.types import ImagineError
+from imagine.world.env import EnvConfig, Outcome, WorldModelVectorEnv
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # runners cannot import tests
 

@@ -12,9 +12,9 @@ import torch
 from conftest import randomise
 from safetensors.torch import load_file, save_file
 
+from imagine.rewards.robometer import RobometerConfig, RobometerHeads, RobometerJudge, expectation
+from imagine.rewards.tiny import TinyConfig, build_tiny, save_tiny
 from imagine.types import CheckpointMismatch, Clip, RewardModel, ShapeError
-from rewards.robometer import RobometerConfig, RobometerHeads, RobometerJudge, expectation
-from rewards.tiny import TinyConfig, build_tiny, save_tiny
 
 TOKEN = "<|prog_token|>"
 CONFIG = RobometerConfig(prompt="task {instruction}", max_frames=4)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from imagine.rewards.rules import MOVED, STILL, Limits, blurred, check_actions, frozen
 from imagine.types import ShapeError
-from rewards.rules import MOVED, STILL, Limits, blurred, check_actions, frozen
 
 TERMS = ["joint_limit", "velocity", "jerk", "workspace", "two_arms"]
 BOX = {"workspace_low": (0.0, -1.0, 0.0), "workspace_high": (1.0, 1.0, 0.5)}

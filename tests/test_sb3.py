@@ -15,11 +15,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from agents.practice import episodes, improvement
-from agents.sb3 import PPOConfig, SACConfig, learn_sb3, sb3_actor, to_sb3
-from configs import cli
-from imagine.env import EnvConfig, Outcome, WorldModelVectorEnv, episode_seed
+from imagine.agents.practice import episodes, improvement
+from imagine.agents.sb3 import PPOConfig, SACConfig, learn_sb3, sb3_actor, to_sb3
+from imagine.configs import cli
 from imagine.types import ImagineError
+from imagine.world.env import EnvConfig, Outcome, WorldModelVectorEnv, episode_seed
 
 HORIZON = 4
 NAMES = 997  # episodes are told apart by their seed modulo this prime

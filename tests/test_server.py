@@ -23,13 +23,13 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 from websockets.sync.server import serve
 
-from agents.planner import Scene
-from configs.commands.serve import DreamJudge
+from imagine.agents.planner import Scene
+from imagine.configs.commands.serve import DreamJudge
+from imagine.policy import wire
+from imagine.policy.client import RemoteError, RemotePolicy
+from imagine.policy.policy import JointPolicy
+from imagine.policy.server import PolicyServer, ServerConfig
 from imagine.types import Clip, ImagineError, Policy, Score, pack_instruction
-from policy import wire
-from policy.client import RemoteError, RemotePolicy
-from policy.policy import JointPolicy
-from policy.server import PolicyServer, ServerConfig
 
 ANY_PORT = ServerConfig(port=0, slice_size=2)
 K, A = 4, 2
@@ -577,7 +577,8 @@ def test_where_nobody_listens_or_another_robot_is_served_the_client_says_so(serv
 
 
 def test_the_client_needs_no_torch() -> None:
-    code = "import sys, policy.client; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'pydantic'}))"
+    loaded = "{m.split('.')[0] for m in sys.modules}"
+    code = f"import sys, imagine.policy.client\nprint(sorted({loaded} & {{'torch', 'pydantic'}}))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent
     )
@@ -589,7 +590,7 @@ def test_imagine_serve_says_where_it_listens_and_stops_when_told(tmp_path: Path,
     tiny_model.save_pretrained(tmp_path / "tiny")
     words = ["serve", "--model", tmp_path / "tiny", "--judge", "none", "--port", 0, "--out", tmp_path / "run", "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "configs.cli", *map(str, words)],
+        [sys.executable, "-m", "imagine.configs.cli", *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -612,7 +613,7 @@ def test_imagine_serve_says_where_it_listens_and_stops_when_told(tmp_path: Path,
     [(["--port", "70000"], "--port is 70000"), (["--policy", "expert"], "true state"), (["--judge"], "--judge")],
 )
 def test_a_bad_serve_command_is_answered_in_one_sentence(words: list[str], expected: str, capfd) -> None:
-    from configs import cli
+    from imagine.configs import cli
 
     assert cli.main(["serve", *words]) == 2
     out, err = capfd.readouterr()

@@ -16,21 +16,21 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import imagine
-from agents.rollout import rollout
-from agents.scorer import DreamScorer, Scene
-from configs import build, cli
-from configs.told import Told, ToldLanes
+from imagine.agents.rollout import rollout
+from imagine.agents.scorer import DreamScorer, Scene
+from imagine.configs import build, cli
+from imagine.configs.told import Told, ToldLanes
 from imagine.embodiment import Embodiment
-from imagine.model import SHIPPED, WorldActionModel
-from policy.policy import JointPolicy
-from policy.robots.g1_table.env import FOLDER
-from policy.robots.g1_table.expert import expert_target
-from policy.robots.g1_table.privileged import expert_chunk
-from policy.robots.g1_table.tasks import Task
-from policy.robots.g1_table.world import G1Table
-from rewards.latent import LatentJudge
-from rewards.path import PathJudge
-from rewards.vlm import JudgeSettings, VLMJudge
+from imagine.model.model import SHIPPED, WorldActionModel
+from imagine.policy.policy import JointPolicy
+from imagine.policy.robots.g1_table.env import FOLDER
+from imagine.policy.robots.g1_table.expert import expert_target
+from imagine.policy.robots.g1_table.privileged import expert_chunk
+from imagine.policy.robots.g1_table.tasks import Task
+from imagine.policy.robots.g1_table.world import G1Table
+from imagine.rewards.latent import LatentJudge
+from imagine.rewards.path import PathJudge
+from imagine.rewards.vlm import JudgeSettings, VLMJudge
 
 pytestmark = pytest.mark.slow
 

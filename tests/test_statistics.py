@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom, fisher_exact, kendalltau, norm, pearsonr, spearmanr
 
-from agents.agreement import MEASURES, agreement, kendall, mmrv, pairs, pearson, regret, rmse, spearman
-from agents.correction import ppi_mean, required_real_trials, rogan_gladen, trials_to_tell_apart
-from agents.statistics import (
+from imagine.agents.agreement import MEASURES, agreement, kendall, mmrv, pairs, pearson, regret, rmse, spearman
+from imagine.agents.correction import ppi_mean, required_real_trials, rogan_gladen, trials_to_tell_apart
+from imagine.agents.statistics import (
     Interval,
     betting_interval,
     boschloo,

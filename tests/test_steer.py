@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from agents.practice import episodes, improvement, in_reality
-from agents.rollout import DreamLanes, rollout
-from agents.steer import How, SteerConfig, Steered, SteeredPolicy, cosines, project
-from imagine.dream import Dream, DreamConfig
-from imagine.env import EnvConfig, World, WorldModelVectorEnv
-from imagine.model import WorldActionModel
-from imagine.starts import FewStarts, Start
+from imagine.agents.practice import episodes, improvement, in_reality
+from imagine.agents.rollout import DreamLanes, rollout
+from imagine.agents.steer import How, SteerConfig, Steered, SteeredPolicy, cosines, project
+from imagine.model.model import WorldActionModel
+from imagine.policy.policy import JointPolicy
 from imagine.types import Clip, ImagineError, Score
-from policy.policy import JointPolicy
+from imagine.world.dream import Dream, DreamConfig
+from imagine.world.env import EnvConfig, World, WorldModelVectorEnv
+from imagine.world.starts import FewStarts, Start
 
 HOWS: tuple[How, ...] = ("noise", "residual", "chunk")
 SLOW, K, A = 2, 4, 2

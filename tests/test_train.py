@@ -13,25 +13,25 @@ import torch
 from conftest import TINY_BODY, TINY_CODEC, TINY_DIT, randomise
 from torch import nn
 
-import imagine.fit
-from agents.finetune.refining import RefineConfig, refine
-from configs.commands.train_judge import calibrate, lambda_return
-from imagine.codec import FrameCodec
-from imagine.data.lerobot import LeRobotDataset
+import imagine.train.fit
+from imagine.agents.finetune.refining import RefineConfig, refine
+from imagine.configs.commands.train_judge import calibrate, lambda_return
+from imagine.data.read import LeRobotDataset
 from imagine.data.windows import WindowBatch, Windows, build_cache
 from imagine.data.writer import DatasetWriter, EpisodeData
-from imagine.dit import DiTConfig
 from imagine.embodiment import Embodiment
-from imagine.fit import FitConfig, fit, rate
-from imagine.losses import JointConfig, joint_loss, masked_mse, on_own_frames, sketch_loss
-from imagine.model import WorldActionModel
+from imagine.model.codec import FrameCodec
+from imagine.model.decoder import PainterConfig
+from imagine.model.dit import DiTConfig
+from imagine.model.model import WorldActionModel
 from imagine.noise import Shares
-from imagine.painter import PainterConfig
-from imagine.train import build_model, train_codec, train_joint
+from imagine.policy.adapter import merged, weights_hash
+from imagine.rewards.latent import HeadConfig
+from imagine.rewards.vlm import VLMJudge
+from imagine.train.fit import FitConfig, fit, rate
+from imagine.train.joint import build_model, train_codec, train_joint
+from imagine.train.losses import JointConfig, joint_loss, masked_mse, on_own_frames, sketch_loss
 from imagine.types import ImagineError
-from policy.adapter import merged, weights_hash
-from rewards.latent import HeadConfig
-from rewards.vlm import VLMJudge
 
 TICKS = 13  # an odd number, so that the last chunk of every episode is cut short
 STEPS = FitConfig(
@@ -103,7 +103,7 @@ class Killed(BaseException):
 @pytest.fixture
 def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     """A function after which the training loop dies at the start of a step; None lets it live."""
-    honest = imagine.fit.step_generator
+    honest = imagine.train.fit.step_generator
 
     def arm(step: int | None) -> None:
         def deadly(seed: int, now: int) -> torch.Generator:
@@ -237,7 +237,7 @@ def test_kill_between_the_renames_of_a_save_loses_nothing(
     with pytest.raises(Killed):
         simple_fit(tmp_path / "killed")
     monkeypatch.setattr(Path, "rename", honest)
-    watched = imagine.fit.step_generator
+    watched = imagine.train.fit.step_generator
     monkeypatch.setattr(imagine.fit, "step_generator", lambda s, n: (steps_seen.append(n), watched(s, n))[1])
     resumed = simple_fit(tmp_path / "killed")
     assert steps_seen == [2, 3]  # not from the start
@@ -547,12 +547,14 @@ def test_judge_tiny_is_trained_resumed_and_loads_like_any_other(tmp_path: Path) 
     """Two steps and a resume give the weights of three steps at once; what is saved is a transformers folder."""
     from safetensors.torch import load_file
 
-    from agents.collect import collect
-    from configs import cli
+    from imagine.agents.collect import collect
+    from imagine.configs import cli
 
     data = tmp_path / "data"
     options = {"families": ["pick_up", "push_left"], "seconds": 2.0}
-    collect(data, "policy.robots.g1_table.episodes:episode", 6, 100, 1, options=options, progress=lambda *_: None)
+    collect(
+        data, "imagine.policy.robots.g1_table.episodes:episode", 6, 100, 1, options=options, progress=lambda *_: None
+    )
     small = "vlm.dreams=8,vlm.chunks=1,vlm_fit.batch=4,vlm_fit.eval_every=9,vlm_fit.save_every=2,vlm_fit.warmup=1"
     small += ",vlm.tiny.width=32,vlm.tiny.eye_layers=1,vlm.tiny.layers=1,vlm_fit.log_every=9"
 
@@ -574,10 +576,10 @@ def test_judge_tiny_is_trained_resumed_and_loads_like_any_other(tmp_path: Path) 
 
 
 def test_hindsight_questions_are_answered_by_the_truth() -> None:
-    from configs.commands.train_vlm import TASKS, Clips, questions
-    from policy.robots.g1_table.expert import expert_target
-    from policy.robots.g1_table.truth import truth
-    from policy.robots.g1_table.world import G1Table
+    from imagine.configs.commands.train_vlm import TASKS, Clips, questions
+    from imagine.policy.robots.g1_table.expert import expert_target
+    from imagine.policy.robots.g1_table.truth import truth
+    from imagine.policy.robots.g1_table.world import G1Table
 
     world = G1Table()
     world.reset(3, families=("pick_up",))

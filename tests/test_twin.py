@@ -11,14 +11,23 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from imagine.embodiment import Embodiment
+from imagine.policy.robots.g1_table.env import FOLDER, G1TableEnv, TableRobot
+from imagine.policy.robots.g1_table.episodes import episode
+from imagine.policy.robots.g1_table.expert import expert_target
+from imagine.policy.robots.g1_table.scene import COLOURS
+from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
+from imagine.policy.robots.g1_table.truth import (
+    NAMES,
+    accomplished,
+    held,
+    is_there,
+    left_alone,
+    progress,
+    touched,
+    truth,
+)
+from imagine.policy.robots.g1_table.world import G1Table
 from imagine.types import ImagineError, Robot, ShapeError, unpack_instruction
-from policy.robots.g1_table.env import FOLDER, G1TableEnv, TableRobot
-from policy.robots.g1_table.episodes import episode
-from policy.robots.g1_table.expert import expert_target
-from policy.robots.g1_table.scene import COLOURS
-from policy.robots.g1_table.tasks import FAMILIES, Task
-from policy.robots.g1_table.truth import NAMES, accomplished, held, is_there, left_alone, progress, touched, truth
-from policy.robots.g1_table.world import G1Table
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,10 @@ import pytest
 import torch
 from vlm_models import FAMILIES, INSTRUCTIONS
 
-from imagine.types import CheckpointMismatch, Clip, ImagineError, RewardModel, ShapeError
-from rewards.calibrate import Calibration, Calibrator
-from rewards.local import Ask, LocalVLM
-from rewards.pictures import QwenPictures
-from rewards.prompts import (
+from imagine.rewards.calibrate import Calibration, Calibrator
+from imagine.rewards.local import Ask, LocalVLM
+from imagine.rewards.pictures import QwenPictures
+from imagine.rewards.prompts import (
     NO,
     PRESETS,
     PROGRESS,
@@ -30,7 +29,8 @@ from rewards.prompts import (
     Prompt,
     preset,
 )
-from rewards.vlm import VLMJudge, _verdict
+from imagine.rewards.vlm import VLMJudge, _verdict
+from imagine.types import CheckpointMismatch, Clip, ImagineError, RewardModel, ShapeError
 
 
 @pytest.fixture(scope="session")

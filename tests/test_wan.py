@@ -19,11 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from imagine import shards
-from imagine.dit import DiTConfig, JointDiT
-from imagine.registers import RegisterConfig
+from imagine.model.action_registers import RegisterConfig
+from imagine.model.dit import DiTConfig, JointDiT
 from imagine.types import CheckpointMismatch, Chunk, Context, NoiseLevels, ShapeError
-from imagine.wan import (  # fmt: skip
+from imagine.wan import shards
+from imagine.wan.convert import (
     LAYOUTS,
     NEGATIVE,
     PARTS,
@@ -496,7 +496,7 @@ def test_what_needs_no_change_is_the_tensor_that_was_read(tmp_path: Path, monkey
             places.add(tensor.data_ptr())
             yield name, tensor
 
-    monkeypatch.setattr("imagine.wan.stream", noted)
+    monkeypatch.setattr("imagine.wan.convert.stream", noted)
     assert {p.data_ptr() for p in load_dit(tmp_path).parameters()} == places
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from rewards.prompts import PRESETS
-from rewards.tiny import TinyConfig, build_tiny, save_tiny, word_tokenizer
+from imagine.rewards.prompts import PRESETS
+from imagine.rewards.tiny import TinyConfig, build_tiny, save_tiny, word_tokenizer
 
 INSTRUCTIONS = ("pick up the red block", "push the blue block to the left")
 SENTENCES = [p.fill(i) for preset in PRESETS.values() for p in preset.questions for i in INSTRUCTIONS] + [

@@ -7,14 +7,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from imagine.model import WorldActionModel
-
-from .awr import AWR
-from .experience import Decisions
-from .filtered_bc import FilteredBC
-from .grpo import FlowGRPO
-from .kernel import FlowKernel
-from .nft import DiffusionNFT
+from imagine.agents.finetune.awr import AWR
+from imagine.agents.finetune.experience import Decisions
+from imagine.agents.finetune.filtered_bc import FilteredBC
+from imagine.agents.finetune.grpo import FlowGRPO
+from imagine.agents.finetune.kernel import FlowKernel
+from imagine.agents.finetune.nft import DiffusionNFT
+from imagine.model.model import WorldActionModel
 
 ALGORITHMS = {"filtered_bc": FilteredBC, "awr": AWR, "nft": DiffusionNFT, "grpo": FlowGRPO}
 

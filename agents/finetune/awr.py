@@ -11,11 +11,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from imagine.model import WorldActionModel
-
-from .experience import Decisions
-from .filtered_bc import imitate
-from .kernel import FlowKernel
+from imagine.agents.finetune.experience import Decisions
+from imagine.agents.finetune.filtered_bc import imitate
+from imagine.agents.finetune.kernel import FlowKernel
+from imagine.model.model import WorldActionModel
 
 
 class AWR(BaseModel):

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from imagine.data.windows import Windows, WindowSampler
-from imagine.fit import FitConfig, fit
-from imagine.losses import JointConfig, policy_loss, to_tensors
-from imagine.model import WorldActionModel
+from imagine.model.model import WorldActionModel
+from imagine.policy.adapter import Learner
+from imagine.train.fit import FitConfig, fit
+from imagine.train.losses import JointConfig, policy_loss, to_tensors
 from imagine.types import Context, DatasetError
-from policy.adapter import Learner
 
 
 class CloneConfig(BaseModel):

@@ -23,18 +23,17 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from imagine.agents.finetune.cloning import newest_alone
 from imagine.data.windows import WindowBatch, Windows, WindowSampler
-from imagine.fit import FitConfig, fit, write_json
-from imagine.guidance import Guided
-from imagine.losses import JointConfig, disturb, masked_mse, to_tensors
-from imagine.model import WorldActionModel
+from imagine.model.model import WorldActionModel
 from imagine.noise import expand, loss_weight, mix, schedule
+from imagine.policy.adapter import DREAM_TARGETS, TARGETS, Learner, merged
 from imagine.questions import QUESTIONS, Question, require
 from imagine.sampler import sample
+from imagine.train.fit import FitConfig, fit, write_json
+from imagine.train.losses import JointConfig, disturb, masked_mse, to_tensors
 from imagine.types import Chunk, Context, DatasetError, NoiseLevels
-from policy.adapter import DREAM_TARGETS, TARGETS, Learner, merged
-
-from .cloning import newest_alone
+from imagine.wan.guidance import Guided
 
 MODALITIES = ("video", "proprio", "action")
 HELD_OUT = 32  # windows, twice, on which the gap to the teacher is watched

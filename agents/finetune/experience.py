@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagine.model import WorldActionModel
+from imagine.agents.finetune.kernel import FlowKernel, Moves
+from imagine.agents.rollout import DreamLanes, EpisodeRecord, Tell, rollout
+from imagine.model.model import WorldActionModel
+from imagine.policy.policy import JointPolicy
 from imagine.questions import POLICY
 from imagine.sampler import draw_noise, sample
 from imagine.types import Chunk, Context, NoiseLevels, _Batched
-from policy.policy import JointPolicy
-
-from ..rollout import DreamLanes, EpisodeRecord, Tell, rollout
-from .kernel import FlowKernel, Moves
 
 Baseline = Literal["group", "batch"]
 

@@ -14,11 +14,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from imagine.losses import JointConfig, policy_loss
-from imagine.model import WorldActionModel
-
-from .experience import Decisions
-from .kernel import FlowKernel
+from imagine.agents.finetune.experience import Decisions
+from imagine.agents.finetune.kernel import FlowKernel
+from imagine.model.model import WorldActionModel
+from imagine.train.losses import JointConfig, policy_loss
 
 
 class FilteredBC(BaseModel):

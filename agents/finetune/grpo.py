@@ -13,11 +13,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from imagine.model import WorldActionModel
+from imagine.agents.finetune.experience import Decisions, velocity
+from imagine.agents.finetune.kernel import LEAST, FlowKernel
+from imagine.model.model import WorldActionModel
 from imagine.noise import schedule
-
-from .experience import Decisions, velocity
-from .kernel import LEAST, FlowKernel
 
 
 class FlowGRPO(BaseModel):

@@ -18,20 +18,19 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from imagine.fit import step_generator
-from imagine.model import WorldActionModel
+from imagine.agents.finetune.algorithms import ALGORITHMS, Algorithm
+from imagine.agents.finetune.awr import AWR
+from imagine.agents.finetune.experience import Baseline, Decisions, Experience, gather, velocity
+from imagine.agents.finetune.filtered_bc import FilteredBC
+from imagine.agents.finetune.grpo import FlowGRPO
+from imagine.agents.finetune.kernel import FlowKernel
+from imagine.agents.finetune.nft import DiffusionNFT
+from imagine.agents.rollout import DreamLanes
+from imagine.model.model import WorldActionModel
 from imagine.noise import schedule
+from imagine.policy.adapter import Learner, merged
+from imagine.train.fit import step_generator
 from imagine.types import CheckpointMismatch, ImagineError
-from policy.adapter import Learner, merged
-
-from ..rollout import DreamLanes
-from .algorithms import ALGORITHMS, Algorithm
-from .awr import AWR
-from .experience import Baseline, Decisions, Experience, gather, velocity
-from .filtered_bc import FilteredBC
-from .grpo import FlowGRPO
-from .kernel import FlowKernel
-from .nft import DiffusionNFT
 
 RULER = FlowKernel(kind="cps", noise=0.5)
 """The kernel by which every algorithm's divergence from the base is measured, whatever it explores with."""

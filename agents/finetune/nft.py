@@ -13,11 +13,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from imagine.model import WorldActionModel
+from imagine.agents.finetune.experience import Decisions, velocity
+from imagine.agents.finetune.kernel import FlowKernel
+from imagine.model.model import WorldActionModel
 from imagine.noise import clean_from_velocity, loss_weight, mix
-
-from .experience import Decisions, velocity
-from .kernel import FlowKernel
 
 
 class DiffusionNFT(BaseModel):

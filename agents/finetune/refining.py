@@ -12,14 +12,14 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from imagine.blocks import compile_blocks
 from imagine.data.windows import Windows, WindowSampler
-from imagine.fit import FitConfig, fit, write_json
-from imagine.losses import JointConfig, joint_loss, on_own_frames
-from imagine.model import WorldActionModel
+from imagine.model.blocks import compile_blocks
+from imagine.model.model import WorldActionModel
 from imagine.noise import Shares
+from imagine.policy.adapter import DREAM_TARGETS, Learner
+from imagine.train.fit import FitConfig, fit, write_json
+from imagine.train.losses import JointConfig, joint_loss, on_own_frames
 from imagine.types import DatasetError
-from policy.adapter import DREAM_TARGETS, Learner
 
 
 class RefineConfig(BaseModel):

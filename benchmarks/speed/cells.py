@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from imagine.dit import JointDiT
+from imagine.model.dit import JointDiT
 from imagine.questions import DYNAMICS, JOINT, POLICY, Question
 from imagine.types import ImagineError
 

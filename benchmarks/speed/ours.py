@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagine.blocks import per_group
-from imagine.cache import ContextCache
-from imagine.dit import JointDiT, Kept
+from imagine.model.blocks import per_group
+from imagine.model.dit import JointDiT, Kept
+from imagine.model.kv_cache import ContextCache
 from imagine.questions import DYNAMICS, QUESTIONS, Question
 from imagine.sampler import sample
 from imagine.types import Chunk, Context, NoiseLevels
@@ -27,7 +27,7 @@ def build(
     g: Giant, device: torch.device, dtype: torch.dtype, *, skip: bool = False, parity: str = "clean", seed: int = 0
 ) -> JointDiT:
     """Random weights, made where they stay; norms, modulation tables and the time embedder are float32."""
-    from imagine.wan_names import KEPT_FLOAT32
+    from imagine.wan.names import KEPT_FLOAT32
 
     with torch.device("meta"):
         dit = JointDiT(g.config(skip=skip, parity=parity))

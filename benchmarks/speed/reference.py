@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imagine.dit import JointDiT
-from imagine.layers import attend, sinusoid
+from imagine.model.dit import JointDiT
+from imagine.model.layers import attend, sinusoid
 from imagine.noise import schedule
 from imagine.types import Context
 

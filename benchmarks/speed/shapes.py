@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from imagine.dit import DiTConfig
-from imagine.registers import RegisterConfig
+from imagine.model.action_registers import RegisterConfig
+from imagine.model.dit import DiTConfig
 
 PATCH = (1, 2, 2)
 REMEMBERED = 7  # latent frames of a full memory: the first alone, then three blocks of two

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imagine.dit import JointDiT, Kept
-from imagine.fp8 import Fp8Linear, fp8_linears
+from imagine.model.dit import JointDiT, Kept
+from imagine.model.fp8 import Fp8Linear, fp8_linears
 from imagine.questions import DYNAMICS, JOINT
 from imagine.types import Chunk
 

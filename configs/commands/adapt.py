@@ -6,20 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from imagine.configs.commands.common import Common, Words, console
+from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
-
-from ..runfolder import RunFolder
-from .common import Common, Words, console
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
 
-    from imagine.adapt import AdaptConfig
     from imagine.data.windows import Windows
-    from imagine.model import WorldActionModel
-    from imagine.plan import Plan
+    from imagine.model.model import WorldActionModel
+    from imagine.train.adapt import AdaptConfig
+    from imagine.train.memory_estimate import Plan
 
     Loss = Callable[[np.ndarray, torch.Generator], tuple[Tensor, dict[str, float]]]
 
@@ -66,15 +65,15 @@ def run(args: Args) -> dict[str, Any]:
     for name in ("steps", "batch", "rank", "gpus"):
         if getattr(args, name) < 1:
             raise ImagineError(f"--{name} is {getattr(args, name)}, expected at least 1.")
-    from imagine.adapt import draws
+    from imagine.train.adapt import draws
 
     asked = draws(args.questions)
     if args.plan in ("5b", "14b"):
-        from imagine.plan import GIANTS
+        from imagine.train.memory_estimate import GIANTS
 
         dit, sample = GIANTS[args.plan]
         return plan_of(args, dit, sample, args.gpus).table()
-    from imagine.model import WorldActionModel
+    from imagine.model.model import WorldActionModel
 
     model = WorldActionModel.from_pretrained(args.model)
     if args.plan == "model":
@@ -86,7 +85,7 @@ def run(args: Args) -> dict[str, Any]:
 
 def plan_of(args: Args, dit: Any, sample: dict[str, int], gpus: int) -> Plan:
     """The plan for these options."""
-    from imagine.plan import plan
+    from imagine.train.memory_estimate import plan
 
     return plan(
         dit,
@@ -101,7 +100,7 @@ def plan_of(args: Args, dit: Any, sample: dict[str, int], gpus: int) -> Plan:
 
 
 def sample_of(model: WorldActionModel) -> dict[str, int]:
-    """Sizes of a sample of a model's own robot, as :func:`imagine.plan.plan` takes them."""
+    """Sizes of a sample of a model's own robot, as :func:`imagine.train.memory_estimate.plan` takes them."""
     future, _, height, width = model.chunk_shapes["video"]
     words = {} if model.cfg.dit.registers else {"text": model.cfg.text.length}
     return {
@@ -119,11 +118,10 @@ def train(args: Args, model: WorldActionModel) -> dict[str, Any]:
     import torch
     from accelerate import PartialState
 
-    from imagine.adapt import AdaptConfig, adapt, draws, settle
+    from imagine.configs.commands.latents import latent_windows
     from imagine.data.windows import WindowSampler
+    from imagine.train.adapt import AdaptConfig, adapt, draws, settle
     from imagine.types import DatasetError
-
-    from .latents import latent_windows
 
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = RunFolder.of("adapt", args) if state.is_main_process else None
@@ -178,10 +176,10 @@ def train(args: Args, model: WorldActionModel) -> dict[str, Any]:
 
 
 def loss_of(model: WorldActionModel, windows: Windows, cfg: AdaptConfig) -> Loss:
-    """What a batch of windows costs: the joint loss of our own models, :func:`imagine.adapt.adapt_loss` of a giant."""
-    from imagine.adapt import adapt_loss, from_windows
-    from imagine.losses import JointConfig, joint_loss
+    """What a batch of windows costs: our own joint loss, or :func:`imagine.train.adapt.adapt_loss` of a Wan model."""
     from imagine.noise import Shares
+    from imagine.train.adapt import adapt_loss, from_windows
+    from imagine.train.losses import JointConfig, joint_loss
 
     if model.cfg.dit.registers:
         return lambda rows, generator: adapt_loss(model.dit, from_windows(model, windows.batch(rows)), cfg, generator)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imagine.configs.commands.common import Common, Words
+from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
-
-from ..runfolder import RunFolder
-from .common import Common, Words
 
 LEFT_OUT = {"agibot": (0.5, 0.5, 1.0, 1.0)}  # top, left, bottom, right of what stays black, as shares of the canvas
 
@@ -52,10 +51,10 @@ def run(args: Args) -> dict[str, Any]:
     if args.skip_black and args.prompt not in LEFT_OUT:
         raise ImagineError(f"--skip-black knows the canvas of {', '.join(LEFT_OUT)}, got --prompt {args.prompt}.")
     from imagine.embodiment import Embodiment
-    from imagine.giant import adopt
-    from imagine.plan import count
     from imagine.questions import QUESTIONS
-    from imagine.wan import PROMPTS, inspect
+    from imagine.train.memory_estimate import count
+    from imagine.wan.convert import PROMPTS, inspect
+    from imagine.wan.load import adopt
 
     if unknown := set(args.answers) - QUESTIONS.keys():
         raise ImagineError(f"--answers holds {sorted(unknown)}, expected some of {', '.join(QUESTIONS)}.")
@@ -67,7 +66,7 @@ def run(args: Args) -> dict[str, Any]:
     if args.max_context_blocks:
         more["max_context_blocks"] = args.max_context_blocks
     if args.skip_black:
-        from imagine.folder import resolve
+        from imagine.model.checkpoint import resolve
 
         cell = 16 * (2 if inspect(resolve(args.checkpoint)).dit.channels == 48 else 1)
         rows, columns = body.canvas_height // cell, body.canvas_width // cell

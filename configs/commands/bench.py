@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..runfolder import RunFolder
-from .common import Common, console
+from imagine.configs.commands.common import Common, console
+from imagine.configs.runfolder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,9 @@ def run(args: Args) -> dict[str, Any]:
     """Time everything side by side in one process."""
     import torch
 
-    from imagine.env import EnvConfig, WorldModelVectorEnv
-    from imagine.model import WorldActionModel
-
-    from .. import build
+    from imagine.configs import build
+    from imagine.model.model import WorldActionModel
+    from imagine.world.env import EnvConfig, WorldModelVectorEnv
 
     model = WorldActionModel.from_pretrained(args.model)
     answer: dict[str, Any] = {"env_steps_per_s": {}, "network_share": {}}
@@ -48,7 +47,7 @@ def run(args: Args) -> dict[str, Any]:
             seconds = _median(partial(env.step, actions), args.repeats, clock)
         answer["env_steps_per_s"][str(n)] = round(n / seconds, 2)
         answer["network_share"][str(n)] = round(clock.share, 3)
-    from policy.policy import JointPolicy
+    from imagine.policy.policy import JointPolicy
 
     observation = {k: v[:1] for k, v in env.world.observe().items()}
     answer["chunk_ms"] = {

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from imagine.configs.commands.common import Common, console
+from imagine.configs.commands.worlds import bar
+from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
-
-from ..runfolder import RunFolder
-from .common import Common, console
-from .worlds import bar
 
 REAL_FALSE = 0.01
 """Share of the negatives among the real clips to fit that may be called a success."""
@@ -67,13 +66,12 @@ def run(args: Args) -> dict[str, Any]:
         raise ImagineError(
             f"seeds from {args.fit_seed} and from {args.seed} overlap; what is fitted must not be measured."
         )
-    from agents.collect import collect
-    from imagine.model import WorldActionModel
-    from policy.robots.g1_table.tasks import FAMILIES, Task
-    from rewards.vlm import SETTINGS, JudgeSettings, VLMJudge, judge_folder
-
-    from .. import heldout, material
-    from ..build import dream_config
+    from imagine.agents.collect import collect
+    from imagine.configs import heldout, material
+    from imagine.configs.build import dream_config
+    from imagine.model.model import WorldActionModel
+    from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
+    from imagine.rewards.vlm import SETTINGS, JudgeSettings, VLMJudge, judge_folder
 
     path = judge_folder(args.judge)
     if args.write and not path.is_dir():
@@ -118,7 +116,7 @@ def run(args: Args) -> dict[str, Any]:
     folder.save_metrics(answer)
     _picture(curves, folder / "reliability.png")
     if args.write:
-        from ..runfolder import write_whole
+        from imagine.configs.runfolder import write_whole
 
         write_whole(path / SETTINGS, settings.model_dump_json(indent=1).encode())
         write_whole(path / "metrics.json", (folder / "metrics.json").read_bytes())
@@ -160,7 +158,7 @@ class _Half:
     fits: np.ndarray
 
     def fitted(self, patterns: Sequence[str], most_false: float | None) -> Any:
-        from rewards.calibrate import Calibration, fit_calibrator
+        from imagine.rewards.calibrate import Calibration, fit_calibrator
 
         use = self.fits & self.valid
         named = {p: use & self._of(p) for p in patterns}
@@ -181,7 +179,7 @@ class _Half:
 
     def report(self, calibration: Any) -> dict[str, Any]:
         """On what measures."""
-        from rewards.calibrate import report
+        from imagine.rewards.calibrate import report
 
         use = ~self.fits
         p, threshold = self._judged(calibration)
@@ -215,7 +213,7 @@ class _Half:
         }
 
     def curve(self, calibration: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        from rewards.calibrate import reliability
+        from imagine.rewards.calibrate import reliability
 
         use = ~self.fits
         return reliability(self._judged(calibration)[0][use], self.label[use])
@@ -223,10 +221,9 @@ class _Half:
 
 def _canaries(args: Args, model: Any, judge: Any, dreams: Any, calibration: Any) -> dict[str, Any]:
     """Rollouts that did not succeed, and how many of them are judged to have done so at any time."""
-    from rewards.guards import FILM_CANARIES, exploitability, film_canary, shuffled_chunks
-
-    from .. import material
-    from ..build import dream_config
+    from imagine.configs import material
+    from imagine.configs.build import dream_config
+    from imagine.rewards.guards import FILM_CANARIES, exploitability, film_canary, shuffled_chunks
 
     limit = dream_config(args.model).hallucination_limit
 
@@ -278,9 +275,8 @@ def _clear(films: np.ndarray) -> np.ndarray:
     """(N, T) bool, which moments of films (N, 1 + T, H, W, 3) the gym's guards find neither blurred nor noise."""
     import torch
 
-    from rewards.rules import blurred, noisy
-
-    from ..build import MOST_BLUR, MOST_NOISE
+    from imagine.configs.build import MOST_BLUR, MOST_NOISE
+    from imagine.rewards.rules import blurred, noisy
 
     shown = torch.from_numpy(films)
     each = range(1, films.shape[1])
@@ -296,8 +292,8 @@ def _still(model: Any, n: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _label(truths: np.ndarray, told: Sequence[str]) -> np.ndarray:
-    from policy.robots.g1_table.tasks import Task
-    from policy.robots.g1_table.truth import accomplished
+    from imagine.policy.robots.g1_table.tasks import Task
+    from imagine.policy.robots.g1_table.truth import accomplished
 
     return np.array([accomplished(t[:1], t[1:], Task.parse(i)).any() for t, i in zip(truths, told, strict=True)])
 

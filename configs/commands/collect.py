@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imagine.configs.commands.common import Common, Folder, Words, console
+from imagine.configs.runfolder import RunFolder
+from imagine.policy.robots.g1_table.episodes import FAILURE_SHARE
 from imagine.types import ImagineError
-from policy.robots.g1_table.episodes import FAILURE_SHARE
 
-from ..runfolder import RunFolder
-from .common import Common, Folder, Words, console
-
-EPISODE = "policy.robots.g1_table.episodes:episode"
+EPISODE = "imagine.policy.robots.g1_table.episodes:episode"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +54,8 @@ def run(args: Args) -> dict[str, Any]:
             raise ImagineError(f"--{name} is {getattr(args, name)}, expected at least 1")
     if not 0 <= args.failures <= 1:
         raise ImagineError(f"--failures is {args.failures}, expected a share from 0 to 1")
-    from agents.collect import collect
-    from policy.robots.g1_table.truth import NAMES
+    from imagine.agents.collect import collect
+    from imagine.policy.robots.g1_table.truth import NAMES
 
     out = args.out or Path("datasets/g1")
     given = {"families": args.families, "colours": args.colours, "modes": args.modes}

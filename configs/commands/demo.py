@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..report import Report
-from ..runfolder import RunFolder
-from .common import Common, console
+from imagine.configs.commands.common import Common, console
+from imagine.configs.report import Report
+from imagine.configs.runfolder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ def run(args: Args) -> dict[str, Any]:
     Raises:
         ImagineError: a number is out of range or the model cannot be had.
     """
-    from imagine.model import WorldActionModel
+    from imagine.model.model import WorldActionModel
 
     begin = time.time()
     model = WorldActionModel.from_pretrained(args.model)
@@ -57,7 +57,7 @@ class Demo:
     """The five steps; each adds a section to the page and numbers to the answer."""
 
     def __init__(self, args: Args, model: Any, folder: RunFolder):
-        from .. import build
+        from imagine.configs import build
 
         self.args, self.model, self.folder, self.build = args, model, folder, build
         self.families = build.families_of(model)
@@ -70,8 +70,8 @@ class Demo:
 
     def dream(self) -> None:
         """1. The policy acts in the real world; the dream is shown the same start and the same actions."""
-        from agents.rollout import rollout
-        from imagine.fidelity import decibel
+        from imagine.agents.rollout import rollout
+        from imagine.world.fidelity import decibel
 
         seeds = list(range(self.args.seed, self.args.seed + 6))
         records = rollout(
@@ -97,8 +97,8 @@ class Demo:
 
     def doubt(self) -> None:
         """2. How far can this dream be believed?."""
-        from .. import heldout
-        from .fidelity import measure
+        from imagine.configs import heldout
+        from imagine.configs.commands.fidelity import measure
 
         data = heldout.record(self.model, self.args.seed + 10_000, 40, self.folder.path)
         source = heldout.windows(self.model, [data], self.folder.path)
@@ -123,9 +123,8 @@ class Demo:
 
     def estimate(self) -> None:
         """3. Success in imagination against success in reality, same starts."""
-        from agents.evaluate import evaluate
-
-        from .evaluate import ZOO_HORIZON, looks
+        from imagine.agents.evaluate import evaluate
+        from imagine.configs.commands.evaluate import ZOO_HORIZON, looks
 
         guarded = looks(self.build.judge_name("own", self.args.model))
         seeds = range(self.args.seed + 100, self.args.seed + 100 + self.args.episodes)
@@ -154,11 +153,10 @@ class Demo:
 
     def choose(self) -> None:
         """4. Imagine eight candidates, do the best."""
-        from agents.evaluate import evaluate
-        from agents.planner import BestOfN, DreamScorer
-        from agents.statistics import paired_difference
-
-        from .plan import _Timed, decision_figure
+        from imagine.agents.evaluate import evaluate
+        from imagine.agents.planner import BestOfN, DreamScorer
+        from imagine.agents.statistics import paired_difference
+        from imagine.configs.commands.plan import _Timed, decision_figure
 
         scorer = DreamScorer(self.build.dreamer(self.model, self.args.model), self.build.judge("own", self.args.model))
         planner = _Timed(BestOfN(self.novice, scorer, 8))
@@ -191,14 +189,13 @@ class Demo:
 
     def improve(self) -> None:
         """5. Learn in the dream, then prove it in reality."""
-        from agents.evaluate import evaluate
-        from agents.finetune.improve import ImproveConfig
-        from agents.rollout import rollout
-        from agents.statistics import paired_difference
-
-        from ..load import load
-        from .improve import Args as ImproveArgs
-        from .improve import learn
+        from imagine.agents.evaluate import evaluate
+        from imagine.agents.finetune.improve import ImproveConfig
+        from imagine.agents.rollout import rollout
+        from imagine.agents.statistics import paired_difference
+        from imagine.configs.commands.improve import Args as ImproveArgs
+        from imagine.configs.commands.improve import learn
+        from imagine.configs.load import load
 
         options = ImproveArgs(model=self.args.model)
         sizes = (f"updates={self.args.updates}", "groups=12", f"look_every={self.args.updates}", "last_horizon=3")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from imagine.configs.commands.common import Common, Words
+from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
-
-from ..runfolder import RunFolder
-from .common import Common, Words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +64,11 @@ def run(args: Args) -> dict[str, Any]:
     if unknown or not questions or len(set(questions)) < len(questions):
         known = ", ".join(QUESTIONS).lower()
         raise ImagineError(f"--questions is {','.join(args.questions)!r}, expected some of {known}, each once.")
-    from agents.finetune.distilling import DistillConfig, distill
-    from imagine.model import WorldActionModel
-    from imagine.wan import NEGATIVE
-
-    from .. import build
-    from .latents import latent_windows
+    from imagine.agents.finetune.distilling import DistillConfig, distill
+    from imagine.configs import build
+    from imagine.configs.commands.latents import latent_windows
+    from imagine.model.model import WorldActionModel
+    from imagine.wan.convert import NEGATIVE
 
     start = build.adapter_of(args.policy, args.model)
     model = WorldActionModel.from_pretrained(args.model)

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from imagine.configs.commands.common import Words
+from imagine.configs.commands.worlds import Episodes, bar
+from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
-
-from ..runfolder import RunFolder
-from .common import Words
-from .worlds import Episodes, bar
 
 PART = 16  # starts per part: what a kill can lose, and what one worker is given at a time
 WORLDS = ("real", "imagined", "both")
@@ -71,7 +70,7 @@ def run(args: Args) -> dict[str, Any]:
     """
     seeds = args.seeds()
     policies = _policies(args)
-    from ..build import HORIZON, judge_name
+    from imagine.configs.build import HORIZON, judge_name
 
     args = replace(args, judge=judge_name(args.judge, args.model))
     guarded = looks(args.judge) if args.guarded is None else args.guarded
@@ -88,9 +87,8 @@ def run(args: Args) -> dict[str, Any]:
     if imagined and "expert" in policies:
         raise ImagineError("the scripted expert reads the true state, which a dream has not; use --world real.")
     trust = caveat(args.model, args.judge, args.unchecked) if imagined else {}
-    from agents.evaluate import carry_out, parts
-
-    from ..evaluation import Setup, Worker, stamp
+    from imagine.agents.evaluate import carry_out, parts
+    from imagine.configs.evaluation import Setup, Worker, stamp
 
     folder = RunFolder.of("evaluate", args)
     setup = Setup(
@@ -118,7 +116,7 @@ def run(args: Args) -> dict[str, Any]:
             wanted, partial(Worker, setup) if args.ray else lambda: here, folder.path, ray=args.ray or None,
             workers=args.workers, stamp=stamp(setup, () if args.dataset else policies), tell=tell,
         )  # fmt: skip
-    from .evaluate_report import answer_of, write_report
+    from imagine.configs.commands.evaluate_report import answer_of, write_report
 
     answer = answer_of(args, policies, worlds, seeds, table, trust)
     folder.save_metrics(answer)
@@ -134,7 +132,7 @@ def looks(judge: str) -> bool:
 
 
 def _policies(args: Args) -> tuple[str, ...]:
-    from ..evaluation import ZOO
+    from imagine.configs.evaluation import ZOO
 
     if args.dataset:
         if args.zoo or args.policy != ("base",):
@@ -156,8 +154,8 @@ def caveat(model: str, judge: str, unchecked: bool = False) -> dict[str, Any]:
     Raises:
         ImagineError: one of them has not been measured, and ``unchecked`` does not say that this is known.
     """
-    from imagine.model import resolve
-    from rewards.vlm import judge_folder
+    from imagine.model.model import resolve
+    from imagine.rewards.vlm import judge_folder
 
     def read(folder: Any, name: str) -> dict[str, Any]:
         return json.loads((folder / name).read_text()) if (folder / name).is_file() else {}

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from agents.agreement import agreement
-from agents.evaluate import Part, outcomes, summarise
-from agents.statistics import Interval, mcnemar, paired_difference
-
-from ..report import Report
-from ..runfolder import RunFolder
+from imagine.agents.agreement import agreement
+from imagine.agents.evaluate import Part, outcomes, summarise
+from imagine.agents.statistics import Interval, mcnemar, paired_difference
+from imagine.configs.report import Report
+from imagine.configs.runfolder import RunFolder
 
 FEWEST = 3
 """Policies below which a correlation says nothing."""

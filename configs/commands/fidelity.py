@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from imagine.configs.commands.common import Common, Words, console
+from imagine.configs.commands.worlds import bar
+from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
-
-from ..runfolder import RunFolder
-from .common import Common, Words, console
-from .worlds import bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +50,9 @@ def run(args: Args) -> dict[str, Any]:
     for name in ("episodes", "windows", "chunks", "steps"):
         if getattr(args, name) < 1:
             raise ImagineError(f"--{name} is {getattr(args, name)}, expected at least 1.")
-    from imagine.fit import write_json
-    from imagine.model import WorldActionModel, resolve
-
-    from .. import build, heldout
+    from imagine.configs import build, heldout
+    from imagine.model.model import WorldActionModel, resolve
+    from imagine.train.fit import write_json
 
     home = resolve(args.model)
     if args.write and not Path(args.model).is_dir():
@@ -79,8 +77,8 @@ def measure(
     model: Any, source: Any, n: int, chunks: int, steps: int, *, dreamer: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All figures of ``imagine fidelity`` and the films of its long dreams; ``model`` acts, ``dreamer`` dreams."""
-    from agents.statistics import decibel_gain
-    from imagine.fidelity import decibel, horizon, one_chunk
+    from imagine.agents.statistics import decibel_gain
+    from imagine.world.fidelity import decibel, horizon, one_chunk
 
     rows = source.rows("all")
     rows = np.sort(rows[np.random.default_rng(0).permutation(len(rows))[:n]])

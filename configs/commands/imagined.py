@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imagine.configs.commands.worlds import bar
 from imagine.data.windows import Windows
-from imagine.model import WorldActionModel
+from imagine.model.model import WorldActionModel
 from imagine.questions import DYNAMICS
 from imagine.sampler import sample
 from imagine.types import DatasetError
-
-from .worlds import bar
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imagine.configs.commands.common import Common, Words, console
+from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
-
-from ..runfolder import RunFolder
-from .common import Common, Words, console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +56,9 @@ def run(args: Args) -> dict[str, Any]:
     Raises:
         ImagineError: an option is out of range, starts overlap those of the proof, or something cannot be had.
     """
-    from agents.finetune.improve import ImproveConfig
-    from imagine.model import WorldActionModel
-
-    from ..load import load
+    from imagine.agents.finetune.improve import ImproveConfig
+    from imagine.configs.load import load
+    from imagine.model.model import WorldActionModel
 
     cfg = load(ImproveConfig, args.preset, args.set).model_copy(update={"seed": args.seed})
     _check(args, cfg)
@@ -69,7 +67,7 @@ def run(args: Args) -> dict[str, Any]:
     folder.write_text("recipe.yaml", _yaml(cfg))
     answer = learn(args, cfg, model, folder.path)
     if args.test_episodes:
-        from .improve_report import prove, write_report
+        from imagine.configs.commands.improve_report import prove, write_report
 
         proof = prove(args, model, folder)
         answer |= proof.numbers
@@ -81,13 +79,12 @@ def run(args: Args) -> dict[str, Any]:
 
 def learn(args: Args, cfg: Any, model: Any, folder: Path) -> dict[str, Any]:
     """Dream and learn; returns what it came to, with the curve of every update."""
-    from agents.finetune.improve import Improver
-    from agents.rollout import DreamLanes
-    from imagine.dream import Dream
-    from policy.adapter import weights_hash
-
-    from .. import build
-    from ..monitor import Monitor, MonitorConfig
+    from imagine.agents.finetune.improve import Improver
+    from imagine.agents.rollout import DreamLanes
+    from imagine.configs import build
+    from imagine.configs.monitor import Monitor, MonitorConfig
+    from imagine.policy.adapter import weights_hash
+    from imagine.world.dream import Dream
 
     begin, dream, looks = time.time(), _dream(args, model, folder), MonitorConfig(starts=args.watch_starts)
     frozen = weights_hash(dream.model)
@@ -96,7 +93,7 @@ def learn(args: Args, cfg: Any, model: Any, folder: Path) -> dict[str, Any]:
         other = DreamLanes(Dream(dream.model, dream.judge, build.robot_starts(model), dream.cfg), looks.starts)
         monitor = Monitor(other, build.absent(model), looks)
     run = Improver(model, lanes, cfg, folder, monitor=monitor, start=build.adapter_of(args.policy, args.model))
-    from imagine.fit import progress
+    from imagine.train.fit import progress
 
     with progress("improve", cfg.updates, run.update) as tell:
         adapter = run.run(lambda done, numbers: tell(done, _short(numbers), None))
@@ -118,10 +115,9 @@ def learn(args: Args, cfg: Any, model: Any, folder: Path) -> dict[str, Any]:
 
 
 def _dream(args: Args, model: Any, folder: Path) -> Any:
-    from imagine.data.lerobot import LeRobotDataset
-    from imagine.starts import DatasetStarts, MixedStarts
-
-    from .. import build
+    from imagine.configs import build
+    from imagine.data.read import LeRobotDataset
+    from imagine.world.starts import DatasetStarts, MixedStarts
 
     starts: Any = build.robot_starts(model)
     if args.starts:

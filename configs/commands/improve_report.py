@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..report import Report
-from ..runfolder import RunFolder
-from .common import console
-from .worlds import bar
+from imagine.configs.commands.common import console
+from imagine.configs.commands.worlds import bar
+from imagine.configs.report import Report
+from imagine.configs.runfolder import RunFolder
 
 CURVES = (
     ("imagined success", ("success", "second_judge")),
@@ -43,10 +43,9 @@ class Proof:
 
 def prove(args: Any, model: Any, folder: RunFolder) -> Proof:
     """Real and imagined success before and after from the same starts, with paired differences."""
-    from agents.evaluate import evaluate
-    from agents.statistics import paired_difference
-
-    from .. import build
+    from imagine.agents.evaluate import evaluate
+    from imagine.agents.statistics import paired_difference
+    from imagine.configs import build
 
     proof = Proof(seeds=range(args.test_seed, args.test_seed + args.test_episodes))
     for name, policy in {"before": args.policy, "after": str(folder / "adapter")}.items():
@@ -73,7 +72,7 @@ def prove(args: Any, model: Any, folder: RunFolder) -> Proof:
 
 
 def interval(value: Any) -> dict[str, float]:
-    """An :class:`agents.statistics.Interval` as plain numbers."""
+    """An :class:`imagine.agents.statistics.Interval` as plain numbers."""
     return {"value": value.value, "ci_low": value.low, "ci_high": value.high, "n": value.n}
 
 
@@ -142,10 +141,9 @@ def curves(rows: Sequence[dict[str, float]]) -> Any:
 
 def films(report: Report, args: Any, model: Any, proof: Proof, most: int = 3) -> None:
     """Before and after, real and imagined, from starts where the real outcome changed for better or worse."""
-    from agents.rollout import rollout
-
-    from .. import build
-    from .rollout import canvas
+    from imagine.agents.rollout import rollout
+    from imagine.configs import build
+    from imagine.configs.commands.rollout import canvas
 
     before, after = proof.outcomes["before"], proof.outcomes["after"]
     better, worse = np.flatnonzero(after & ~before)[:most], np.flatnonzero(before & ~after)[:1]

@@ -14,17 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imagine.configs.commands.imagined import imagined
+from imagine.configs.material import Rollouts
 from imagine.data.windows import Windows
-from imagine.model import WorldActionModel
-from imagine.text import split_words
-from policy.robots.g1_table.scene import COLOURS
-from policy.robots.g1_table.tasks import FAMILIES, Task
-from policy.robots.g1_table.truth import accomplished, held, is_there, left_alone, progress, touched
-from rewards.local import Ask
-from rewards.prompts import CONTACT, HOLDING, NO, PROGRESS, SAFETY, SUCCESS, YES, Prompt
-
-from ..material import Rollouts
-from .imagined import imagined
+from imagine.model.model import WorldActionModel
+from imagine.model.text import split_words
+from imagine.policy.robots.g1_table.scene import COLOURS
+from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
+from imagine.policy.robots.g1_table.truth import accomplished, held, is_there, left_alone, progress, touched
+from imagine.rewards.local import Ask
+from imagine.rewards.prompts import CONTACT, HOLDING, NO, PROGRESS, SAFETY, SUCCESS, YES, Prompt
 
 TASKS = tuple(Task(f, c) for f in FAMILIES for c in COLOURS)
 QUESTIONS: tuple[tuple[Prompt, float], ...] = (

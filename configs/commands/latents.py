@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 
-from imagine.data.lerobot import LeRobotDataset
+from imagine.configs.commands.common import console
+from imagine.data.read import LeRobotDataset
 from imagine.data.windows import Windows, build_cache
-from imagine.losses import film_frames
-from imagine.model import WorldActionModel
-
-from .common import console
+from imagine.model.model import WorldActionModel
+from imagine.train.losses import film_frames
 
 
 def latent_windows(model: WorldActionModel, datasets: Sequence[str], folder: Path) -> tuple[Windows, int]:

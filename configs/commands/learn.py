@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from imagine.configs.commands.common import Common
+from imagine.configs.commands.worlds import bar
+from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
 
-from ..runfolder import RunFolder
-from .common import Common
-from .worlds import bar
-
 if TYPE_CHECKING:
-    from agents.steer import Agent, Steering
+    from imagine.agents.steer import Agent, Steering
     from imagine.types import Policy
 
 LIBRARIES = ("sb3-ppo", "sb3-sac-noise", "rllib-ppo")
@@ -81,7 +80,7 @@ def run(args: Args) -> dict[str, Any]:
     Raises:
         ImagineError: an option is out of range, or the policy or model cannot be had.
     """
-    from agents.practice import episodes, improvement
+    from imagine.agents.practice import episodes, improvement
 
     _check(args)
     folder, begin = RunFolder.of("learn", args), time.time()
@@ -125,7 +124,7 @@ def environment(args: Args, lanes: int, autoreset_mode: str, gamma: float | None
     Where the agent learns, ``gamma`` is its discount, which shaping needs, and nobody asks whether the dream follows
     the actions: that is a third of the work. None is where it is tested, which leaves nothing out.
     """
-    from .. import build
+    from imagine.configs import build
 
     how: dict[str, Any] = {"how": args.how, "slow": args.slow, "sees": args.sees, "doubted": gamma is None}
     return build.make_steered_vector_env(
@@ -144,7 +143,7 @@ Made = tuple[dict[str, Any], Callable[[], "Agent"]]
 
 
 def _sb3(args: Args, folder: Path, tell: Callable[[int, int], None]) -> Made:
-    from agents.sb3 import PPOConfig, SACConfig, learn_sb3, sb3_actor
+    from imagine.agents.sb3 import PPOConfig, SACConfig, learn_sb3, sb3_actor
 
     sac, noise = args.library == "sb3-sac-noise", args.how == "noise"
     cfg: Any = SACConfig(steps=args.steps)
@@ -157,7 +156,7 @@ def _sb3(args: Args, folder: Path, tell: Callable[[int, int], None]) -> Made:
 
 
 def _rllib(args: Args, folder: Path, tell: Callable[[int, int], None]) -> Made:
-    from agents.rllib import RLlibConfig, learn_rllib, rllib_actor
+    from imagine.agents.rllib import RLlibConfig, learn_rllib, rllib_actor
 
     noise = args.how == "noise"
     where: dict[str, Any] = {"runners": args.runners, "nodes": args.nodes, "lanes": args.lanes}
@@ -178,10 +177,9 @@ def _real(args: Args, steering: Steering, agent: Agent, tell: Callable[[int, int
     """Before and after on the real twin, from the scenes with other draws, or from held-out starts."""
     import numpy as np
 
-    from agents.practice import improvement, in_reality
-    from agents.steer import SteeredPolicy
-
-    from .. import build
+    from imagine.agents.practice import improvement, in_reality
+    from imagine.agents.steer import SteeredPolicy
+    from imagine.configs import build
 
     lanes = build.lanes("real", steering.model, args.model, min(16, args.real_episodes), horizon=args.horizon)
     each = np.arange(args.real_episodes)

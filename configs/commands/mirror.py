@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imagine.embodiment import Slice
-from imagine.model import WorldActionModel
+from imagine.model.model import WorldActionModel
 
 
 class Mirror:
@@ -20,7 +20,7 @@ class Mirror:
     """
 
     def __init__(self, model: WorldActionModel, words: tuple[str, ...], places: tuple[int, ...]) -> None:
-        """``places`` are numbers of proprioception, as for :class:`rewards.path.PathConfig`."""
+        """``places`` are numbers of proprioception, as for :class:`imagine.rewards.path.PathConfig`."""
         body = model.body
         state = {part.name: part for part in body.state}
         order, sign = _swapped([state[name] for name in body.proprio])
@@ -35,7 +35,7 @@ class Mirror:
         self._words = [words.index(other[w]) if other.get(w) in words else i for i, w in enumerate(words)]
 
     def path(self, path: Tensor) -> Tensor:
-        """(..., P + S A), as :mod:`imagine.path` lays it out."""
+        """(..., P + S A), as :mod:`imagine.world.trajectory` lays it out."""
         p, a = len(self._proprio[0]), len(self._led[0])
         seen, led = path[..., :p], path[..., p:].unflatten(-1, (-1, a))
         return torch.cat([_turn(seen, self._proprio), _turn(led, self._led).flatten(-2)], -1)

@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from imagine.configs.commands.worlds import Episodes, bar
+from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError, unpack_instruction
-
-from ..runfolder import RunFolder
-from .worlds import Episodes, bar
 
 SHOWN = 24
 """Candidates in a picture at most: the first ones of every round, and the chosen one."""
@@ -70,13 +69,12 @@ def run(args: Args) -> dict[str, Any]:
     for option, least in (("pictures", 0), ("steps", 1)):
         if getattr(args, option) < least:
             raise ImagineError(f"--{option} is {getattr(args, option)}, expected at least {least}.")
-    from agents.evaluate import evaluate
-    from agents.planner import DreamScorer, Planner, PlannerConfig
-    from agents.statistics import paired_difference
-    from imagine.model import WorldActionModel
-    from policy.policy import JointPolicy
-
-    from .. import build
+    from imagine.agents.evaluate import evaluate
+    from imagine.agents.planner import DreamScorer, Planner, PlannerConfig
+    from imagine.agents.statistics import paired_difference
+    from imagine.configs import build
+    from imagine.model.model import WorldActionModel
+    from imagine.policy.policy import JointPolicy
 
     cfg = PlannerConfig(
         method=args.method, space=args.space, candidates=args.candidates, iterations=args.iterations,
@@ -163,7 +161,7 @@ class _Pictures:
 
     def __call__(self, plan: Any, observation: dict[str, np.ndarray], seeds: Sequence[int]) -> None:
         for row, seed in enumerate(seeds):
-            episode = int(seed) // 1_009  # agents.rollout, whose policy_seed is 0 here
+            episode = int(seed) // 1_009  # imagine.agents.rollout, whose policy_seed is 0 here
             if episode not in self.episodes:
                 continue
             self.folder.mkdir(exist_ok=True)
@@ -179,7 +177,7 @@ def candidates_figure(model: Any, plan: Any, lane: int, now: np.ndarray, title: 
 
     Args:
         model: decodes what was imagined.
-        plan: an :class:`agents.planner.Plan`.
+        plan: an :class:`imagine.agents.planner.Plan`.
         lane: which one.
         now: (H, W, 3) uint8.
         title: what stands above.

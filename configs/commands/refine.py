@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from imagine.configs.commands.common import Common, Words
+from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
-
-from ..runfolder import RunFolder
-from .common import Common, Words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +42,9 @@ def run(args: Args) -> dict[str, Any]:
     for name in ("steps", "rank"):
         if getattr(args, name) < 1:
             raise ImagineError(f"--{name} is {getattr(args, name)}, expected at least 1.")
-    from agents.finetune.refining import RefineConfig, refine
-    from imagine.model import WorldActionModel
-
-    from .latents import latent_windows
+    from imagine.agents.finetune.refining import RefineConfig, refine
+    from imagine.configs.commands.latents import latent_windows
+    from imagine.model.model import WorldActionModel
 
     model = WorldActionModel.from_pretrained(args.model)
     folder = RunFolder.of("refine", args)

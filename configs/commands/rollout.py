@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..runfolder import RunFolder, write_whole
-from .worlds import Episodes, bar
+from imagine.configs.commands.worlds import Episodes, bar
+from imagine.configs.runfolder import RunFolder, write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,10 @@ def run(args: Args) -> dict[str, Any]:
         ImagineError: an option is out of range, or the instruction is not understood.
     """
     seeds = args.seeds()
-    from agents.rollout import rollout
-    from imagine.model import WorldActionModel
-
-    from .. import build
-    from ..report import encode_mp4
+    from imagine.agents.rollout import rollout
+    from imagine.configs import build
+    from imagine.configs.report import encode_mp4
+    from imagine.model.model import WorldActionModel
 
     model = WorldActionModel.from_pretrained(args.model)
     told = args.instruction or None

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from imagine.configs.commands.common import Common, console
+from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError, Policy, RewardModel, pack_instruction, unpack_instruction
 
-from ..runfolder import RunFolder
-from .common import Common, console
-
 if TYPE_CHECKING:
-    from imagine.model import WorldActionModel
+    from imagine.model.model import WorldActionModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +51,9 @@ def run(args: Args) -> dict[str, Any]:
         raise ImagineError(f"--port is {args.port}, expected 0 to 65535.")
     if args.policy == "expert":
         raise ImagineError("the scripted expert reads the true state, which no client sends; serve another policy.")
-    from imagine.model import WorldActionModel
-    from policy.server import PolicyServer, ServerConfig
-
-    from .. import build
+    from imagine.configs import build
+    from imagine.model.model import WorldActionModel
+    from imagine.policy.server import PolicyServer, ServerConfig
 
     model = WorldActionModel.from_pretrained(args.model)
     policy = build.policy(args.policy, model, args.model, steps=args.steps)
@@ -79,21 +77,21 @@ def run(args: Args) -> dict[str, Any]:
 
 
 class DreamJudge:
-    """A :class:`policy.scoring.Scorer` that imagines each candidate and has its end judged."""
+    """A :class:`imagine.policy.scoring.Scorer` that imagines each candidate and has its end judged."""
 
     def __init__(self, model: WorldActionModel, judge: RewardModel, seed: int = 0):
-        from agents.planner import DreamScorer
-        from policy.policy import JointPolicy
+        from imagine.agents.planner import DreamScorer
+        from imagine.policy.policy import JointPolicy
 
         self.eyes, self.score, self.seed = JointPolicy(model), DreamScorer(model, judge), seed
 
     def __call__(
         self, observation: dict[str, np.ndarray], start: dict[str, np.ndarray]
     ) -> Callable[[np.ndarray], tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """See :class:`policy.scoring.Scorer`; all candidates dream under the same noise."""
+        """See :class:`imagine.policy.scoring.Scorer`; all candidates dream under the same noise."""
         import torch
 
-        from agents.scorer import Scene, read
+        from imagine.agents.scorer import Scene, read
 
         told = tuple(unpack_instruction(row) for row in observation["instruction"])
         now, first = self.eyes.context(observation), self.eyes.context(start)

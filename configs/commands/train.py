@@ -8,11 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from imagine.configs.commands.common import Common, Words, console
+from imagine.configs.load import load
+from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
-
-from ..load import load
-from ..runfolder import RunFolder
-from .common import Common, Words, console
 
 STAGES = ("codec", "model", "judge", "rollouts", "paths", "vlm")
 
@@ -42,14 +41,13 @@ class Args(Common):
 
 def recipe_class() -> type[BaseModel]:
     """The recipe: one configuration per stage, defaults beside the classes they configure."""
-    from imagine.codec import CodecConfig
-    from imagine.dit import DiTConfig
-    from imagine.fit import FitConfig
-    from imagine.losses import JointConfig
-    from rewards.latent import HeadConfig
-
-    from .train_rollouts import RolloutConfig
-    from .train_vlm import VLMConfig
+    from imagine.configs.commands.train_rollouts import RolloutConfig
+    from imagine.configs.commands.train_vlm import VLMConfig
+    from imagine.model.codec import CodecConfig
+    from imagine.model.dit import DiTConfig
+    from imagine.rewards.latent import HeadConfig
+    from imagine.train.fit import FitConfig
+    from imagine.train.losses import JointConfig
 
     class Recipe(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,7 +81,7 @@ def run(args: Args) -> dict[str, Any]:
     recipe: Any = load(recipe_class(), args.preset, args.set)
     folder = RunFolder.of("train", args)
     folder.write_text("recipe.yaml", _yaml(recipe))
-    from .train_stages import Training
+    from imagine.configs.commands.train_stages import Training
 
     training = Training(args, recipe, folder)
     for stage in args.stages:

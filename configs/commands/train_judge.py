@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from imagine.configs.commands.imagined import Imagined, imagined
 from imagine.data.windows import Windows, WindowSampler
-from imagine.fit import FitConfig, fit, write_json
-from imagine.model import WorldActionModel
-from imagine.text import vocabulary
+from imagine.model.model import WorldActionModel
+from imagine.model.text import vocabulary
+from imagine.rewards.latent import HeadConfig, JudgeConfig, LatentJudge
+from imagine.train.fit import FitConfig, fit, write_json
 from imagine.types import DatasetError
-from rewards.latent import HeadConfig, JudgeConfig, LatentJudge
-
-from .imagined import Imagined, imagined
 
 DREAMS = 9000  # real frames to dream on from; each gives up to three imagined frames with real labels
 REPLAY_CHUNKS = 8  # as long as an evaluated episode

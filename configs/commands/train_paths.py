@@ -13,20 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imagine.configs.build import families_of
+from imagine.configs.commands.mirror import Mirror
+from imagine.configs.commands.train_rollouts import RolloutConfig, dreams, nearness, verdicts
 from imagine.embodiment import Embodiment
-from imagine.fit import FitConfig, fit, write_json
-from imagine.model import WorldActionModel
-from imagine.path import PATH_CHUNKS, begun, straight
+from imagine.model.model import WorldActionModel
+from imagine.policy.robots.g1_table.scene import COLOURS
+from imagine.policy.robots.g1_table.tasks import Task
+from imagine.policy.robots.g1_table.truth import accomplished, is_there, place
+from imagine.rewards.calibrate import auroc
+from imagine.rewards.path import PathConfig, PathJudge
+from imagine.train.fit import FitConfig, fit, write_json
 from imagine.types import ShapeError
-from policy.robots.g1_table.scene import COLOURS
-from policy.robots.g1_table.tasks import Task
-from policy.robots.g1_table.truth import accomplished, is_there, place
-from rewards.calibrate import auroc
-from rewards.path import PathConfig, PathJudge
-
-from ..build import families_of
-from .mirror import Mirror
-from .train_rollouts import RolloutConfig, dreams, nearness, verdicts
+from imagine.world.trajectory import PATH_CHUNKS, begun, straight
 
 NEAR = 0.1  # m
 TOLD = 0.65  # share of a batch that is judged by what the policy was told, rather than by another question

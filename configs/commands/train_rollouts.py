@@ -15,15 +15,14 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from imagine.configs.commands.train_judge import LATENT_NOISE, calibrate
+from imagine.configs.commands.worlds import bar
+from imagine.configs.material import FAST_LANES, rollouts
 from imagine.data.processes import process_pool
-from imagine.fit import FitConfig, fit, write_json
-from imagine.model import WorldActionModel
-from rewards.calibrate import auroc
-from rewards.latent import LatentJudge
-
-from ..material import FAST_LANES, rollouts
-from .train_judge import LATENT_NOISE, calibrate
-from .worlds import bar
+from imagine.model.model import WorldActionModel
+from imagine.rewards.calibrate import auroc
+from imagine.rewards.latent import LatentJudge
+from imagine.train.fit import FitConfig, fit, write_json
 
 WORKERS = 2
 MOST = 20.0  # of a normalised latent; wild actions may drive a dream out of half precision
@@ -33,7 +32,7 @@ class RolloutConfig(BaseModel):
     """Whose dreams teach.
 
     Attributes:
-        policies: see :func:`configs.material.rollouts`.
+        policies: see :func:`imagine.configs.material.rollouts`.
         episodes: of all policies together; those whose seed 5 divides are held out.
         chunks: per episode.
         first_seed: of the starts.
@@ -135,7 +134,7 @@ def verdicts(p: np.ndarray, done: np.ndarray, kind: np.ndarray) -> tuple[float, 
 
 
 def dreams(dreamer: str | Path, cfg: RolloutConfig, folder: Path) -> dict[str, np.ndarray]:
-    """What :class:`configs.material.Rollouts` holds, by name; made in parts by processes, but for those in ``folder``.
+    """What :class:`imagine.configs.material.Rollouts` holds, by name; made in parts by processes, but for those there.
 
     Frames at the ends of chunks only (``latents``), proprioception of all (``path``), the twin's ``truths``, ``label``,
     ``seed``, ``kind`` and ``instruction``.

@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from imagine.codec import FrameCodec
-from imagine.data.lerobot import LeRobotDataset
+from imagine.configs.commands.common import console
+from imagine.configs.runfolder import RunFolder
+from imagine.data.read import LeRobotDataset
 from imagine.data.windows import Windows, build_cache
-from imagine.dream import DreamConfig
 from imagine.embodiment import Embodiment
-from imagine.fidelity import doubts
-from imagine.fit import write_json
-from imagine.model import WorldActionModel, load_weights, resolve
-from imagine.train import build_model, train_codec, train_joint
+from imagine.model.codec import FrameCodec
+from imagine.model.model import WorldActionModel, load_weights, resolve
+from imagine.train.fit import write_json
+from imagine.train.joint import build_model, train_codec, train_joint
 from imagine.types import ImagineError
-
-from ..runfolder import RunFolder
-from .common import console
+from imagine.world.dream import DreamConfig
+from imagine.world.fidelity import doubts
 
 
 class Training:
@@ -95,7 +94,7 @@ class Training:
 
     def judge(self) -> None:
         """Train the success head on the same latents and write it beside the model."""
-        from .train_judge import train_judge
+        from imagine.configs.commands.train_judge import train_judge
 
         model = WorldActionModel.from_pretrained(self.out)
         where = self.folder / "judge_fit"
@@ -109,9 +108,8 @@ class Training:
 
     def rollouts(self) -> None:
         """Teach the success head on whole dreams of many policies, labelled by the twin; ``judge.*`` in the model."""
-        from rewards.latent import LatentJudge
-
-        from .train_rollouts import train_rollouts
+        from imagine.configs.commands.train_rollouts import train_rollouts
+        from imagine.rewards.latent import LatentJudge
 
         dreamer = self.out if (self.out / "config.json").is_file() else self.args.init
         if not dreamer:
@@ -125,7 +123,7 @@ class Training:
 
     def paths(self) -> None:
         """Teach a judge of places and paths on whole dreams of many policies; ``path.*`` in the model."""
-        from .train_paths import train_paths
+        from imagine.configs.commands.train_paths import train_paths
 
         dreamer = self.out if (self.out / "config.json").is_file() else self.args.init
         if not dreamer:
@@ -138,9 +136,8 @@ class Training:
 
     def vlm(self) -> None:
         """Train a vision-language judge on the canvases and on what the model imagines; ``OUT/judge-tiny``."""
-        from rewards.tiny import save_tiny
-
-        from .train_vlm import train_vlm
+        from imagine.configs.commands.train_vlm import train_vlm
+        from imagine.rewards.tiny import save_tiny
 
         dreamer = self.out if (self.out / "config.json").is_file() else self.args.init
         if not dreamer:

@@ -15,23 +15,22 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from imagine.configs.commands.judge_clips import QUESTIONS, TASKS, Clips, Dreamt, Recorded, Rolled, questions
+from imagine.configs.commands.worlds import bar
+from imagine.configs.material import rollouts
 from imagine.data.windows import Windows, WindowSampler
-from imagine.fit import FitConfig, fit
-from imagine.model import WorldActionModel
+from imagine.model.model import WorldActionModel
+from imagine.policy.robots.g1_table.scene import COLOURS
+from imagine.policy.robots.g1_table.tasks import FAMILIES, PUSH_DISTANCE
+from imagine.policy.robots.g1_table.truth import accomplished, held, is_there, place, progress, touched
+from imagine.rewards.calibrate import auroc
+from imagine.rewards.local import Ask, LocalVLM
+from imagine.rewards.pictures import QwenPictures
+from imagine.rewards.prompts import NO, PROGRESS, SUCCESS, YES
+from imagine.rewards.tiny import TinyConfig, build_tiny
+from imagine.rewards.vlm import judge_folder
+from imagine.train.fit import FitConfig, fit
 from imagine.types import DatasetError, ImagineError
-from policy.robots.g1_table.scene import COLOURS
-from policy.robots.g1_table.tasks import FAMILIES, PUSH_DISTANCE
-from policy.robots.g1_table.truth import accomplished, held, is_there, place, progress, touched
-from rewards.calibrate import auroc
-from rewards.local import Ask, LocalVLM
-from rewards.pictures import QwenPictures
-from rewards.prompts import NO, PROGRESS, SUCCESS, YES
-from rewards.tiny import TinyConfig, build_tiny
-from rewards.vlm import judge_folder
-
-from ..material import rollouts
-from .judge_clips import QUESTIONS, TASKS, Clips, Dreamt, Recorded, Rolled, questions
-from .worlds import bar
 
 CENTRE, SPREAD = np.array([0.42, 0.0, 0.65]), np.array([0.1, 0.2, 0.05])  # of blocks on the table, m
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from imagine.configs.commands.common import Common, console
 from imagine.types import ImagineError
-
-from .common import Common, console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,7 @@ class Episodes(Common):
         Raises:
             ImagineError: no episodes, no lanes, a negative seed, or a table that cannot be laid.
         """
-        from policy.robots.g1_table.scene import COLOURS
+        from imagine.policy.robots.g1_table.scene import COLOURS
 
         if not 1 <= self.blocks <= len(COLOURS):
             raise ImagineError(f"--blocks is {self.blocks}, expected 1 to {len(COLOURS)}, one of each colour at most.")
@@ -53,7 +52,7 @@ def bar(name: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar with ETA on stderr, told (done, total)."""
     from rich.progress import Progress
 
-    from imagine.fit import columns
+    from imagine.train.fit import columns
 
     with Progress(*columns(), console=console) as progress:
         task = progress.add_task(name, total=None)

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..embodiment import Embodiment
-from ..types import ShapeError
-from .lerobot import LeRobotDataset
-from .processes import process_pool
+from imagine.data.processes import process_pool
+from imagine.data.read import LeRobotDataset
+from imagine.embodiment import Embodiment
+from imagine.types import ShapeError
 
 Encode = Callable[[Tensor], Tensor]
 HELD_OUT_EVERY = 20

@@ -11,9 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..types import DatasetError
-from .shard import CHUNK_FILES, DATA_PATH, VIDEO_PATH, files_of, read_data, read_marker, write_data, write_table
-from .stats import QUANTILES, Stats, array_stats, merge_stats
+from imagine.data.shard import (
+    CHUNK_FILES,
+    DATA_PATH,
+    VIDEO_PATH,
+    files_of,
+    read_data,
+    read_marker,
+    write_data,
+    write_table,
+)
+from imagine.data.stats import QUANTILES, Stats, array_stats, merge_stats
+from imagine.types import DatasetError
 
 _QUANTILE_ROWS_PER_SHARD = 2000
 _DEFAULTS = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64"}

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..types import ShapeError
-from .stats import Stats, array_stats, image_stats
-from .video import VideoWriter
-from .writer import DatasetWriter, EpisodeData
+from imagine.data.stats import Stats, array_stats, image_stats
+from imagine.data.video import VideoWriter
+from imagine.data.writer import DatasetWriter, EpisodeData
+from imagine.types import ShapeError
 
 CHUNK_FILES = 1000
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"

@@ -11,7 +11,7 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from ..types import ShapeError
+from imagine.types import ShapeError
 
 # GOP 6 keeps random access cheap; frames are tiny and mostly repeats, so size hardly depends on it.
 _X264 = {

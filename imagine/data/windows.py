@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..embodiment import Embodiment
-from ..types import DatasetError, ShapeError, _Batched
-from .cache import Encode, build_cache
+from imagine.data.cache import Encode, build_cache
+from imagine.embodiment import Embodiment
+from imagine.types import DatasetError, ShapeError, _Batched
 
 __all__ = ["Encode", "WindowBatch", "WindowSampler", "Windows", "build_cache", "statistics"]
 

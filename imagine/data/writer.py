@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..types import DatasetError, ShapeError
+from imagine.types import DatasetError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class DatasetWriter:
         Raises:
             DatasetError: the shard holds other episodes.
         """
-        from .shard import files_of, marker_path, read_marker
+        from imagine.data.shard import files_of, marker_path, read_marker
 
         path = marker_path(self.root, shard)
         if not path.is_file():
@@ -107,7 +107,7 @@ class DatasetWriter:
         Raises:
             ShapeError: an episode is malformed or unlike the first of the shard.
         """
-        from .shard import ShardFiles, marker_path
+        from imagine.data.shard import ShardFiles, marker_path
 
         marker_path(self.root, shard).unlink(missing_ok=True)
         files = ShardFiles(self, shard)
@@ -124,6 +124,6 @@ class DatasetWriter:
         Raises:
             DatasetError: there is no shard, one is missing among the others, or two disagree on features.
         """
-        from .finalize import finalize
+        from imagine.data.finalize import finalize
 
         return finalize(self.root)

@@ -14,13 +14,12 @@ import gymnasium as gym
 import numpy as np
 
 from imagine.embodiment import Embodiment
-from imagine.spaces import action_space, observation_space
+from imagine.policy.robots.g1_table.scene import COLOURS
+from imagine.policy.robots.g1_table.starts import FAMILIES
+from imagine.policy.robots.g1_table.tasks import Task
+from imagine.policy.robots.g1_table.world import VIEWS, G1Table
 from imagine.types import ImagineError, ShapeError, pack_instruction
-
-from .scene import COLOURS
-from .starts import FAMILIES
-from .tasks import Task
-from .world import VIEWS, G1Table
+from imagine.world.spaces import action_space, observation_space
 
 FOLDER = Path(__file__).parent
 _HAND_TARGETS = range(22, 28)  # where a recorded action holds hand positions

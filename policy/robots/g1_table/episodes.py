@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from imagine.policy.robots.g1_table.expert import PUSH_GOAL, expert_target
+from imagine.policy.robots.g1_table.failures import ALL_MODES, MODES, Failure
+from imagine.policy.robots.g1_table.scene import COLOURS, CONTROL_HZ
+from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
+from imagine.policy.robots.g1_table.truth import truth
+from imagine.policy.robots.g1_table.world import VIEWS, G1Table
 from imagine.types import ImagineError
-
-from .expert import PUSH_GOAL, expert_target
-from .failures import ALL_MODES, MODES, Failure
-from .scene import COLOURS, CONTROL_HZ
-from .tasks import FAMILIES, Task
-from .truth import truth
-from .world import VIEWS, G1Table
 
 FAILURE_SHARE = 0.3
 SWITCH_SHARE = 0.5

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .scene import REST_Z, TABLE_Z
-from .starts import HOME
-from .tasks import BOWL_INSIDE, Task
-from .world import G1Table
+from imagine.policy.robots.g1_table.scene import REST_Z, TABLE_Z
+from imagine.policy.robots.g1_table.starts import HOME
+from imagine.policy.robots.g1_table.tasks import BOWL_INSIDE, Task
+from imagine.policy.robots.g1_table.world import G1Table
 
 REACH = 0.028  # m a target leads the measured hand; about 0.4 m/s through the servos' lag
 GRASP_Z = REST_Z + 0.002

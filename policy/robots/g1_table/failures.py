@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .expert import choose_arm, expert_target
-from .scene import TABLE_Z
-from .starts import HOME
-from .tasks import Task
-from .world import G1Table
+from imagine.policy.robots.g1_table.expert import choose_arm, expert_target
+from imagine.policy.robots.g1_table.scene import TABLE_Z
+from imagine.policy.robots.g1_table.starts import HOME
+from imagine.policy.robots.g1_table.tasks import Task
+from imagine.policy.robots.g1_table.world import G1Table
 
 MODES = ("miss", "drop", "wrong", "wander")
 ALL_MODES = (*MODES, "clumsy")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .env import G1TableEnv
-from .expert import expert_target
+from imagine.policy.robots.g1_table.env import G1TableEnv
+from imagine.policy.robots.g1_table.expert import expert_target
 
 
 def expert_chunk(env: G1TableEnv) -> np.ndarray:

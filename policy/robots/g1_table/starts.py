@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .render import Light
-from .scene import COLOURS, TABLE_Z
-from .tasks import FAMILIES, Task
+from imagine.policy.robots.g1_table.render import Light
+from imagine.policy.robots.g1_table.scene import COLOURS, TABLE_Z
+from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
 
 HOME = np.array([[0.36, 0.25, TABLE_Z + 0.17], [0.36, -0.25, TABLE_Z + 0.17]])
 BLOCK_X, BLOCK_Y = (0.34, 0.455), (0.03, 0.19)

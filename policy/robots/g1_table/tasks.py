@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from imagine.policy.robots.g1_table.scene import COLOURS
 from imagine.types import ImagineError
-
-from .scene import COLOURS
 
 FAMILIES = ("put_in_bowl", "pick_up", "push_left", "push_right")
 LIFT_HEIGHT = 0.07  # m above rest

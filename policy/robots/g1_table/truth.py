@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .scene import COLOURS, REST_Z, SIDES
-from .tasks import BOWL_INSIDE, LIFT_HEIGHT, PUSH_DISTANCE, Task
+from imagine.policy.robots.g1_table.scene import COLOURS, REST_Z, SIDES
+from imagine.policy.robots.g1_table.tasks import BOWL_INSIDE, LIFT_HEIGHT, PUSH_DISTANCE, Task
 
 if TYPE_CHECKING:
-    from .world import G1Table
+    from imagine.policy.robots.g1_table.world import G1Table
 
 _BLOCK = ("there", "x", "y", "z", "touched_left", "touched_right", "held_left", "held_right")
 NAMES: tuple[str, ...] = (

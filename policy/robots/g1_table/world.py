@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from imagine.policy.robots.g1_table.arms import MAX_STEP, POSTURE, Arms
+from imagine.policy.robots.g1_table.render import Light, Renderer, make_renderer
+from imagine.policy.robots.g1_table.scene import COLOURS, HEAD, OPENING, REST_Z, SIDES, SUBSTEPS, TABLE_Z, WAIST, build
+from imagine.policy.robots.g1_table.starts import FAMILIES, Start, draw_start
+from imagine.policy.robots.g1_table.tasks import Task
+from imagine.policy.robots.g1_table.truth import NAMES, accomplished, place, truth
 from imagine.types import ImagineError, ShapeError
-
-from .arms import MAX_STEP, POSTURE, Arms
-from .render import Light, Renderer, make_renderer
-from .scene import COLOURS, HEAD, OPENING, REST_Z, SIDES, SUBSTEPS, TABLE_Z, WAIST, build
-from .starts import FAMILIES, Start, draw_start
-from .tasks import Task
-from .truth import NAMES, accomplished, place, truth
 
 HAND_LOW = np.array([0.28, -0.40, TABLE_Z + 0.015])
 HAND_HIGH = np.array([0.64, 0.40, TABLE_Z + 0.30])

@@ -1,0 +1,238 @@
+"""Reads LeRobotDataset folders, v3.0 and v2.x, without the lerobot package; every bad file is named.
+
+Source: the layouts of LeRobotDataset (huggingface/lerobot, Apache-2.0); own implementation.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imagine.data.format import EpisodeRecord, Layout, read_layout
+from imagine.data.video import decode, mp4_fault
+from imagine.embodiment import Embodiment
+from imagine.types import DatasetError
+
+Columns = dict[str, np.ndarray]
+_OPEN_TABLES = 2  # data files kept in memory; episodes are read in order
+_OTHER_BODY = "use the embodiment this dataset was recorded with."
+_REPAIR = "copy it again from where the dataset came from, or collect the episode again."
+
+
+@dataclass
+class LeRobotDataset:
+    """A dataset on disk, read episode by episode. Make one with :meth:`open`.
+
+    Attributes:
+        root: its folder.
+        layout: its description: version, fps, features, tasks, episodes.
+    """
+
+    root: Path
+    layout: Layout
+    _tables: OrderedDict[Path, Columns] = field(default_factory=OrderedDict, repr=False)
+
+    @classmethod
+    def open(cls, path: str | Path) -> LeRobotDataset:
+        """Read the description and check, without decoding, that every data and video file is there and whole.
+
+        Raises:
+            DatasetError: something is missing, truncated or of an unknown version; names the file and an episode.
+        """
+        dataset = cls(Path(path), read_layout(Path(path)))
+        dataset._check_files()
+        return dataset
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self.layout.episodes)
+
+    def __getitem__(self, i: int) -> EpisodeRecord:
+        """Description of the i-th episode (its position, which need not be its ``index``)."""
+        return self.layout.episodes[i]
+
+    @property
+    def fps(self) -> float:
+        """Rows and frames per second."""
+        return self.layout.fps
+
+    @property
+    def cameras(self) -> list[str]:
+        """Video keys."""
+        return [k for k, f in self.layout.features.items() if f.get("dtype") == "video"]
+
+    def features(self, i: int, keys: Sequence[str] | None = None) -> Columns:
+        """Per-row features of the i-th episode: ``{key: (T, d) or (T,)}``, ``keys`` only or all but the videos.
+
+        Raises:
+            DatasetError: the data file cannot be read, lacks a key, or holds another number of rows.
+        """
+        record = self[i]
+        table = self._table(record)
+        rows = np.flatnonzero(table["episode_index"] == record.index)
+        if len(rows) != record.length:
+            raise _fault(record.data, record, f"holds {len(rows)} rows of it, expected {record.length}")
+        for key in keys or ():
+            if key not in table:
+                raise _fault(record.data, record, f"has no column {key!r}, expected it among {sorted(table)}")
+        return {key: table[key][rows] for key in (table if keys is None else keys)}
+
+    def instructions(self, i: int) -> list[str]:
+        """The instruction at every row of the i-th episode."""
+        record = self[i]
+        if "task_index" not in self._table(record):
+            return [record.tasks[0] if record.tasks else ""] * record.length
+        ids = self.features(i, ["task_index"])["task_index"].tolist()
+        unknown = set(ids) - set(self.layout.tasks)
+        if unknown:
+            raise _fault(record.data, record, f"uses task_index {min(unknown)}, which the list of tasks lacks")
+        return [self.layout.tasks[t] for t in ids]
+
+    def frames(
+        self, i: int, camera: str, rows: Sequence[int] | np.ndarray, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """Decode chosen frames of the i-th episode, in one pass over its video.
+
+        Args:
+            i: position of the episode.
+            camera: a video key.
+            rows: ascending row numbers within the episode.
+            size: (height, width) to resize to, or None to leave as recorded.
+
+        Returns:
+            (len(rows), h, w, 3) uint8 RGB.
+
+        Raises:
+            DatasetError: the video cannot be decoded that far; names file and episode.
+        """
+        return np.stack(list(self.each_frame([(i, rows)], camera, size)))
+
+    def each_frame(
+        self,
+        wanted: Sequence[tuple[int, Sequence[int] | np.ndarray]],
+        camera: str,
+        size: tuple[int, int] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """As :meth:`frames`, frame by frame, for (episode, rows) pairs that follow one another in one video file."""
+        record = self[wanted[0][0]]
+        if camera not in record.videos:
+            raise DatasetError(f"{self.root} has no camera {camera!r}, expected one of {self.cameras}; check the key.")
+        path = record.videos[camera].path
+        starts = [round(self[i].videos[camera].start * self.fps) for i, _ in wanted]
+        numbers = [start + int(r) for start, (_, rows) in zip(starts, wanted, strict=True) for r in rows]
+        owner = [i for i, rows in wanted for _ in rows]
+        done = 0
+        try:
+            for frame in decode(path, self.fps, numbers, size):
+                done += 1
+                yield frame
+        except (av.FFmpegError, EOFError, OSError, IndexError) as error:
+            record = self[owner[min(done, len(owner) - 1)]]
+            raise _fault(path, record, f"cannot be decoded ({error})") from error
+
+    def check_embodiment(self, embodiment: Embodiment) -> tuple[bool, bool]:
+        """Whether the dataset has (state, action) as the embodiment wants them; without either it is video only.
+
+        Raises:
+            DatasetError: a camera is missing, or a state or action feature is named or shaped differently.
+        """
+        for view in embodiment.views:
+            if view.key not in self.cameras:
+                raise DatasetError(
+                    f"{self.root} ({self.layout.robot_type}) has cameras {self.cameras}, expected {view.key!r} for "
+                    f"view {view.name!r} of embodiment {embodiment.name!r}; {_OTHER_BODY}"
+                )
+        used = {a.relative_to for a in embodiment.action} | set(embodiment.proprio)
+        state = self._has({s.key: s.stop for s in embodiment.state if s.name in used}, embodiment.name)
+        stops: dict[str, int] = {}
+        for a in embodiment.action:
+            stops[a.key] = max(a.stop, stops.get(a.key, 0))
+        action = self._has(stops, embodiment.name)
+        return state, state and action
+
+    def _has(self, stops: dict[str, int], embodiment: str) -> bool:
+        features = {k: f for k, f in self.layout.features.items() if f.get("dtype") != "video"}
+        families = {key.rpartition(".")[0] or key for key in stops}
+        related = [k for k in features if k in stops or any(k == f or k.startswith(f"{f}.") for f in families)]
+        if not related:
+            return False
+        for key, stop in stops.items():
+            got = f"shape {features[key]['shape']}" if key in features else f"no {key!r} among {sorted(features)}"
+            if key not in features or int(np.prod(features[key]["shape"])) < stop:
+                raise DatasetError(
+                    f"{self.root} ({self.layout.robot_type}): feature {key!r}: got {got}, expected at least {stop} "
+                    f"numbers for embodiment {embodiment!r}; {_OTHER_BODY}"
+                )
+        return True
+
+    def _check_files(self) -> None:
+        rows: dict[Path, int] = {}
+        first: dict[Path, EpisodeRecord] = {}
+        for record in self.layout.episodes:
+            rows[record.data] = rows.get(record.data, 0) + record.length
+            for path in [record.data, *(span.path for span in record.videos.values())]:
+                first.setdefault(path, record)
+        for path, record in first.items():
+            if not path.is_file():
+                raise _fault(path, record, "is missing")
+            fault = mp4_fault(path) if path not in rows else _parquet_fault(path, rows[path])
+            if fault:
+                raise _fault(path, record, fault)
+
+    def _table(self, record: EpisodeRecord) -> Columns:
+        if record.data not in self._tables:
+            try:
+                table = pq.read_table(record.data)
+                columns = {name: _numpy(table[name]) for name in table.column_names if _is_number(table[name].type)}
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise _fault(record.data, record, f"cannot be read ({error})") from error
+            if "episode_index" not in columns:
+                raise _fault(record.data, record, "has no column 'episode_index'")
+            self._tables[record.data] = columns
+            while len(self._tables) > _OPEN_TABLES:
+                self._tables.popitem(last=False)
+        return self._tables[record.data]
+
+
+def _fault(path: Path, record: EpisodeRecord, what: str) -> DatasetError:
+    return DatasetError(f"dataset file {path} (episode {record.index}) {what}; {_REPAIR}")
+
+
+def _parquet_fault(path: Path, expected: int) -> str | None:
+    try:
+        found = pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError) as error:
+        return f"is truncated or corrupt ({error})"
+    return None if found >= expected else f"has {found} rows, expected {expected}"
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def _numpy(column: pa.ChunkedArray) -> np.ndarray:
+    """(n,) or (n, d) array of a column of numbers or equally long lists of them."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # combine_chunks of an empty column
+        array = pa.concat_arrays(array.chunks)
+    if array.null_count:
+        raise ValueError("a column holds empty cells")
+    if _is_scalar(array.type):
+        return np.asarray(array.to_numpy(zero_copy_only=False))
+    values = np.asarray(array.flatten().to_numpy(zero_copy_only=False))
+    if len(values) % max(1, len(array)):
+        raise ValueError("a column holds lists of different lengths")
+    return values.reshape(len(array), -1)
+
+
+def _is_scalar(kind: pa.DataType) -> bool:
+    return not (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind))

@@ -1,0 +1,1 @@
+"""The network and what it needs: codec, text, decoder, cache, folder."""

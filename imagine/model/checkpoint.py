@@ -1,0 +1,63 @@
+"""Model folders: where they are, and weights out of them, each wrong name or shape named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from imagine.types import CheckpointMismatch
+
+SHIPPED = Path(__file__).parent.parent / "checkpoints"
+
+
+def resolve(name: str | Path, wanted: Sequence[str] = ("*.json", "*.safetensors")) -> Path:
+    """Folder of a shipped model, a local path or a hub id, of which it fetches what is ``wanted``."""
+    if (SHIPPED / str(name) / "config.json").is_file():
+        return SHIPPED / str(name)
+    if Path(name).is_dir():
+        return Path(name)
+    shipped = sorted(p.name for p in SHIPPED.glob("*") if (p / "config.json").is_file())
+    if str(name).count("/") == 1 and not str(name).startswith((".", "/")):
+        try:
+            from huggingface_hub import snapshot_download
+
+            return Path(snapshot_download(str(name), allow_patterns=list(wanted)))
+        except Exception as error:
+            raise CheckpointMismatch(
+                f"{str(name)!r} is neither a folder nor a reachable hub repository ({type(error).__name__}); "
+                f"shipped models: {', '.join(shipped)}."
+            ) from None
+    raise CheckpointMismatch(f"no model at {str(name)!r}; give a folder, a hub id, or one of: {', '.join(shipped)}.")
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file as float32.
+
+    Raises:
+        CheckpointMismatch: missing or truncated.
+    """
+    if not path.is_file():
+        raise CheckpointMismatch(f"{path} is missing; copy the whole model folder.")
+    try:
+        return {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointMismatch(f"{path} is truncated or not safetensors ({error}); copy it again.") from None
+
+
+def load_into(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Strict load that names every missing, unexpected and mis-shaped tensor."""
+    own = module.state_dict()
+    wrong = [f"{k} is missing" for k in own if k not in state]
+    wrong += [f"{k} is unexpected" for k in state if k not in own]
+    wrong += [
+        f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if wrong:
+        raise CheckpointMismatch(f"weights in {source} do not fit: {'; '.join(wrong[:8])} ({len(wrong)} in all).")
+    module.load_state_dict(state)

@@ -1,0 +1,397 @@
+"""WorldActionModel: codec, text encoder and JointDiT behind five verbs - encode, prefill, velocity, decode, save.
+
+It is robot-blind: what it knows of a body is the embodiment file and the statistics stored in its folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from imagine.model.action_registers import filled
+from imagine.model.checkpoint import SHIPPED, load_into, load_weights, resolve
+from imagine.model.codec import CodecConfig, FrameCodec
+from imagine.model.config import FilmConfig, ModelConfig, PromptConfig, Statistics
+from imagine.model.dit import JointDiT, Kept
+from imagine.model.kv_cache import ContextCache
+from imagine.model.text import TextConfig, WordEncoder
+from imagine.noise import clean_from_velocity, velocity_from_clean
+from imagine.questions import QUESTIONS, Question
+from imagine.types import CheckpointMismatch, Chunk, Context, NoiseLevels, Observation, ShapeError
+
+__all__ = [
+    "SHIPPED", "FilmConfig", "ModelConfig", "PromptConfig", "Statistics", "WorldActionModel", "as_observation",
+    "load_into", "load_weights", "resolve",
+]  # fmt: skip
+
+
+class WorldActionModel(nn.Module):
+    """One network that is a policy, a world model and an inverse dynamics model, depending on the question.
+
+    Attributes:
+        answers: the questions this checkpoint was trained to answer; :func:`imagine.sample` refuses any other.
+        chunk_shapes: per modality, the shape of one lane's chunk.
+    """
+
+    proprio_mean: Tensor
+    proprio_std: Tensor
+    action_mean: Tensor
+    action_std: Tensor
+    anchor: Tensor
+    anchored: Tensor
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        *,
+        dit: JointDiT | None = None,
+        codec: nn.Module | None = None,
+        text: nn.Module | None = None,
+        eyes: nn.Module | None = None,
+    ):
+        """Build a model of untrained weights around what is given.
+
+        Args:
+            cfg: what to build.
+            dit: a transformer that is there already; ``cfg.dit`` must be its.
+            codec: what encodes film, where ``cfg.codec`` is a giant's (:class:`imagine.wan.vae.WanCodec`).
+            text: what encodes instructions, where ``cfg.text`` is Wan's (:class:`imagine.wan.encoders.PromptEncoder`).
+            eyes: what encodes first frames for ``cfg.dit.image_dim`` (:class:`imagine.wan.encoders.ImageEncoder`).
+        """
+        super().__init__()
+        self.cfg = cfg
+        self.body = cfg.embodiment
+        self.codec: Any = FrameCodec(cfg.codec) if isinstance(cfg.codec, CodecConfig) else codec
+        self.text: Any = WordEncoder(cfg.text) if isinstance(cfg.text, TextConfig) else text
+        self.eyes = eyes
+        self.dit = JointDiT(cfg.dit) if dit is None else dit
+        self.answers: frozenset[Question] = frozenset(QUESTIONS[n] for n in cfg.answers)
+        self.schedule_shift = cfg.schedule_shift
+        self.text_shape = cfg.text.length, cfg.text.dim
+        body, factor, self.temporal = cfg.embodiment, cfg.codec.factor, cfg.codec.temporal
+        latent = (cfg.codec.channels, body.canvas_height // factor, body.canvas_width // factor)
+        frames = body.chunk_frames // self.temporal
+        self.chunk_shapes: dict[str, tuple[int, ...]] = {
+            "video": (frames, *latent),
+            "proprio": (frames, body.proprio_dim),
+            "action": (body.chunk_actions, cfg.dit.action_dim if cfg.dit.registers else body.action_dim),
+        }
+        if not cfg.dit.proprio_dim or cfg.dit.registers:  # the next state is never predicted; see `felt`
+            del self.chunk_shapes["proprio"]
+        self.dit.chunk_blocks = frames // cfg.dit.patch[0]
+        for name in ("proprio_mean", "proprio_std", "action_mean", "action_std"):
+            self.register_buffer(name, torch.tensor(getattr(cfg.statistics, name)), persistent=False)
+        anchors = body.anchors_in_proprio()
+        self.register_buffer("anchor", torch.tensor([max(i, 0) for i in anchors]), persistent=False)
+        self.register_buffer("anchored", torch.tensor([float(i >= 0) for i in anchors]), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.proprio_mean.device
+
+    # ------------------------------------------------------------------ robot units <-> normalised
+    def normalise_proprio(self, proprio: Tensor) -> Tensor:
+        """(..., P) robot units to zero mean, unit variance."""
+        return (proprio - self.proprio_mean) / self.proprio_std
+
+    def restore_proprio(self, proprio: Tensor) -> Tensor:
+        """Inverse of :meth:`normalise_proprio`."""
+        return proprio * self.proprio_std + self.proprio_mean
+
+    def normalise_action(self, action: Tensor) -> Tensor:
+        """(..., A) robot units (relative to the chunk's first state) to zero mean, unit variance.
+
+        Zeros follow up to the width of the transformer's registers, if it has any.
+        """
+        return filled((action - self.action_mean) / self.action_std, self.chunk_shapes["action"][1], "action")
+
+    def restore_action(self, action: Tensor) -> Tensor:
+        """Inverse of :meth:`normalise_action`, clipped to the embodiment's bounds."""
+        action = action[..., : self.body.action_dim]
+        low, high = (torch.from_numpy(x).to(action) for x in (self.body.action_low, self.body.action_high))
+        return torch.minimum(torch.maximum(action * self.action_std + self.action_mean, low), high)
+
+    # ------------------------------------------------------------------ encode, predict, decode
+    def encode(self, observation: Observation, instruction: Sequence[str]) -> Context:
+        """Observations and instructions into a context.
+
+        Args:
+            observation: T frames; fewer than ``cfg.context_frames`` are filled by repeating the oldest.
+            instruction: one per lane.
+
+        Raises:
+            ShapeError: the canvas or proprioception does not fit the embodiment.
+            UnknownWord: an instruction holds a word the model never heard.
+        """
+        b, t = observation.canvas.shape[:2]
+        want = (self.body.canvas_height, self.body.canvas_width, 3)
+        if tuple(observation.canvas.shape[2:]) != want or observation.proprio.shape[-1] != self.body.proprio_dim:
+            raise ShapeError(
+                f"observation has canvas {tuple(observation.canvas.shape[2:])} and {observation.proprio.shape[-1]} "
+                f"proprio values, expected {want} and {self.body.proprio_dim} of embodiment {self.body.name!r}."
+            )
+        if len(instruction) != b:
+            raise ShapeError(f"got {len(instruction)} instructions for {b} lanes; give one per lane.")
+        canvas = observation.canvas.to(self.device)
+        proprio = self.normalise_proprio(observation.proprio.to(self.device, torch.float32))
+        if self.temporal > 1:
+            return self._film(canvas, proprio, instruction)
+        video = self.codec.encode(canvas.flatten(0, 1)).unflatten(0, (b, t))
+        return self.context(video, proprio, instruction)
+
+    def _film(self, canvas: Tensor, proprio: Tensor, instruction: Sequence[str]) -> Context:
+        """A context from film (B, T, H, W, 3): the newest frames that fill it, the oldest one held before them."""
+        keep, step = self.cfg.context_frames, self.temporal
+        wanted = 1 + step * (keep - 1)
+        held = torch.arange(canvas.shape[1] - wanted, canvas.shape[1]).clamp(min=0)
+        canvas, proprio = canvas[:, held], proprio[:, held]
+        image, given = self.told_by(canvas[:, 0])
+        text = self.embed_text(instruction)
+        return Context(self.codec.encode(canvas), proprio[:, ::step], text, image=image, condition=given)
+
+    def told_by(self, first: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Image tokens and condition (of a full context and its chunk) that giants take from a first frame.
+
+        ``first`` is (B, H, W, 3) uint8; see :class:`Context` for what comes back.
+        """
+        dit, (frames, *_) = self.cfg.dit, self.chunk_shapes["video"]
+        image = self.eyes(first) if dit.image_dim and self.eyes is not None else None
+        given = self.codec.condition(first, self.cfg.context_frames + frames) if dit.condition_channels else None
+        return image, given
+
+    def context(self, video: Tensor, proprio: Tensor, instruction: Sequence[str]) -> Context:
+        """Latents (B, T, C, h, w) and normalised proprioception (B, T, P), newest last, into a context."""
+        missing = self.cfg.context_frames - video.shape[1]
+        if missing > 0:
+            video = torch.cat([video[:, :1].expand(-1, missing, -1, -1, -1), video], 1)
+            proprio = torch.cat([proprio[:, :1].expand(-1, missing, -1), proprio], 1)
+        nothing = video[:, :0], proprio[:, :0]
+        return Context(self.slide(video, nothing[0]), self.slide(proprio, nothing[1]), self.embed_text(instruction))
+
+    def slide(self, old: Tensor, new: Tensor) -> Tensor:
+        """What a context keeps of its frames (B, T, ...) when new ones follow: the sinks, and the newest."""
+        dit = self.cfg.dit
+        sinks = dit.sink_blocks * dit.block * dit.patch[0] - (
+            dit.block - 1 if dit.first_alone and dit.sink_blocks else 0
+        )
+        rolling = torch.cat([old[:, sinks:], new], 1)
+        return torch.cat([old[:, :sinks], rolling[:, sinks - self.cfg.context_frames :]], 1)
+
+    def after(self, context: Context, video: Tensor, proprio: Tensor) -> Context:
+        """The context in which a chunk of video (B, F, C, h, w) and proprioception (B, F, P) has been observed."""
+        video, proprio = video.to(context.video), proprio.to(context.proprio)
+        return replace(context, video=self.slide(context.video, video), proprio=self.slide(context.proprio, proprio))
+
+    def felt(self, context: Context, chunk: Chunk) -> Tensor:
+        """Proprioception (B, F, P), normalised, of an imagined chunk: predicted, or else where the actions lead.
+
+        Args:
+            context: what the chunk follows.
+            chunk: with ``proprio`` or, for models that never predict it, with the action that was carried out.
+        """
+        if chunk.proprio is not None:
+            return chunk.proprio
+        assert chunk.action is not None
+        frames, now = self.chunk_shapes["video"][0], self.restore_proprio(context.proprio[:, -1])
+        ends = torch.arange(1, frames + 1, device=now.device) * (chunk.action.shape[1] // frames) - 1
+        action = self.restore_action(chunk.action)[:, ends]
+        felt = now[:, None].repeat(1, frames, 1)
+        for column, (at, relative) in enumerate(self.body.commanded_in_proprio()):
+            if at >= 0:
+                felt[..., at] = action[..., column] + (now[:, at, None] if relative else 0)
+        return self.normalise_proprio(felt)
+
+    def embed_text(self, instruction: Sequence[str]) -> Tensor:
+        """(B, L, D) float."""
+        if isinstance(self.cfg.text, PromptConfig):
+            return self.text([self.cfg.text.template.replace("{task}", told.lower()) for told in instruction])
+        return self.text(self.text.tokenize(instruction).to(self.device))
+
+    def prefill(self, context: Context) -> ContextCache:
+        """Read a context once; the cache then serves any number of questions and denoising steps."""
+        cache = self.dit.prefill(context)
+        if self.cfg.dit.action_dim and not self.cfg.dit.registers:
+            cache.origin = self._origin(context.proprio[:, -1])
+        return cache
+
+    def _origin(self, proprio: Tensor) -> Tensor:
+        """Where a zero action leads, (B, A) in normalised action units, for the newest proprioception (B, P)."""
+        scale = self.proprio_std[self.anchor] / self.action_std  # both centred on the mean pose
+        return proprio[:, self.anchor] * scale * self.anchored
+
+    def predict(self, noisy: Chunk, sigma: NoiseLevels, cache: ContextCache) -> Chunk:
+        """The clean chunk that the network believes is behind a noisy one; normalised units."""
+        raw = self.dit(noisy, sigma, cache)
+        return raw if self.cfg.dit.prediction == "clean" else _each(clean_from_velocity, noisy, raw, sigma)
+
+    def sketch(self, noisy: Chunk, sigma: NoiseLevels, context: Context) -> Tensor:
+        """The clean video (B, F, C, h, w) as the painter draws it without the transformer; ``JointDiT.sketch``."""
+        raw = self.dit.sketch(noisy, sigma, context, self._origin(context.proprio[:, -1]))
+        if self.cfg.dit.prediction == "clean":
+            return raw
+        assert noisy.video is not None
+        return clean_from_velocity(noisy.video, raw, sigma.video)
+
+    def velocity(
+        self,
+        noisy: Chunk,
+        sigma: NoiseLevels,
+        context: Context,
+        cache: ContextCache | None = None,
+        kept: Kept | None = None,
+        wanted: Collection[str] | None = None,
+    ) -> Chunk:
+        """Predict the flow velocity (eps - clean) of each present modality at decoupled noise levels.
+
+        Args:
+            noisy: video (B, F, C, h, w), proprio (B, F, P), action (B, K, A), normalised; absent ones are None.
+            sigma: video (B,) and action (B,), each in [0, 1]; 0 is clean, 1 is pure noise.
+            context: what is given and never denoised.
+            cache: :meth:`prefill` of that context, if at hand.
+            kept: filled with what ``dit.remember`` needs to go on from this pass; None where nobody will.
+            wanted: names of the modalities whose velocity is wanted; others may be None in the answer.
+
+        Source: UWM, arXiv:2504.02792 (decoupled noise); flow matching with x = (1 - sigma) clean + sigma eps.
+        """
+        raw = self.dit(noisy, sigma, self.prefill(context) if cache is None else cache, kept, wanted)
+        return raw if self.cfg.dit.prediction == "velocity" else _each(velocity_from_clean, noisy, raw, sigma)
+
+    def decode(self, video: Tensor, before: Tensor | None = None) -> Tensor:
+        """Latents (B, F, C, h, w) to canvases (B, F, H, W, 3) uint8, the newest frame that each stands for.
+
+        ``before`` (B, T, C, h, w) are the latents that they follow, which a film codec must know.
+        """
+        if self.temporal > 1:
+            film = self.motion(video, before)
+            return film[:, -1 - self.temporal * (video.shape[1] - 1) :: self.temporal]
+        b, f = video.shape[:2]
+        return self.codec.decode(video.flatten(0, 1)).unflatten(0, (b, f))
+
+    def motion(self, video: Tensor, before: Tensor | None = None) -> Tensor:
+        """As :meth:`decode`, every frame of a film codec: (B, 4 F, H, W, 3) uint8, or 1 + 4 (F - 1) from a start."""
+        if self.temporal == 1:
+            return self.decode(video)
+        if before is None:
+            return self.codec.decode(video)
+        return self.codec.decode_after(before, video)
+
+    def film(
+        self, latents: Tensor, known: Mapping[int, Tensor] | None = None, before: Tensor | None = None
+    ) -> Callable[..., Tensor]:
+        """A ``Clip.decode`` of latents (B, 1 + F, C, h, w): frames by index or all of them, each decoded once at most.
+
+        Args:
+            latents: normalised: an episode's first frame, then its newest chunk.
+            known: frames that are decoded already, (B, H, W, 3) uint8 by index from 0.
+            before: (B, T, C, h, w) latents that the chunk follows.
+        """
+        frames = dict(known or {})
+
+        @torch.inference_mode()
+        def decode(wanted: Sequence[int] | None = None) -> Tensor:
+            n = latents.shape[1]
+            at = range(n) if wanted is None else [int(i) % n for i in wanted]
+            if self.temporal > 1 and any(i not in frames for i in at):  # a film codec decodes a chunk in one
+                chunk = self.decode(latents[:, 1:], before)
+                frames.update({i: chunk[:, i - 1] for i in range(1, n) if i not in frames})
+            for i in at:
+                if i not in frames:
+                    frames[i] = self.decode(latents[:, i : i + 1])[:, 0]
+            return torch.stack([frames[i] for i in at], 1)
+
+        return decode
+
+    # ------------------------------------------------------------------ folders
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
+        """Write ``config.json`` and the weights: ``codec``, ``painter`` if there is one, and all else in ``model``.
+
+        Of a giant it writes the transformer alone, in the precision it has.
+        """
+        folder = Path(folder)
+        if isinstance(self.cfg.codec, FilmConfig):
+            from imagine.wan.load import save_giant
+
+            return save_giant(self, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in self.state_dict().items()}
+        for name, prefix in self._files().items():
+            part = {k.removeprefix(prefix): state.pop(k) for k in list(state) if k.startswith(prefix)}
+            save_file(part, folder / f"{name}.tmp")
+            (folder / f"{name}.tmp").rename(folder / name)
+        (folder / "config.json.tmp").write_text(self.cfg.model_dump_json(indent=1))
+        (folder / "config.json.tmp").rename(folder / "config.json")
+
+    def _files(self) -> dict[str, str]:
+        """Weight files of a folder and the prefix of what is in each; the last one takes the rest."""
+        painter = {"painter.safetensors": "dit.painter."} if self.cfg.dit.painter.blocks else {}
+        return {"codec.safetensors": "codec.", **painter, "model.safetensors": ""}
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> WorldActionModel:
+        """Load a shipped model by name, a folder by path, or a hub repository by id.
+
+        Args:
+            name: which.
+            device: where to.
+            dtype: of a giant's transformer where it is still a foreign checkpoint; None is that of its files.
+
+        Raises:
+            CheckpointMismatch: nothing there, a file is missing or truncated, or names and shapes disagree.
+        """
+        folder = resolve(name)
+        try:
+            cfg = ModelConfig.model_validate_json((folder / "config.json").read_bytes())
+        except (OSError, ValidationError, json.JSONDecodeError) as error:
+            if layout := _foreign(folder):
+                raise CheckpointMismatch(
+                    f"{folder} is foreign ({layout}); `imagine adopt --checkpoint {name}` makes it a model of ours."
+                ) from None
+            raise CheckpointMismatch(f"{folder / 'config.json'} is not a usable model config: {error}") from None
+        if isinstance(cfg.codec, FilmConfig):
+            from imagine.wan.load import rebuild
+
+            return rebuild(cfg, folder, device, dtype)
+        model = cls(cfg)
+        state: dict[str, Tensor] = {}
+        for name, prefix in model._files().items():
+            state |= {prefix + k: v for k, v in load_weights(folder / name).items()}
+        load_into(model, state, folder)
+        return model.to(device).eval()
+
+
+def _foreign(folder: Path) -> str:
+    """Layout of a Wan or DreamZero checkpoint; empty where there is none."""
+    from imagine.wan.convert import inspect
+
+    try:
+        return inspect(folder).layout
+    except CheckpointMismatch:
+        return ""
+
+
+def _each(convert, noisy: Chunk, raw: Chunk, sigma: NoiseLevels) -> Chunk:  # type: ignore[no-untyped-def]
+    levels = {"video": sigma.video, "proprio": sigma.video, "action": sigma.action}
+    out = {}
+    for name, level in levels.items():
+        x, y = getattr(noisy, name), getattr(raw, name)
+        out[name] = None if x is None or y is None else convert(x, y, level)
+    return Chunk(**out)
+
+
+def as_observation(frames: np.ndarray, proprio: np.ndarray) -> Observation:
+    """Numpy (B, T, H, W, 3) uint8 and (B, T, P) float into an Observation."""
+    return Observation(
+        torch.from_numpy(np.ascontiguousarray(frames)), torch.from_numpy(np.asarray(proprio, np.float32))
+    )

@@ -1,0 +1,200 @@
+"""Training of the joint model and of its frame codec, with the figures to watch from the first minute."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from imagine.data.windows import WindowBatch, Windows, WindowSampler, statistics
+from imagine.model.blocks import compile_blocks
+from imagine.model.codec import CodecConfig, FrameCodec
+from imagine.model.dit import DiTConfig
+from imagine.model.model import ModelConfig, Statistics, WorldActionModel
+from imagine.model.text import TextConfig, vocabulary
+from imagine.questions import DYNAMICS, INVERSE, POLICY
+from imagine.sampler import sample
+from imagine.train.fit import FitConfig, fit, write_json
+from imagine.train.losses import JointConfig, joint_loss, on_own_frames, sketch_loss, to_tensors
+from imagine.types import DatasetError, ImagineError
+from imagine.world.fidelity import decibel
+
+
+def trained_answers(cfg: JointConfig, has_actions: bool) -> tuple[str, ...]:
+    """The questions that training with ``cfg`` brings into distribution; a checkpoint must claim no other."""
+    share, acts = cfg.shares, has_actions
+    trained = {
+        "POLICY": acts and cfg.policy_passes > 0,
+        "DYNAMICS": acts and share.dynamics > 0,
+        "INVERSE": acts and share.inverse > 0,
+        "JOINT": acts and share.joint > 0,
+        "VIDEO": cfg.video_only > 0,
+    }
+    return tuple(name for name, is_trained in trained.items() if is_trained)
+
+
+def build_model(
+    windows: Windows, codec: FrameCodec, dit: DiTConfig, joint: JointConfig, *, name: str, text_dim: int = 128
+) -> WorldActionModel:
+    """A fresh model for a dataset: sizes from its embodiment, vocabulary and statistics from its training windows."""
+    body, stats = windows.embodiment, statistics(windows)
+    steer = body.chunk_actions * dit.patch[0] // (dit.action_patch * body.chunk_frames)
+    dit = dit.model_copy(
+        update={
+            "channels": codec.cfg.channels,
+            "text_dim": text_dim,
+            "action_dim": body.action_dim,
+            "proprio_dim": body.proprio_dim,
+            "steer_tokens": steer if dit.steer_tokens else 0,
+            "painter": dit.painter.model_copy(update={"frames": body.chunk_frames}),
+        }
+    )
+    cfg = ModelConfig(
+        name=name,
+        embodiment=body,
+        dit=dit,
+        codec=codec.cfg,
+        text=TextConfig(words=vocabulary(windows.instructions), dim=text_dim),
+        statistics=Statistics(
+            proprio_mean=tuple(stats["proprio"]["mean"].tolist()),
+            proprio_std=tuple(stats["proprio"]["std"].clip(1e-3).tolist()),
+            action_mean=tuple(stats["action"]["mean"].tolist()),
+            action_std=tuple(stats["action"]["std"].clip(1e-3).tolist()),
+        ),
+        answers=trained_answers(joint, bool(windows.actions(windows.rows("all")[::100])[1].any())),
+    )
+    model = WorldActionModel(cfg)
+    model.codec.load_state_dict(codec.state_dict())
+    model.codec.requires_grad_(False)
+    return model
+
+
+@torch.no_grad()
+def held_out(model: WorldActionModel, windows: Windows, rows: np.ndarray, steps: int = 1) -> dict[str, float]:
+    """The three figures to watch from the first minute, on held-out windows; see :mod:`imagine.world.fidelity` for all.
+
+    Latent PSNR is taken in pixels after decoding. Action errors are root mean squares in normalised units.
+    """
+    model.eval()
+    out: dict[str, list[float]] = {}
+    for part in np.array_split(rows, max(1, len(rows) // 64)):
+        context, clean, masks = to_tensors(model, windows.batch(part))
+        cache, seeds = model.prefill(context), [int(r) for r in part]
+        truth = model.decode(clean.video)  # type: ignore[arg-type]
+        other = torch.roll(torch.arange(len(part)), max(1, len(part) // 2))
+        dreams = {"true": clean.action, "shuffled": clean.action[other]}  # type: ignore[index]
+        for name, action in dreams.items():
+            dream = sample(model, DYNAMICS, context, action=action, steps=steps, seeds=seeds, cache=cache)
+            out.setdefault(f"psnr_{name}", []).append(psnr(model.decode(dream.video), truth))  # type: ignore[arg-type]
+        still = model.decode(context.video[:, -1:]).expand_as(truth)
+        out.setdefault("psnr_copy", []).append(psnr(still, truth))
+        inverse = sample(model, INVERSE, context, video=clean.video, proprio=clean.proprio, steps=4, seeds=seeds)
+        out.setdefault("inverse_rms", []).append(rms(inverse.action, clean.action, masks["action"]))
+        wrong = replace(context, text=context.text[other])
+        for name, ctx in {"policy_rms": context, "policy_wrong": wrong}.items():
+            act = sample(model, POLICY, ctx, steps=2, seeds=seeds).action
+            out.setdefault(name, []).append(rms(act, clean.action, masks["policy"]))
+    return {k: float(np.mean(v)) for k, v in out.items()}
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """:func:`imagine.world.fidelity.decibel` of uint8 frames."""
+    return decibel(float((a.float() - b.float()).square().mean()))
+
+
+def rms(a: Tensor | None, b: Tensor | None, mask: Tensor) -> float:
+    """Root mean square over the actions that ``mask`` (B, K) keeps."""
+    assert a is not None and b is not None
+    return float((((a - b).square().mean(2) * mask).sum() / mask.sum().clamp(min=1)).sqrt())
+
+
+def train_joint(
+    windows: Windows, model: WorldActionModel, cfg: JointConfig, run: FitConfig, folder: Path, *, out: Path
+) -> WorldActionModel:
+    """Train (or resume) the joint model and publish its moving average, with metrics beside it, to ``out``."""
+    if run.compile:
+        compile_blocks(model.dit)
+    dit = model.cfg.dit
+    if cfg.sketches and not (dit.painter.blocks and dit.steer_tokens):
+        raise ImagineError(
+            f"joint.sketches is {cfg.sketches:g}, but dit.painter.blocks is {dit.painter.blocks} and dit.steer_tokens "
+            f"is {dit.steer_tokens}, expected both above 0; set joint.sketches=0 or give the model a painter to teach."
+        )
+    rows = windows.rows("train")
+    if not len(rows):
+        raise DatasetError("the dataset has no training window; record more or longer episodes.")
+    sampler = WindowSampler(rows, run.batch, seed=run.seed)
+    good = rows[windows.imitable(rows)]
+    shown = WindowSampler(good, cfg.policy_batch, run.seed + 1) if len(good) and cfg.policy_batch else None
+    held = windows.rows("held_out")
+    held = held if len(held) else rows  # a dataset of one episode holds nothing out
+    held = held[np.random.default_rng(0).permutation(len(held))[:256]]
+
+    def batch_of(rows: np.ndarray, generator: torch.Generator) -> WindowBatch:
+        return on_own_frames(model, windows, rows, windows.batch(rows), cfg, generator)
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        model.train()
+        rows = sampler.at(step)
+        if cfg.sketches and bool(torch.rand((), generator=generator) < cfg.sketches):
+            return sketch_loss(model, windows.batch(rows), cfg, generator)
+        demonstrations = None if shown is None else batch_of(shown.at(step), generator)
+        return joint_loss(model, batch_of(rows, generator), cfg, generator, demonstrations)
+
+    def publish(ema: nn.Module, numbers: dict[str, float]) -> None:
+        assert isinstance(ema, WorldActionModel)
+        ema.save_pretrained(out)
+        write_json(out / "training.json", numbers)
+
+    def evaluate(ema: nn.Module) -> dict[str, float]:
+        assert isinstance(ema, WorldActionModel)
+        return held_out(ema, windows, held)
+
+    ema = fit(model, loss, run, folder, evaluate=evaluate, publish=publish, name="model")
+    assert isinstance(ema, WorldActionModel)
+    return ema
+
+
+def train_codec(frames: np.ndarray, cfg: CodecConfig, run: FitConfig, folder: Path) -> FrameCodec:
+    """Train (or resume) the frame codec on canvases (M, H, W, 3) uint8; sets its latent mean and std at the end.
+
+    The loss weighs pixels by how far they are from the mean canvas, so that small moving things count.
+    """
+    codec = FrameCodec(cfg).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    every = max(1, len(frames) // 2000)
+    mean = torch.from_numpy(frames[::every]).float().mean(0).div(127.5).sub(1).permute(2, 0, 1)
+    order = np.random.default_rng(run.seed).permutation(len(frames))
+    train, held = np.sort(order[200:]), np.sort(order[:200])
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        codec.train()
+        pick = torch.randint(len(train), (run.batch,), generator=generator).numpy()
+        x = torch.from_numpy(frames[train[pick]]).to(next(codec.parameters()).device)
+        z = codec.encode_raw(x)
+        z = z + 0.02 * torch.randn(z.shape, generator=generator).to(z) * z.detach().float().std().to(z)
+        target = x.permute(0, 3, 1, 2).float() / 127.5 - 1
+        error = codec.decode_raw(z).float() - target
+        weight = 1 + 4 * (target - mean.to(target)).abs()
+        value = (weight * (error.square() + 0.1 * error.abs())).mean() + 1e-4 * z.float().square().mean()
+        return value, {"psnr": 10 * np.log10(4 / error.detach().square().mean().item())}
+
+    def evaluate(ema: nn.Module) -> dict[str, float]:
+        assert isinstance(ema, FrameCodec)
+        with torch.no_grad():
+            x = torch.from_numpy(frames[held]).to(next(ema.parameters()).device)
+            ema.mean.zero_(), ema.std.fill_(1.0)
+            return {"psnr_codec": psnr(ema.decode(ema.encode_raw(x)), x)}
+
+    ema = fit(codec, loss, run, folder, evaluate=evaluate, name="codec")
+    assert isinstance(ema, FrameCodec)
+    with torch.no_grad():
+        device = next(ema.parameters()).device
+        some = np.random.default_rng(1).choice(len(frames), min(4000, len(frames)), replace=False)
+        z = torch.cat(
+            [ema.encode_raw(torch.from_numpy(frames[np.sort(p)]).to(device)) for p in np.array_split(some, 16)]
+        )
+        ema.mean.copy_(z.mean((0, 2, 3))), ema.std.copy_(z.std((0, 2, 3)))
+    return ema

@@ -1,0 +1,260 @@
+"""What the joint model learns from: video, proprioception and actions at decoupled noise levels.
+
+What it departs from in DreamZero: levels are drawn per modality (UWM), so the checkpoint answers all five questions;
+observed frames are encoded once per step and shared by the passes with and without video tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from imagine.data.windows import WindowBatch, Windows
+from imagine.model.kv_cache import ContextCache
+from imagine.model.model import WorldActionModel
+from imagine.noise import Shares, draw_levels, loss_weight, mix
+from imagine.questions import DYNAMICS
+from imagine.sampler import sample
+from imagine.types import Chunk, Context, NoiseLevels
+
+
+class JointConfig(BaseModel):
+    """What the joint loss draws, and how much each modality counts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shares: Shares = Shares()
+    video_only: float = 0.05  # share of steps without action tokens (the VIDEO question)
+    video_shift: float = 3.0
+    video_pure: float = 0.5  # share of video levels at pure noise: one-step dreams are the default
+    floor: float = 0.6  # lets loss weights grow to 1 / floor^2 where there is little noise
+    policy_pure: float = 0.6  # likewise for the policy: only there must it look instead of denoise
+    policy_passes: int = 1  # POLICY passes per step; each costs only the action tokens
+    policy_batch: int = (
+        80  # windows per step that the policy may imitate, for the POLICY passes alone; 0: the batch's own
+    )
+    sketches: float = 0.0  # share of steps in which the painter alone learns, at a fraction of a step's cost
+    proprio_weight: float = 0.5
+    action_weight: float = 1.0
+    policy_weight: float = 2.0
+    context_noise: float = 0.1  # std added to observed latents: a dream must stand on its own blurred frames
+    own_frames: float = 0.25  # share of lanes that stand on frames the model has just dreamt itself, not on real ones
+    own_chunks: int = 3  # at most how many chunks it dreams for that
+    context_repeat: float = 0.5  # share of lanes whose older frames repeat the newest, as a policy's and a reset's do
+
+
+def to_tensors(model: WorldActionModel, batch: WindowBatch) -> tuple[Context, Chunk, dict[str, Tensor]]:
+    """A batch of windows as (context, clean chunk, masks); normalised, on the model's device.
+
+    Windows of a film codec hold canvases (:func:`film_frames` of them before the chunk), and are encoded here as one
+    film; those of a frame codec hold latents.
+    """
+    t, device, step = model.cfg.context_frames, model.device, model.temporal
+    image = given = None
+    if step > 1:
+        film = batch.video.to(device)
+        image, given = model.told_by(film[:, 0])
+        video = model.codec.encode(film)
+    else:
+        video = batch.video.to(device, torch.float32)
+    proprio = model.normalise_proprio(batch.proprio[:, ::step].to(device))
+    action = model.normalise_action(batch.action.to(device))
+    text = model.embed_text([batch.instructions[i] for i in batch.instruction_id])
+    shown = batch.video_valid[:, step - 1 :: step].to(device)
+    masks = {
+        "action": batch.action_valid.to(device),
+        "policy": (batch.policy_valid & batch.action_valid).to(device),
+        "video": shown,
+        "proprio": shown & batch.proprio_valid.to(device)[:, None],
+    }
+    context = Context(video=video[:, :t], proprio=proprio[:, :t], text=text, image=image, condition=given)
+    felt = proprio[:, t:] if "proprio" in model.chunk_shapes else None
+    return context, Chunk(video=video[:, t:], proprio=felt, action=action), masks
+
+
+def film_frames(model: WorldActionModel) -> int:
+    """Frames that a window holds before its chunk: those whose latents fill a context."""
+    return 1 + model.temporal * (model.cfg.context_frames - 1)
+
+
+def disturb(context: Context, cfg: JointConfig, generator: torch.Generator) -> Context:
+    """Noise on observed latents and proprioception, and sometimes no history, as a dream and a reset give."""
+    b = len(context)
+    level = torch.rand(b, 1, 1, 1, 1, generator=generator) * cfg.context_noise
+    noise = torch.randn(context.video.shape, generator=generator) * level
+    video = context.video + noise.to(context.video)
+    shaky = torch.randn(context.proprio.shape, generator=generator) * (0.5 * level[:, :, 0, 0])
+    proprio = context.proprio + shaky.to(context.proprio)
+    again = (torch.rand(b, generator=generator) < cfg.context_repeat).to(video.device)
+    video = torch.where(again[:, None, None, None, None], video[:, -1:], video)
+    proprio = torch.where(again[:, None, None], proprio[:, -1:], proprio)
+    return replace(context, video=video, proprio=proprio)
+
+
+@torch.no_grad()
+def on_own_frames(
+    model: WorldActionModel,
+    windows: Windows,
+    rows: np.ndarray,
+    batch: WindowBatch,
+    cfg: JointConfig,
+    generator: torch.Generator,
+) -> WindowBatch:
+    """Replace the observed frames of the first lanes by what the model dreams up to them; what follows stays real.
+
+    A dream that only ever stood on real frames does not know its own faults, and they grow with every chunk.
+
+    Args:
+        model: as it is now.
+        windows: where ``batch`` comes from.
+        rows: (B,) its window numbers.
+        batch: latent windows.
+        cfg: ``own_frames`` and ``own_chunks``.
+        generator: all randomness.
+
+    Source: pushforward training, arXiv:2202.03376; Self Forcing, arXiv:2506.08009.
+    """
+    n, t = int(len(rows) * cfg.own_frames), model.cfg.context_frames
+    if not n or not cfg.own_chunks or DYNAMICS not in model.answers:
+        return batch
+    depth = int(torch.randint(1, cfg.own_chunks + 1, (), generator=generator))
+    first = windows.earlier(rows[:n], depth)
+    found = first >= 0
+    first = np.where(found, first, rows[:n])  # always n lanes: a compiled block knows one size
+    context, _, _ = to_tensors(model, windows.batch(first))
+    for k in range(depth):
+        relative, known = windows.actions(np.where(found, first + k * windows.embodiment.chunk_frames, first))
+        found &= known.all(1)
+        action = model.normalise_action(torch.from_numpy(relative).to(model.device))
+        dream = sample(model, DYNAMICS, context, action=action, steps=1, generator=generator)
+        assert dream.video is not None and dream.proprio is not None
+        context = model.after(context, dream.video, dream.proprio)
+    lanes = torch.from_numpy(np.flatnonzero(found))
+    dreamt = context.to("cpu").index(lanes)
+    video, proprio, action = batch.video.clone(), batch.proprio.clone(), batch.action.clone()
+    felt = model.restore_proprio(dreamt.proprio.to(model.device)).to(proprio)
+    # Commanded poses stay where they were, so relative actions are measured from where the dream believes to be.
+    astray = (proprio[lanes, t - 1] - felt[:, -1])[:, model.anchor.cpu()] * model.anchored.cpu()
+    video[lanes, :t], proprio[lanes, :t] = dreamt.video.to(video), felt
+    action[lanes] += astray[:, None]
+    return replace(batch, video=video, proprio=proprio, action=action)
+
+
+def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """Mean over valid entries of weight (B,) * squared error; mask (B, n) selects along axis 1."""
+    error = (predicted.float() - target).square().flatten(2).mean(2)
+    return (error * mask * weight[:, None]).sum() / mask.sum().clamp(min=1)
+
+
+def policy_loss(
+    model: WorldActionModel,
+    context: Context,
+    action: Tensor,
+    valid: Tensor,
+    cache: ContextCache,
+    cfg: JointConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """Error of the POLICY question on clean actions (B, K, A) where ``valid`` (B, K) is True.
+
+    Most draws are pure noise: there the answer must come from what is seen and said, elsewhere it can be read off.
+    """
+    b = len(action)
+    sigma = torch.rand(b, generator=generator)
+    sigma = torch.where(torch.rand(b, generator=generator) < cfg.policy_pure, torch.ones(b), sigma).to(action)
+    noisy = mix(action, torch.randn(action.shape, generator=generator).to(action), sigma)
+    guess = model.predict(Chunk(action=noisy), NoiseLevels(sigma, sigma), cache).action
+    assert guess is not None
+    return masked_mse(guess, action, valid, loss_weight(sigma, cfg.floor))
+
+
+def sketch_loss(
+    model: WorldActionModel, batch: WindowBatch, cfg: JointConfig, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    """Error of the painter's video under the recorded actions, without the transformer."""
+    context, clean, masks = to_tensors(model, batch)
+    context, b = disturb(context, cfg, generator), len(batch)
+    under = Shares(dynamics=1, inverse=0, joint=0, free=0)
+    level = draw_levels(b, under, video_shift=cfg.video_shift, generator=generator, pure=cfg.video_pure).video
+    level = level.to(model.device)
+    assert clean.video is not None
+    noise = torch.randn(clean.video.shape, generator=generator).to(model.device)
+    noisy = Chunk(video=mix(clean.video, noise, level), action=clean.action)
+    guess = model.sketch(noisy, NoiseLevels(level, torch.zeros_like(level)), context)
+    known = masks["video"] & masks["action"].any(1, keepdim=True)
+    loss = masked_mse(guess, clean.video, known, loss_weight(level, cfg.floor))
+    return loss, {"sketch": loss.item()}
+
+
+def joint_loss(
+    model: WorldActionModel,
+    batch: WindowBatch,
+    cfg: JointConfig,
+    generator: torch.Generator,
+    demonstrations: WindowBatch | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """One training loss: a pass over the square, and POLICY passes that pay for action tokens only.
+
+    Args:
+        model: in training mode.
+        batch: windows of any behaviour.
+        cfg: draws and weights.
+        generator: all randomness.
+        demonstrations: windows for the POLICY passes; by default those of ``batch``.
+
+    Source: UWM, arXiv:2504.02792 (decoupled levels); Wan I2V (newest frame as input channels).
+    """
+    context, clean, masks = to_tensors(model, batch)
+    context = disturb(context, cfg, generator)
+    cache = model.prefill(context)
+    b, device = len(context), model.device
+
+    def noisy(x: Tensor, sigma: Tensor) -> Tensor:
+        return mix(x, torch.randn(x.shape, generator=generator).to(device), sigma)
+
+    levels = draw_levels(b, cfg.shares, video_shift=cfg.video_shift, generator=generator, pure=cfg.video_pure).to(
+        device
+    )
+    has_action = masks["action"].any(1)
+    levels = NoiseLevels(levels.video, torch.where(has_action, levels.action, torch.ones_like(levels.action)))
+    alone = bool(torch.rand((), generator=generator) < cfg.video_only)
+    if alone:
+        levels = NoiseLevels(levels.video.clamp(min=0.02), levels.action)
+    assert clean.video is not None and clean.proprio is not None and clean.action is not None
+    # Where video is given (INVERSE) it is a little off, as an imagined one would be.
+    jitter = (levels.video == 0) * cfg.context_noise * torch.rand(b, generator=generator).to(device)
+    x = Chunk(
+        video=noisy(clean.video, torch.maximum(levels.video, jitter)),
+        proprio=noisy(clean.proprio, torch.maximum(levels.video, 0.5 * jitter)),
+        action=None if alone else noisy(clean.action, levels.action),
+    )
+    guess = model.predict(x, levels, cache)
+    weight = loss_weight(levels.video, cfg.floor) * (levels.video > 0)
+    numbers: dict[str, Tensor] = {
+        "video": masked_mse(guess.video, clean.video, masks["video"], weight),  # type: ignore[arg-type]
+        "proprio": masked_mse(guess.proprio, clean.proprio, masks["proprio"], weight),  # type: ignore[arg-type]
+    }
+    if guess.action is not None:
+        known = torch.where((levels.video == 0)[:, None], masks["action"], masks["policy"])
+        weight = loss_weight(levels.action, cfg.floor) * (levels.action > 0)
+        numbers["action"] = masked_mse(guess.action, clean.action, known, weight)
+    if cfg.policy_passes:
+        told = (context, clean.action, masks["policy"], cache)
+        if demonstrations is not None:
+            shown, chunk, seen = to_tensors(model, demonstrations)
+            shown = disturb(shown, cfg, generator)
+            assert chunk.action is not None
+            told = (shown, chunk.action, seen["policy"], model.prefill(shown))
+        numbers["policy"] = torch.stack(
+            [policy_loss(model, *told, cfg, generator) for _ in range(cfg.policy_passes)]
+        ).mean()
+    else:
+        numbers["policy"] = torch.zeros((), device=device)
+    total = numbers["video"] + cfg.proprio_weight * numbers["proprio"] + cfg.policy_weight * numbers["policy"]
+    if "action" in numbers:
+        total = total + cfg.action_weight * numbers["action"]
+    return total, {k: v.item() for k, v in numbers.items()}

@@ -1,0 +1,1 @@
+"""Wan and DreamZero checkpoints."""

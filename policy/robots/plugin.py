@@ -1,0 +1,123 @@
+"""A robot as the library knows it: a plug-in of which every part is optional.
+
+Subclass :class:`RobotPlugin` and override what your robot has. A lab with recordings alone overrides nothing; one with
+a simulator overrides :meth:`RobotPlugin.make_env`; what else is known (tasks, an expert, limits, the truth) makes more
+of the library's questions answerable. :func:`imagine.policy.robots.registry.load_robot` finds plug-ins by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from imagine.embodiment import Embodiment
+from imagine.limits import Limits
+from imagine.types import ImagineError
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """How episodes of a robot are recorded by ``imagine collect``.
+
+    Attributes:
+        episode: ``package.module:function``, called in worker processes as ``function(seed, **options)``; returns an
+            :class:`imagine.agents.collect.Episode`.
+        options: keyword arguments beside the seed, and their defaults; ``--option NAME=VALUE`` changes them.
+        robot_type: written into ``info.json``.
+        fps: control ticks per second.
+        names: ``{feature key: one name per dimension}`` for ``info.json``.
+    """
+
+    episode: str
+    options: Mapping[str, Any]
+    robot_type: str
+    fps: int
+    names: Mapping[str, Sequence[str]]
+
+
+class RobotPlugin:
+    """What the library may ask of a robot. Options are what a robot's episodes can be varied by, by name.
+
+    Attributes:
+        name: what messages, reports and the model folder call it.
+    """
+
+    name: str = "robot"
+
+    def embodiment(self) -> Embodiment | None:
+        """The default embodiment, for training; a trained model carries its own."""
+        return None
+
+    def make_env(self, body: Embodiment, *, horizon: int, **options: Any) -> gym.Env[Any, Any]:
+        """A simulated (or real) robot, one chunk of actions per step.
+
+        Args:
+            body: which views, state and action slices are used; its spaces are those of ``imagine.world.spaces``.
+            horizon: chunks until ``truncated``.
+            options: as :meth:`options` names them.
+
+        Returns:
+            An environment whose ``reset`` takes ``options={"instruction": text}``, is a function of its seed, and whose
+            ``step`` takes (K, A) float32 robot units. ``info`` holds ``is_success`` (bool, so far) and, after a step,
+            ``frames`` (F, H, W, 3) uint8, the canvases seen on the way.
+
+        Raises:
+            ImagineError: this robot has no environment.
+        """
+        raise ImagineError(
+            f"robot {self.name!r} has no environment to act in; use recordings (--dataset) or the imagined world, or "
+            "give the plug-in a make_env (docs/own_robot.md)."
+        )
+
+    @property
+    def has_env(self) -> bool:
+        """Whether :meth:`make_env` is there."""
+        return type(self).make_env is not RobotPlugin.make_env
+
+    def options(self, understands: Callable[[str], bool] | None = None) -> dict[str, Any]:
+        """Names and defaults of what episodes can be varied by.
+
+        Args:
+            understands: whether a model knows every word of an instruction; tasks that it does not are left out.
+        """
+        return {}
+
+    def task_of(self, instruction: str) -> str:
+        """The task family of an instruction, for breakdowns; by default the instruction itself."""
+        return instruction
+
+    def distractor(self, instruction: str, seed: int, options: Mapping[str, Any]) -> str | None:
+        """An instruction that cannot be carried out from this start, as of a thing that is not there, or None."""
+        return None
+
+    def other_instruction(self, what: str, instruction: str, seed: int, options: Mapping[str, Any]) -> str | None:
+        """Another instruction that can be carried out from this start, of a kind ``what`` out of :meth:`swaps`."""
+        return None
+
+    def swaps(self) -> tuple[str, ...]:
+        """The kinds of :meth:`other_instruction` that there are."""
+        return ()
+
+    def carried_out(self, env: gym.Env[Any, Any], instruction: str) -> bool | None:
+        """Whether any instruction, not only the episode's own, is fulfilled now; None: unknown."""
+        return None
+
+    def expert(self, env: gym.Env[Any, Any]) -> np.ndarray | None:
+        """What a scripted expert, who may read the true state, would do next: (K, A) float32, robot units."""
+        return None
+
+    def truth(self, env: gym.Env[Any, Any]) -> np.ndarray | None:
+        """The true state, (S,) float, what no camera tells."""
+        return None
+
+    def limits(self, body: Embodiment) -> Limits | None:
+        """What the robot may be commanded; None: the bounds of the embodiment alone."""
+        return None
+
+    def recorder(self) -> Recorder | None:
+        """How ``imagine collect`` records episodes; None: it cannot."""
+        return None
