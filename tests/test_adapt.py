@@ -113,7 +113,7 @@ def test_activations_are_what_autograd_keeps(middling: Plan, monkeypatch: pytest
     def attend(*qkv: Tensor) -> Tensor:  # as on a GPU: no matrix of scores is kept
         return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in qkv)).transpose(1, 2).flatten(2)
 
-    monkeypatch.setattr(imagine.layers, "attend", attend)
+    monkeypatch.setattr(imagine.model.layers, "attend", attend)
     kept = []
     for recompute in (False, True):
         dit, seen = JointDiT(MIDDLING), {}
@@ -324,10 +324,10 @@ def test_killed_adaptation_resumes_to_the_same_bits(
             raise Killed
         return honest(seed, now)
 
-    monkeypatch.setattr(imagine.fit, "step_generator", deadly)
+    monkeypatch.setattr(imagine.train.fit, "step_generator", deadly)
     with pytest.raises(Killed):
         train(tmp_path / "killed", cfg)
-    monkeypatch.setattr(imagine.fit, "step_generator", honest)
+    monkeypatch.setattr(imagine.train.fit, "step_generator", honest)
     last, resumed = train(tmp_path / "killed", cfg)
     assert last == losses[2:]
     start = zero().state_dict()

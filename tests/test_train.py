@@ -111,7 +111,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
                 raise Killed
             return honest(seed, now)
 
-        monkeypatch.setattr(imagine.fit, "step_generator", deadly)
+        monkeypatch.setattr(imagine.train.fit, "step_generator", deadly)
 
     return arm  # type: ignore[return-value]
 
@@ -238,7 +238,7 @@ def test_kill_between_the_renames_of_a_save_loses_nothing(
         simple_fit(tmp_path / "killed")
     monkeypatch.setattr(Path, "rename", honest)
     watched = imagine.train.fit.step_generator
-    monkeypatch.setattr(imagine.fit, "step_generator", lambda s, n: (steps_seen.append(n), watched(s, n))[1])
+    monkeypatch.setattr(imagine.train.fit, "step_generator", lambda s, n: (steps_seen.append(n), watched(s, n))[1])
     resumed = simple_fit(tmp_path / "killed")
     assert steps_seen == [2, 3]  # not from the start
     assert_bits(straight, resumed)
