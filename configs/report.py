@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Sequence
 from fractions import Fraction
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from imagine.configs.runfolder import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLE = Path(__file__).with_name("report.css")
+STYLE, TEMPLATE = (Path(__file__).with_name(f"report.{kind}") for kind in ("css", "html"))
 UPSCALE = 4
 """A dream is small; each of its pixels becomes a square of this many, so that a browser does not blur it."""
 
@@ -37,22 +36,19 @@ class Report:
             subtitle: one or two sentences below it: what was done and what came out.
         """
         self.title, self.subtitle = title, subtitle
-        self._parts: list[str] = []
-        self._is_open = False
+        self._blocks: list[tuple[str, dict[str, Any]]] = []
 
     def section(self, title: str, text: str = "") -> Report:
         """Begin a section."""
-        closing = "</section>" if self._is_open else ""
-        self._is_open = True
-        return self._add(f"{closing}<section><h2>{escape(title)}</h2>{_paragraphs(text)}")
+        return self._add("section", title=title).text(text)
 
     def text(self, text: str) -> Report:
         """Add paragraphs."""
-        return self._add(_paragraphs(text))
+        return self._add("text", text=text)
 
     def command(self, line: str) -> Report:
         """Add the exact command that makes the numbers next to it."""
-        return self._add(f'<pre class="command"><code>{escape(line)}</code></pre>')
+        return self._add("command", line=line)
 
     def cards(self, cards: Sequence[tuple[str, str, str]]) -> Report:
         """Add the numbers that matter.
@@ -60,26 +56,20 @@ class Report:
         Args:
             cards: (label, value, note); the note of an estimate is its interval, as "95 % interval 0.61 to 0.74".
         """
-        each = (
-            f'<div class="card"><dt>{escape(label)}</dt><dd>{escape(str(value))}</dd><p>{escape(note)}</p></div>'
-            for label, value, note in cards
-        )
-        return self._add(f'<dl class="cards">{"".join(each)}</dl>')
+        return self._add("cards", cards=list(cards))
 
     def lead(self, cards: Sequence[tuple[str, str, str]]) -> Report:
         """Put the numbers that matter before everything else, whenever they are known."""
         self.cards(cards)
-        self._parts.insert(0, self._parts.pop())
+        self._blocks.insert(0, self._blocks.pop())
         return self
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Report:
         """Add a table; numbers stand to the right, floats have four significant digits."""
-        columns = zip(headers, zip(*rows, strict=True) if rows else [()] * len(headers), strict=True)
-        head = "".join(_header(str(header), column) for header, column in columns)
-        body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
-        below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-        scroll = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        return self._add(f"<figure>{scroll}{below}</figure>")
+        cells = [[x.item() if isinstance(x, np.generic) else x for x in row] for row in rows]
+        columns = zip(*cells, strict=True) if cells else [()] * len(headers)
+        numeric = [bool(column) and all(_is_number(x) for x in column) for column in columns]
+        return self._add("table", headers=list(zip(headers, numeric, strict=True)), rows=cells, caption=caption)
 
     def figure(self, figure: Figure, caption: str) -> Report:
         """Add a matplotlib figure as a vector image, on white so that its colours hold in the dark.
@@ -91,8 +81,7 @@ class Report:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", bbox_inches="tight", facecolor="white")
         pyplot.close(figure)
-        image = f'<img class="plot" alt="{escape(caption)}" src="{_data_url("image/svg+xml", buffer.getvalue())}">'
-        return self._add(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
+        return self._add("figure", source=_data_url("image/svg+xml", buffer.getvalue()), caption=caption)
 
     def video(self, frames: np.ndarray, fps: float, caption: str) -> Report:
         """Add a looping video; ``frames`` is (T, H, W, 3) uint8 RGB."""
@@ -108,27 +97,27 @@ class Report:
             caption: what to look for.
         """
         longest = max(len(frames) for _, frames in videos)
-        each = "".join(_video(label, _hold_last(frames, longest), fps) for label, frames in videos)
-        return self._add(f'<figure><div class="videos">{each}</div><figcaption>{escape(caption)}</figcaption></figure>')
+        each = [
+            (label, _data_url("video/mp4", encode_mp4(_hold_last(frames, longest), fps))) for label, frames in videos
+        ]
+        return self._add("videos", videos=each, caption=caption)
 
     def html(self) -> str:
         """The whole page."""
-        closing = "</section>" if self._is_open else ""
-        return (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width,initial-scale=1">'
-            f"<title>{escape(self.title)}</title><style>{STYLE.read_text()}</style></head><body><main>"
-            f"<header><h1>{escape(self.title)}</h1>{_paragraphs(self.subtitle)}</header>"
-            f"{''.join(self._parts)}{closing}</main></body></html>\n"
-        )
+        from jinja2 import Environment, StrictUndefined
+
+        environment = Environment(autoescape=True, undefined=StrictUndefined)
+        environment.filters["shown"] = lambda x: f"{x:.4g}" if isinstance(x, float) else str(x)
+        template = environment.from_string(TEMPLATE.read_text())
+        return template.render(title=self.title, subtitle=self.subtitle, blocks=self._blocks, style=STYLE.read_text())
 
     def write(self, path: str | Path) -> Path:
         """Write the page, whole or not at all; returns its path."""
         write_whole(Path(path), self.html().encode())
         return Path(path)
 
-    def _add(self, html: str) -> Report:
-        self._parts.append(html)
+    def _add(self, kind: str, **values: Any) -> Report:
+        self._blocks.append((kind, values))
         return self
 
 
@@ -166,13 +155,6 @@ def encode_mp4(frames: np.ndarray, fps: float, upscale: int = UPSCALE) -> bytes:
     return buffer.getvalue()
 
 
-def _video(label: str, frames: np.ndarray, fps: float) -> str:
-    source = _data_url("video/mp4", encode_mp4(frames, fps))
-    name = f"<h3>{escape(label)}</h3>" if label else ""
-    tag = f'<video autoplay loop muted playsinline aria-label="{escape(label or "video")}" src="{source}">'
-    return f"<div>{name}{tag}</video></div>"
-
-
 def _hold_last(frames: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([frames, frames[-1:].repeat(length - len(frames), 0)])
 
@@ -181,19 +163,5 @@ def _data_url(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _paragraphs(text: str) -> str:
-    return "".join(f"<p>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip())
-
-
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
-def _header(text: str, column: Sequence[Any]) -> str:
-    kind = ' class="number"' if column and all(_is_number(value) for value in column) else ""
-    return f"<th{kind}>{escape(text)}</th>"
-
-
-def _cell(value: Any) -> str:
-    shown = f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
-    return f'<td class="number">{escape(shown)}</td>' if _is_number(value) else f"<td>{escape(shown)}</td>"
+    return isinstance(value, int | float) and not isinstance(value, bool)
