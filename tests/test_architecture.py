@@ -45,7 +45,7 @@ def layer(module: str) -> str | None:
     parts = module.split(".")
     if parts[0] != "imagine":
         return None
-    if module in ("imagine.limits", "imagine.seeds"):
+    if module in ("imagine.limits", "imagine.seeds", "imagine.files"):
         return "types"
     if module in ("imagine.types", "imagine.world.spaces", "imagine.world.env", "imagine.world.dream"):
         return {"dream": "env"}.get(parts[-1], parts[-1])  # the world behind the environment belongs to its layer
