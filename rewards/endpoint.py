@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server as a judge's eyes: what ``LocalVLM`` reads from logits, asked for over HTTP.
+"""Questions about pictures for any OpenAI-compatible server: what ``LocalVLM`` reads from logits, asked over HTTP.
 
 What could not be asked or understood is never taken for a no: its coverage is 0, and where nothing at all was answered
 that is an error.

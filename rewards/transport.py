@@ -1,6 +1,7 @@
-"""Chat completions over HTTP: bounded, retried, counted, cached. Knows nothing of questions and pictures.
+"""Chat completions from any OpenAI-compatible server: bounded, retried, counted, cached. Knows nothing of questions.
 
-The standard library's transport, in threads: no dependency, and at home inside any event loop.
+The ``openai`` client does the HTTP; retries are counted here, because they stop for all requests once the server is
+gone and must not move the caller's random numbers.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.request import HTTPErrorProcessor, Request, build_opener
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from imagine.files import atomic_write
+from imagine.types import RewardUnavailable
+
 Content = list[dict[str, Any]]  # parts of a message: pictures, then a question
 
-_PATIENCE = 3  # requests given up in a row, at least, before the server is taken for gone
+KEY = "OPENAI_API_KEY"
+"""Environment variable that holds the key; it may be unset."""
+
+_FAILURES = 3  # requests given up in a row, at least, before the server is taken for gone
 _log = logging.getLogger(__name__)
 
 
@@ -36,7 +41,6 @@ class EndpointConfig(BaseModel):
 
     url: str = Field(pattern=r"^https?://[^@\s]+$")  # base, as http://127.0.0.1:8000/v1; no user:password@ in it
     model: str = Field(min_length=1)  # as the server calls it
-    key_env: str = "OPENAI_API_KEY"  # environment variable that holds the key; it may be unset
     timeout: float = Field(default=60.0, gt=0)  # seconds of silence per request; also the longest pause between tries
     retries: int = Field(default=3, ge=0)  # per request, after failures that may pass
     backoff: float = Field(default=0.5, ge=0)  # seconds before the first retry; doubles with each, give or take half
@@ -87,22 +91,42 @@ class Unanswered:
     tries: int = 0
 
 
-class _Outright(HTTPErrorProcessor):
-    """Every status is an answer, and no redirection is followed: not with a key."""
+@dataclass(frozen=True)
+class _Failure:
+    """A request without an answer: HTTP status (0: none came), the reason, seconds the server asks us to wait."""
 
-    http_response = https_response = lambda self, request, response: response
+    status: int
+    text: str
+    wait: float | None = None
 
 
 class Server:
     """Where chat completions come from. Threads may share it."""
 
     def __init__(self, cfg: EndpointConfig) -> None:
+        """Nothing is sent yet.
+
+        Raises:
+            RewardUnavailable: the ``openai`` package is not installed.
+        """
+        try:
+            from openai import DefaultHttpxClient, OpenAI, omit
+        except ImportError:
+            raise RewardUnavailable(
+                f"a judge at {cfg.url} needs the openai package; install it with `pip install imagine-wam[vlm]`."
+            ) from None
         self.cfg, self.usage, self._lock = cfg, Usage(), threading.Lock()
-        self._places = threading.BoundedSemaphore(cfg.concurrency)
+        self._slots = threading.BoundedSemaphore(cfg.concurrency)
         self._lacks: set[str] = set()  # fields that this server does not take
-        self._gave_logprobs, self._gave_up = False, 0  # ever; in a row
-        self._open = build_opener(_Outright).open
+        self._gave_logprobs, self._given_up = False, 0  # ever; in a row
         self._random = random.Random()  # pauses must not move the caller's seeded generator
+        self._key = os.environ.get(KEY, "").strip()
+        # No redirection is followed: not with a key.
+        http = DefaultHttpxClient(follow_redirects=False)
+        self._client = OpenAI(
+            base_url=cfg.url, api_key=self._key or "EMPTY", timeout=cfg.timeout, max_retries=0, http_client=http
+        )
+        self._headers = {} if self._key else {"Authorization": omit}
 
     def replies(self, contents: Sequence[Content], options: Sequence[dict[str, Any]]) -> list[Reply | Unanswered]:
         """Ask everything, ``concurrency`` requests at a time, and equal requests once.
@@ -117,89 +141,102 @@ class Server:
         """
         turns = [[{"role": "user", "content": content}] for content in contents]
         bodies = [{"model": self.cfg.model, "messages": turn, **some} for turn in turns for some in options]
-        # Equal requests are one: a dream fills its last tile of lanes by repeating a lane.
+        # Equal requests are one: a dream fills its last batch of rows by repeating a row.
         keys = [json.dumps(body, sort_keys=True) for body in bodies]
         once = dict(zip(keys, bodies, strict=True))
-        over, self._gave_up = threading.Event(), 0
+        stop, self._given_up = threading.Event(), 0
         with ThreadPoolExecutor(self.cfg.concurrency) as pool:
             try:
-                answers = dict(zip(once, pool.map(lambda body: self._reply(body, over), once.values()), strict=True))
+                answers = dict(zip(once, pool.map(lambda body: self._reply(body, stop), once.values()), strict=True))
             finally:
-                over.set()  # after an interrupt, no thread goes on retrying
+                stop.set()  # after an interrupt, no thread goes on retrying
         return [answers[key] for key in keys]
 
-    def _reply(self, body: dict[str, Any], over: threading.Event) -> Reply | Unanswered:
+    def _reply(self, body: dict[str, Any], stop: threading.Event) -> Reply | Unanswered:
         name = hashlib.sha256(json.dumps(["v1", body], sort_keys=True).encode()).hexdigest() + ".json"
-        if known := self._known(name):
+        if known := self._read_cache(name):
             self._count(cached=1)
             return known
-        reply = self._asked(body, over)
+        reply = self._ask(body, stop)
         if isinstance(reply, Reply):
-            self._keep(name, reply)
+            self._write_cache(name, reply)
         elif reply.kind != "logprobs":
             self._count(failed=1)
         return reply
 
-    def _asked(self, body: dict[str, Any], over: threading.Event) -> Reply | Unanswered:
-        error = Unanswered("unreachable", "the server is gone")
+    def _ask(self, body: dict[str, Any], stop: threading.Event) -> Reply | Unanswered:
+        error, status = Unanswered("unreachable", "the server is gone"), 0
         for tries in range(1, self.cfg.retries + 2):
-            if over.is_set():
+            if stop.is_set():
                 return error
             if "logprobs" in body and "logprobs" in self._lacks:
                 return Unanswered("logprobs", "the server gives no log probabilities")
             sent = {name: value for name, value in body.items() if name not in self._lacks}
-            status, text, wait = self._post(sent)
-            if 200 <= status < 300:
-                self._gave_up = 0
-                return self._read(text, body)
+            answer = self._send(sent)
+            if not isinstance(answer, _Failure):
+                self._given_up = 0
+                return self._parse(answer, body)
+            status, text = answer.status, answer.text
             objections = [f for f in ("logprobs", "seed") if f in sent and 400 <= status < 500 and f in text.lower()]
             if objections:
                 self._go_without(objections[0], text)
-                return self._asked(body, over)
-            error = self._failure(status, text, tries)
+                return self._ask(body, stop)
+            error = self._explain(answer, tries)
             if error.kind == "refused":
                 break
             if tries <= self.cfg.retries:
                 self._count(retries=1)
                 own = self.cfg.backoff * 2 ** (tries - 1) * self._random.uniform(0.5, 1.5)
-                over.wait(min(own if wait is None else wait, self.cfg.timeout))
+                stop.wait(min(own if answer.wait is None else answer.wait, self.cfg.timeout))
         # Refusals of one request say nothing about the next; these do, and so does a row of failures.
-        self._gave_up += error.kind == "unreachable"
-        if status in (401, 403, 404, 405) or self._gave_up >= max(_PATIENCE, self.cfg.concurrency):
-            over.set()
+        self._given_up += error.kind == "unreachable"
+        if status in (401, 403, 404, 405) or self._given_up >= max(_FAILURES, self.cfg.concurrency):
+            stop.set()
         return error
 
-    def _post(self, body: dict[str, Any]) -> tuple[int, str, float | None]:
-        """Status, text, and seconds the server asks us to wait; status 0 and the reason where nothing came back."""
-        key = os.environ.get(self.cfg.key_env, "").strip()
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        request = Request(self.cfg.url.rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers)
-        status, wait, began = 0, None, time.monotonic()
-        try:
-            with self._places, self._open(request, timeout=self.cfg.timeout) as answer:
-                text = answer.read().decode(errors="replace")
-                status, said = answer.status, answer.headers.get("Retry-After", "")
-                wait = float(said) if re.fullmatch(r"\d+(\.\d+)?", said) else None
-        except (OSError, HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            text = f"{type(reason).__name__}: {reason}"
-        except ValueError:  # from http.client, with the key in its message
-            text = f"the url or the key in ${self.cfg.key_env} does not fit into an HTTP request"
-        self._count(requests=1, seconds=time.monotonic() - began)
-        text = text.replace(key, "***") if len(key) >= 8 else text  # some servers repeat it; "EMPTY" is no secret
-        return status, text if 200 <= status < 300 else " ".join(text.split())[:300], wait
+    def _send(self, body: dict[str, Any]) -> Any:
+        """One request: whatever the client makes of an answer of status 2xx, else a :class:`_Failure`."""
+        from openai import APIConnectionError, APIStatusError
 
-    def _read(self, text: str, body: dict[str, Any]) -> Reply | Unanswered:
+        if not re.fullmatch(r"[\x21-\x7e]*", self._key):
+            return _Failure(401, f"the key in ${KEY} does not fit into an HTTP header")
+        began = time.monotonic()
         try:
-            said = json.loads(text)
-            choice, spent = said["choices"][0], said.get("usage") or {}
-            words = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
-            reply = Reply(choice["message"].get("content") or "", tuple((w["token"], w["logprob"]) for w in words))
-            if not isinstance(reply.text, str) or any(not isinstance(w, str) or p > 1e-3 for w, p in reply.top):
+            with self._slots:
+                return self._client.chat.completions.create(**body, extra_headers=self._headers)
+        except APIStatusError as error:
+            wait = error.response.headers.get("retry-after", "")
+            seconds = float(wait) if re.fullmatch(r"\d+(\.\d+)?", wait) else None
+            return _Failure(error.status_code, self._clean(error.response.text), seconds)
+        except APIConnectionError as error:
+            reason = error.__cause__ or error
+            return _Failure(0, self._clean(f"{error} {type(reason).__name__}: {reason}"))
+        except (ValueError, RecursionError) as error:  # JSON that cannot be read
+            return error
+        finally:
+            self._count(requests=1, seconds=time.monotonic() - began)
+
+    def _clean(self, text: str) -> str:
+        return " ".join(self._without_key(text).split())[:300]
+
+    def _without_key(self, text: str) -> str:
+        """Some servers repeat the key; "EMPTY" is no secret."""
+        return text.replace(self._key, "***") if len(self._key) >= 8 else text
+
+    def _parse(self, answer: Any, body: dict[str, Any]) -> Reply | Unanswered:
+        """What a completion says; the client does not check what servers send."""
+        try:
+            choice, spent = answer.choices[0], answer.usage
+            content = choice.logprobs.content if choice.logprobs else None
+            words = (content[0].top_logprobs or []) if content else []
+            said = self._without_key(choice.message.content or "")
+            reply = Reply(said, tuple((w.token, w.logprob) for w in words))
+            if any(not isinstance(w, str) or p > 1e-3 for w, p in reply.top):
                 raise ValueError("a log probability above 0, or words that are no text")
-            self._count(**{n: int(spent.get(n) or 0) for n in ("prompt_tokens", "completion_tokens")})
-        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
-            return Unanswered("nonsense", f"no chat completion but {text[:80]!r}")
+            tokens = {n: int(getattr(spent, n, 0) or 0) for n in ("prompt_tokens", "completion_tokens")}
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
+            return Unanswered("nonsense", f"no chat completion but {self._clean(str(answer)[:200])!r}")
+        self._count(**tokens)
         if "logprobs" in body and not reply.top:
             if not self._gave_logprobs:  # else it is only this answer that has none, as an empty one
                 self._go_without("logprobs", "it answered without")
@@ -213,10 +250,11 @@ class Server:
                 _log.warning("%s is asked without %s from now on: %s", self.cfg.url, field, why)
             self._lacks.add(field)
 
-    def _failure(self, status: int, text: str, tries: int) -> Unanswered:
+    def _explain(self, failure: _Failure, tries: int) -> Unanswered:
         """What went wrong and what to do about it."""
-        passing, cfg = status in (0, 408, 425, 429) or status >= 500, self.cfg
-        key = f"put a valid key into the environment variable {cfg.key_env}"
+        status, text, cfg = failure.status, failure.text, self.cfg
+        passing = status in (0, 408, 425, 429) or status >= 500
+        key = f"put a valid key into the environment variable {KEY}"
         where = "check the url (most end in /v1) and that the server has this model"
         up = f"start the server, correct its url, or raise timeout (now {cfg.timeout:g} s)"
         other = f"try later or lower concurrency (now {cfg.concurrency})" if passing else "change what it objects to"
@@ -224,21 +262,18 @@ class Server:
         why = f"HTTP {status} {text}" if status else text
         return Unanswered("unreachable" if passing else "refused", f"{why}; {advice}", tries)
 
-    def _known(self, name: str) -> Reply | None:
+    def _read_cache(self, name: str) -> Reply | None:
         try:
             kept = json.loads((self.cfg.cache / name).read_text(encoding="utf-8")) if self.cfg.cache else {}
             return Reply(str(kept["text"]), tuple((str(w), float(p)) for w, p in kept["top"]))
         except (OSError, ValueError, LookupError, TypeError):  # not there, or corrupt: ask again
             return None
 
-    def _keep(self, name: str, reply: Reply) -> None:
+    def _write_cache(self, name: str, reply: Reply) -> None:
         if self.cfg.cache is None:
             return
         try:
-            self.cfg.cache.mkdir(parents=True, exist_ok=True)
-            part = self.cfg.cache / f"{name}.{os.getpid()}.{threading.get_ident()}"
-            part.write_text(json.dumps(asdict(reply)), encoding="utf-8")
-            part.replace(self.cfg.cache / name)  # readers see all of it or nothing
+            atomic_write(self.cfg.cache / name, json.dumps(asdict(reply)))
         except OSError as error:  # a full disk costs the saving, not the answer
             _log.warning("an answer could not be kept in %s: %s", self.cfg.cache, error)
 
