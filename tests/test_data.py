@@ -549,6 +549,27 @@ def test_other_frame_rates_are_read_by_time_and_never_from_the_future(tmp_path: 
     assert cache_module.tick_rows(60, 60, 30).tolist() == list(range(0, 60, 2))
 
 
+def test_some_episodes_of_a_dataset_can_be_chosen(dataset: LeRobotDataset, tmp_path: Path) -> None:
+    root = dataset.root
+    part, rest = LeRobotDataset.open(f"{root}@1:3"), LeRobotDataset.open(Path(f"{root}@3:"))
+    assert (len(part), len(rest)) == (2, EPISODES - 3)
+    check_equal(part, 0, random_episode(1))
+    check_equal(rest, 0, random_episode(3))
+    one = build_cache(part, embodiment(), encode, tmp_path / "c", workers=0)
+    assert Windows(one, embodiment(), T).video.shape[0] < sum(dataset[i].length for i in range(EPISODES))
+    again = build_cache(LeRobotDataset.open(f"{root}@:2"), embodiment(), encode, tmp_path / "c", workers=0)
+    np.testing.assert_array_equal(np.load(again / "arrays.npz")["episode_index"], [0, 1])
+    with pytest.raises(DatasetError, match=f"selects no episode.* has {EPISODES}"):
+        LeRobotDataset.open(f"{root}@{EPISODES}:")
+
+
+def test_training_frames_are_those_of_training_episodes(windows: Windows) -> None:
+    train = set(windows.batch(windows.rows("train")).episode.tolist())
+    frames = windows.training_frames()
+    owner = np.repeat(np.arange(EPISODES), windows._a["episode_frames"])
+    assert set(owner[frames]) == train and len(frames) == np.isin(owner, list(train)).sum()
+
+
 def test_whole_episodes_are_held_out(windows: Windows) -> None:
     held = windows.batch(windows.rows("held_out")).episode.unique()
     assert held.tolist() == [0]  # seed 0 is the only multiple of 20

@@ -21,7 +21,8 @@ class Args(Common):
 
     Attributes:
         model: a shipped model's name, a folder, or a hub id.
-        dataset: LeRobot datasets to measure on (all their episodes); by default fresh ones are recorded on the twin.
+        dataset: LeRobot datasets to measure on (all their episodes, or FOLDER@a:b for some); by default fresh ones are
+            recorded on the twin.
         episodes: how many to record; episode i has seed SEED + i.
         seed: first seed; nothing shipped was trained on seeds from 900000 on.
         windows: at most so many one-chunk windows, drawn evenly.

@@ -60,7 +60,8 @@ class Training:
             return
         from safetensors.torch import save_file
 
-        frames = np.concatenate([np.load(c / "video.npy", mmap_mode="r") for c in self._caches(None, "")])
+        canvases = Windows(self._caches(None, ""), self.body, context_frames=1)
+        frames = canvases.video[canvases.training_frames()]
         codec = train_codec(frames, self.recipe.codec, self.recipe.codec_fit, self.folder / "codec")
         save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, self.folder / "codec.safetensors")
 

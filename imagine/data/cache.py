@@ -100,7 +100,8 @@ def _identity(dataset: LeRobotDataset, embodiment: Embodiment, kind: str) -> str
     paths = {p for e in dataset.layout.episodes for p in [e.data, *(v.path for v in e.videos.values())]}
     paths.add(dataset.root / "meta/info.json")
     files = sorted((p.relative_to(dataset.root).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in paths)
-    return hashlib.sha256(json.dumps([_FORMAT, kind, embodiment.model_dump(), files]).encode()).hexdigest()
+    episodes = [e.index for e in dataset.layout.episodes]
+    return hashlib.sha256(json.dumps([_FORMAT, kind, embodiment.model_dump(), files, episodes]).encode()).hexdigest()
 
 
 def tick_rows(length: int, fps: float, control_hz: float) -> np.ndarray:

@@ -5,9 +5,10 @@ Source: the layouts of LeRobotDataset (huggingface/lerobot, Apache-2.0); own imp
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import av
@@ -24,6 +25,15 @@ Columns = dict[str, np.ndarray]
 _OPEN_TABLES = 2  # data files kept in memory; episodes are read in order
 _OTHER_BODY = "use the embodiment this dataset was recorded with."
 _REPAIR = "copy it again from where the dataset came from, or collect the episode again."
+
+
+def _selection(path: str | Path) -> tuple[Path, slice]:
+    """``FOLDER@a:b`` as the folder and which of its episodes; a folder of that very name comes first."""
+    match = None if Path(path).is_dir() else re.fullmatch(r"(.+)@(\d*):(\d*)", str(path))
+    if match is None:
+        return Path(path), slice(None)
+    folder, first, stop = match.groups()
+    return Path(folder), slice(int(first) if first else None, int(stop) if stop else None)
 
 
 @dataclass
@@ -43,12 +53,21 @@ class LeRobotDataset:
     def open(cls, path: str | Path) -> LeRobotDataset:
         """Read the description and check, without decoding, that every data and video file is there and whole.
 
+        Args:
+            path: the dataset's folder; ``FOLDER@a:b`` opens episodes a to b - 1 of it alone, counted from 0, either
+                end left out as in a Python slice.
+
         Raises:
-            DatasetError: something is missing, truncated or of an unknown version; names the file and an episode.
+            DatasetError: something is missing, truncated or of an unknown version; names the file and an episode. Or
+                no episode is left.
         """
-        dataset = cls(Path(path), read_layout(Path(path)))
+        folder, chosen = _selection(path)
+        dataset = cls(folder, read_layout(folder))
         dataset._check_files()
-        return dataset
+        episodes = dataset.layout.episodes[chosen]
+        if not episodes:
+            raise DatasetError(f"{path} selects no episode; {folder} has {len(dataset)}, counted from 0.")
+        return cls(folder, replace(dataset.layout, episodes=episodes))
 
     def __len__(self) -> int:
         """Number of episodes."""

@@ -149,6 +149,10 @@ class Windows:
         held = self._a["episode_held_out"][self._row_episode]
         return np.flatnonzero({"train": ~held, "held_out": held, "all": np.ones_like(held)}[split])
 
+    def training_frames(self) -> np.ndarray:
+        """(n,) int64, numbers of the frames of training episodes, for indexing ``video``."""
+        return np.flatnonzero(~np.repeat(self._a["episode_held_out"], self._a["episode_frames"]))
+
     def imitable(self, rows: np.ndarray) -> np.ndarray:
         """(n,) bool, whether a policy may imitate at least the first action of each window."""
         now = self._tick_start[self._row_episode[rows]] + self._row_frame[rows] * self.embodiment.frame_stride
