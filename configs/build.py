@@ -27,9 +27,9 @@ from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
 from imagine.rewards.endpoint import EndpointConfig, EndpointVLM
 from imagine.rewards.guards import Conjunction, GuardConfig
 from imagine.rewards.latent import LatentJudge
-from imagine.rewards.path import PathJudge
 from imagine.rewards.progress import Potential
 from imagine.rewards.robometer import RobometerJudge
+from imagine.rewards.trajectory import TrajectoryJudge
 from imagine.rewards.vlm import VLMJudge
 from imagine.rewards.watched import Watched
 from imagine.types import ImagineError, Policy, RewardModel
@@ -61,10 +61,10 @@ def judge(name: str | Path, folder: str | Path, device: str = "cpu") -> RewardMo
     """A judge of imagined clips by name.
 
     Args:
-        name: ``latent`` for the success heads beside the model's weights, which look at what was dreamt; ``path`` for
-            those that follow the hands; ``own`` for the better of both that is there; ``judge-tiny``; the folder or hub
-            id of any image-text-to-text model, Robometer's layout included; or ``http://HOST/v1#MODEL``, a model behind
-            an OpenAI-compatible server.
+        name: ``latent`` for the success heads beside the model's weights, which look at what was dreamt;
+            ``trajectory`` (once ``path``) for those that follow the hands; ``own`` for the better of both that is
+            there; ``judge-tiny``; the folder or hub id of any image-text-to-text model, Robometer's layout included; or
+            ``http://HOST/v1#MODEL``, a model behind an OpenAI-compatible server.
         folder: of the model that dreams.
         device: where a local judge runs.
 
@@ -74,8 +74,8 @@ def judge(name: str | Path, folder: str | Path, device: str = "cpu") -> RewardMo
     name = judge_name(name, folder)
     if name == "latent":
         return LatentJudge.load(resolve(folder))
-    if name == "path":
-        return PathJudge.load(resolve(folder))
+    if name == "trajectory":
+        return TrajectoryJudge.load(resolve(folder))
     if name.startswith(("http://", "https://")):
         url, _, model = name.partition("#")
         if not model:
@@ -88,9 +88,9 @@ def judge(name: str | Path, folder: str | Path, device: str = "cpu") -> RewardMo
 
 def judge_name(name: str | Path, folder: str | Path) -> str:
     """The name that :func:`judge` knows; what ``own`` means depends on what lies beside the model's weights."""
-    if str(name) != "own":
-        return str(name)
-    return "path" if (resolve(folder) / "path.json").is_file() else "latent"
+    if str(name) == "own":
+        return "trajectory" if TrajectoryJudge.is_in(resolve(folder)) else "latent"
+    return "trajectory" if str(name) == "path" else str(name)
 
 
 def dream(

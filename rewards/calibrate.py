@@ -7,6 +7,7 @@ episode, or all that came of one start), because clips of one episode are not in
 from __future__ import annotations
 
 import fnmatch
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -16,6 +17,10 @@ from imagine.types import ImagineError
 
 RESAMPLES = 1000
 BINS = 15
+LEAST = 10
+"""Successes, and failures, that a threshold needs at least: with fewer, one episode moves a rate by 10 points."""
+
+_log = logging.getLogger(__name__)
 
 
 class Calibrator(BaseModel):
@@ -38,9 +43,9 @@ class Calibration(BaseModel):
 
     def of(self, instruction: str) -> Calibrator:
         """The calibrator of an instruction."""
-        said = instruction.strip().rstrip(".").lower()
+        text = instruction.strip().rstrip(".").lower()
         for pattern, calibrator in self.families.items():
-            if fnmatch.fnmatchcase(said, pattern):
+            if fnmatch.fnmatchcase(text, pattern):
                 return calibrator
         return self.other
 
@@ -90,6 +95,118 @@ def fit_calibrator(margin: np.ndarray, label: np.ndarray, *, most_false: float |
     )
 
 
+class ThresholdFit(BaseModel):
+    """How a judge's threshold was found, and how far the data carry it.
+
+    Attributes:
+        n: episodes.
+        successes: of them, that really were.
+        folds: parts that were each judged at the threshold of the others; the rates below are of those verdicts.
+        ci: 95 % bootstrap interval of the threshold, over episodes.
+        judged: share of the episodes that are judged successes.
+        real: share that were.
+        disagreement: share that were judged wrongly.
+        false_positive: share of the failures judged successes, with its 95 % Wilson interval.
+        false_positive_ci: that interval.
+        false_negative: share of the successes judged failures, likewise.
+        false_negative_ci: that interval.
+        refused: why the data could not carry a threshold, so that it was left as it was; empty where it was set.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n: int
+    successes: int
+    folds: int
+    ci: tuple[float, float]
+    judged: float
+    real: float
+    disagreement: float
+    false_positive: float
+    false_positive_ci: tuple[float, float]
+    false_negative: float
+    false_negative_ci: tuple[float, float]
+    refused: str = ""
+
+    def numbers(self) -> dict[str, float | list[float] | str]:
+        """For ``metrics.json``."""
+        return {
+            "threshold_n": self.n, "threshold_ci": list(self.ci), "replay_n": self.n, "replay_judged": self.judged,
+            "replay_real": self.real, "replay_disagreement": self.disagreement,
+            "false_positive": self.false_positive, "false_positive_ci": list(self.false_positive_ci),
+            "false_negative": self.false_negative, "false_negative_ci": list(self.false_negative_ci),
+            "threshold_refused": self.refused,
+        }  # fmt: skip
+
+
+def fit_threshold(
+    best: np.ndarray, success: np.ndarray, *, default: float = 0.5, folds: int = 5
+) -> tuple[float, ThresholdFit]:
+    """The threshold at which as many episodes are judged successes as really were, cross-fitted.
+
+    One judged success anywhere makes an episode a success: false alarms add up over its chunks, and a missed success
+    has more chances, so a threshold that is right frame by frame is not right here. The threshold is of all episodes;
+    what is reported of it is each fold judged at the threshold of the other folds.
+
+    Args:
+        best: (n,) float in [0, 1], the largest success probability in each episode.
+        success: (n,) bool, the truth.
+        default: kept where there are fewer than ``LEAST`` successes or failures; a warning says so.
+        folds: parts of the data, dealt at random.
+
+    Raises:
+        ImagineError: there is no episode.
+    """
+    best, success = np.asarray(best, np.float64), np.asarray(success, bool)
+    n, yes = len(best), int(success.sum())
+    if not n:
+        raise ImagineError("got 0 episodes to set a threshold by, expected at least 1.")
+    refused = ""
+    if min(yes, n - yes) < LEAST:
+        refused = f"{yes} successes and {n - yes} failures, expected at least {LEAST} of each"
+        _log.warning("the judge's threshold stays at %.3g: there are %s; give more episodes.", default, refused)
+    rng, folds = np.random.default_rng(0), min(folds, n)
+    if refused:
+        threshold, interval, judged = default, (0.0, 1.0), best > default
+    else:
+        threshold = _matched(best, success)
+        drawn = rng.integers(n, size=(RESAMPLES, n))
+        low, high = np.quantile([_matched(best[i], success[i]) for i in drawn], [0.025, 0.975])
+        interval, fold = (float(low), float(high)), rng.permutation(n) % folds
+        own = np.array([_matched(best[fold != f], success[fold != f]) for f in range(folds)])
+        judged = best > own[fold]
+    false_positive, positive_ci = _share(judged[~success])
+    false_negative, negative_ci = _share(~judged[success])
+    return threshold, ThresholdFit(
+        n=n, successes=yes, folds=0 if refused else folds, ci=interval, judged=float(judged.mean()),
+        real=float(success.mean()), disagreement=float((judged != success).mean()), false_positive=false_positive,
+        false_positive_ci=positive_ci, false_negative=false_negative, false_negative_ci=negative_ci, refused=refused,
+    )  # fmt: skip
+
+
+def _matched(best: np.ndarray, success: np.ndarray) -> float:
+    """Halfway between the last episode that has to be judged a success for the rate to be right, and the next one."""
+    edge = np.concatenate([[1.0], np.sort(best)[::-1], [0.0]])
+    hits = int(success.sum())
+    return float(np.clip((edge[hits] + edge[hits + 1]) / 2, 0.05, 0.95))
+
+
+def _share(wrong: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Share of True and its Wilson interval; 0 and all of [0, 1] of nothing."""
+    if not len(wrong):
+        return 0.0, (0.0, 1.0)
+    low, high = wilson(int(wrong.sum()), len(wrong))
+    return float(wrong.mean()), (low, high)
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share, k of n. Source: Wilson (1927), through ``scipy.stats.binomtest``."""
+    from scipy.stats import binomtest
+
+    ci = binomtest(k, n).proportion_ci(0.95, method="wilson")
+    return float(ci.low), float(ci.high)
+
+
 def auroc(p: np.ndarray, label: np.ndarray) -> float:
     """Area under the ROC curve, ties counting half; NaN with one class only.
 
@@ -111,8 +228,8 @@ def brier(p: np.ndarray, label: np.ndarray) -> float:
 
 def ece(p: np.ndarray, label: np.ndarray, bins: int = BINS) -> float:
     """Expected calibration error over bins of equal mass. Source: Naeini et al. (2015)."""
-    sizes, said, true = reliability(p, label, bins)
-    return float((sizes * np.abs(said - true)).sum() / sizes.sum())
+    sizes, predicted, true = reliability(p, label, bins)
+    return float((sizes * np.abs(predicted - true)).sum() / sizes.sum())
 
 
 def reliability(p: np.ndarray, label: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -121,16 +238,16 @@ def reliability(p: np.ndarray, label: np.ndarray, bins: int = BINS) -> tuple[np.
     parts = [part for part in np.array_split(order, min(bins, len(order))) if len(part)]
     p, label = np.asarray(p, np.float64), np.asarray(label, np.float64)
     rows = [(len(part), p[part].mean(), label[part].mean()) for part in parts]
-    sizes, said, true = np.array(rows).T
-    return sizes, said, true
+    sizes, predicted, true = np.array(rows).T
+    return sizes, predicted, true
 
 
-def rates(said: np.ndarray, label: np.ndarray) -> tuple[float, float]:
+def rates(judged: np.ndarray, label: np.ndarray) -> tuple[float, float]:
     """False positive and false negative rate of verdicts (n,) bool; NaN where a class is missing."""
-    said, label = np.asarray(said, bool), np.asarray(label, bool)
+    judged, label = np.asarray(judged, bool), np.asarray(label, bool)
     with np.errstate(invalid="ignore"):
-        return float(np.divide((said & ~label).sum(), (~label).sum())), float(
-            np.divide((~said & label).sum(), label.sum())
+        return float(np.divide((judged & ~label).sum(), (~label).sum())), float(
+            np.divide((~judged & label).sum(), label.sum())
         )
 
 

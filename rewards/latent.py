@@ -8,15 +8,15 @@ It is no vision-language model; that judge implements the same ``RewardModel`` p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from imagine.rewards.heads import load_head, save_head, word_counts
-from imagine.types import Clip, Score, ShapeError
+from imagine.rewards.calibrate import ThresholdFit
+from imagine.rewards.heads import HeadJudge, HeadSettings
+from imagine.types import Clip, Score
 
 
 class HeadConfig(BaseModel):
@@ -32,17 +32,20 @@ class HeadConfig(BaseModel):
     trace: float = 1.0  # lambda of progress's TD(lambda) targets; 1 is the recorded outcome alone
 
 
-class JudgeConfig(BaseModel):
-    """Everything needed to rebuild a judge around its weights; ``judge.json``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class JudgeConfig(HeadSettings):
+    """Everything needed to rebuild a LatentJudge around its weights; ``judge.json``."""
 
     head: HeadConfig
-    channels: int
-    height: int
-    width: int
-    proprio: int
-    words: tuple[str, ...]
+
+    @property
+    def at(self) -> float:
+        """See :class:`imagine.rewards.heads.HeadSettings`."""
+        return self.head.threshold
+
+    def calibrated(self, threshold: float, fit: ThresholdFit) -> JudgeConfig:
+        """See :class:`imagine.rewards.heads.HeadSettings`."""
+        head = self.head.model_copy(update={"threshold": threshold})
+        return self.model_copy(update={"head": head, "threshold_fit": fit})
 
 
 class _Head(nn.Module):
@@ -72,17 +75,17 @@ class _Head(nn.Module):
         return self.out(torch.cat([x, text, body], 1))
 
 
-class LatentJudge(nn.Module):
+class LatentJudge(HeadJudge):
     """A ``RewardModel``: success probability of a clip from its first and newest latent frame."""
 
-    def __init__(self, cfg: JudgeConfig):
-        super().__init__()
-        self.cfg = cfg
-        self.heads = nn.ModuleList([_Head(cfg) for _ in range(cfg.head.heads)])
+    stem = former = "judge"
+    settings = JudgeConfig
+    source = "train one with `imagine train --stages judge`, or copy the whole model folder."
+    cfg: JudgeConfig
 
-    def word_counts(self, instruction: Sequence[str]) -> Tensor:
-        """(B, words) float; words it never heard are left out."""
-        return word_counts(instruction, self.cfg.words)
+    def __init__(self, cfg: JudgeConfig):
+        super().__init__(cfg)
+        self.heads = nn.ModuleList([_Head(cfg) for _ in range(cfg.head.heads)])
 
     def logits(self, latents: Tensor, proprio: Tensor, words: Tensor) -> Tensor:
         """Every head's logits of success and progress, (heads, B, 2), for the pair (first, newest) of frames.
@@ -117,33 +120,10 @@ class LatentJudge(nn.Module):
         Raises:
             ShapeError: the latents are of another codec, or there is not one instruction per clip.
         """
-        cfg = self.cfg
-        if tuple(clip.latents.shape[2:]) != (cfg.channels, cfg.height, cfg.width) or len(instruction) != len(
-            clip.latents
-        ):
-            raise ShapeError(
-                f"judge got latents {tuple(clip.latents.shape)} and {len(instruction)} instructions, expected "
-                f"(B, 1 + F, {cfg.channels}, {cfg.height}, {cfg.width}) and B; use the judge of this model's folder."
-            )
+        self.require_latents(clip.latents, instruction)
         pair = [0, clip.latents.shape[1] - 1]
         words = self.word_counts(instruction).to(clip.latents)
         every = torch.sigmoid(self.logits(clip.latents[:, pair], clip.proprio[:, pair], words))
         lowest, highest = every.min(0).values, every.max(0).values
         success, progress = lowest.unbind(-1)
-        terms = {"success": success, "progress": progress, "spread": (highest - lowest)[:, 1]}
-        known = words.sum(1) > 0
-        return Score((success > cfg.head.threshold).float(), success, known, terms)
-
-    def save(self, folder: str | Path) -> None:
-        """Write ``judge.json`` and ``judge.safetensors``."""
-        save_head(self, self.cfg, folder, "judge")
-
-    @classmethod
-    def load(cls, folder: str | Path) -> LatentJudge:
-        """Read a judge from a model folder.
-
-        Raises:
-            CheckpointMismatch: missing, truncated, or its weights do not fit its config.
-        """
-        how = "train one with `imagine train --stages judge`, or copy the whole model folder."
-        return load_head(cls, JudgeConfig, folder, "judge", how)
+        return self.verdict(success, progress, (highest - lowest)[:, 1], words)

@@ -17,6 +17,7 @@ from imagine.rewards.calibrate import (
     brier,
     ece,
     fit_calibrator,
+    fit_threshold,
     rates,
     reliability,
     report,
@@ -209,3 +210,51 @@ def test_the_alarm_rings_when_praise_runs_ahead() -> None:
     assert gap > 0.1 and rings
     with pytest.raises(ImagineError, match="as many of each"):
         alarm(truth, truth[:10])
+
+
+# ------------------------------------------------------------------ thresholds of whole episodes
+
+
+def episodes(n: int, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Largest success probabilities of n episodes, successes at 0.8, false alarms at 0.7 in every third failure."""
+    rng = np.random.default_rng(seed)
+    success, best = rng.random(n) < share, rng.uniform(0, 0.6, n)
+    best[success] = 0.8
+    best[np.flatnonzero(~success)[::3]] = 0.7
+    return best, success
+
+
+def test_a_threshold_makes_episodes_succeed_as_often_as_they_did() -> None:
+    best, success = episodes(400, 0.4)
+    threshold, found = fit_threshold(best, success)
+    assert 0.7 <= threshold < 0.8 and found.n == 400 and found.successes == success.sum() and not found.refused
+    assert found.judged == found.real == success.mean() and found.disagreement == 0
+    assert found.ci[0] <= threshold <= found.ci[1]
+
+
+def test_a_blind_judge_gets_the_rate_right_and_the_episodes_wrong() -> None:
+    rng = np.random.default_rng(1)
+    _, found = fit_threshold(rng.random(4000), rng.random(4000) < 0.25)
+    assert abs(found.judged - 0.25) < 0.03 and found.disagreement > 0.3
+    assert found.false_positive_ci[0] < found.false_positive < found.false_positive_ci[1]
+
+
+def test_a_threshold_is_reported_for_episodes_that_did_not_choose_it() -> None:
+    """Probabilities that say nothing: matched on all, the rate would be exact; out of fold it is off by chance."""
+    off = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        best, success = rng.random(60), rng.random(60) < 0.5
+        threshold, found = fit_threshold(best, success)
+        assert (best > threshold).sum() == success.sum()
+        off.append(abs(found.judged - found.real))
+    assert np.mean(off) > 0.01
+
+
+def test_few_episodes_leave_the_threshold_alone_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    best, success = episodes(10, 0.4, seed=3)
+    threshold, found = fit_threshold(best, success, default=0.4)
+    assert threshold == 0.4 and found.folds == 0 and found.ci == (0, 1)
+    assert "expected at least 10 of each" in found.refused and "stays at 0.4" in caplog.text
+    with pytest.raises(ImagineError, match="0 episodes"):
+        fit_threshold(np.zeros(0), np.zeros(0, bool))

@@ -29,7 +29,7 @@ from imagine.policy.robots.g1_table.privileged import expert_chunk
 from imagine.policy.robots.g1_table.tasks import Task
 from imagine.policy.robots.g1_table.world import G1Table
 from imagine.rewards.latent import LatentJudge
-from imagine.rewards.path import PathJudge
+from imagine.rewards.trajectory import TrajectoryJudge
 from imagine.rewards.vlm import JudgeSettings, VLMJudge
 
 pytestmark = pytest.mark.slow
@@ -129,7 +129,7 @@ def test_a_judge_of_paths_is_taught_on_whole_dreams(tmp_path: Path) -> None:
     words = ("train", "--stages", "paths", "--init", "g1-table-tiny", "--set", small, "--out", str(tmp_path / "run"))
     got = run(*words)
     assert {"auroc", "threshold", "off_cm", "false_positive", "policies"} <= got["paths"].keys()
-    assert PathJudge.load(got["model"]).cfg.threshold == got["paths"]["threshold"]
+    assert TrajectoryJudge.load(got["model"]).cfg.threshold == got["paths"]["threshold"]
     assert run(*words) == got, "what is finished is kept"
 
 
@@ -308,7 +308,7 @@ def test_the_gym_reports_every_part_of_the_verdict() -> None:
 def test_an_imagined_rate_is_not_told_without_the_judges_error(tmp_path: Path) -> None:
     words = ("evaluate", "--world", "imagined", "--episodes", "2", "--lanes", "2", "--seed", "900000")
     heads = run(*words, "--out", str(tmp_path / "heads"))["judge"]
-    assert heads["name"] == "path" and 0 <= heads["false_positive"] <= 1, "own is the best beside the weights"
+    assert heads["name"] == "trajectory" and 0 <= heads["false_positive"] <= 1, "own is the best beside the weights"
     assert run(*words, "--judge", "latent", "--out", str(tmp_path / "latent"))["judge"]["name"] == "latent"
     result = run(*words, "--judge", "judge-tiny", "--out", str(tmp_path / "vlm"))
     assert result["judge"]["name"] == "judge-tiny" and 0 <= result["judge"]["fpr"] <= 1

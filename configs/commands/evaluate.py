@@ -34,8 +34,8 @@ class Args(Episodes):
         steps: denoising steps of the policy.
         horizon: chunks (of 0.8 s on the table) within which an episode must succeed; by default 8, and 3 with --zoo,
             as far as a dream was trained to go on its own frames.
-        judge: who scores a dream: own (the best one beside the model's weights), latent, path, a shipped judge's name,
-            a folder or hub id of an image-text-to-text model, or http://HOST/v1#MODEL.
+        judge: who scores a dream: own (the best one beside the model's weights), latent, trajectory, a
+            shipped judge's name, a folder or hub id of an image-text-to-text model, or http://HOST/v1#MODEL.
         guarded: a judged success needs what the gym's guards ask as well, and an episode that cannot be believed ends.
             That is for learners, who exploit pictures; by default it is left out with the judge that looks at none.
         ray: address of a Ray cluster to work on, or local; in this process when empty.
@@ -128,7 +128,7 @@ def run(args: Args) -> dict[str, Any]:
 
 def looks(judge: str) -> bool:
     """Does a judge look at the dream's pictures, so that it wants the guards that look at them?"""
-    return judge != "path"
+    return judge != "trajectory"
 
 
 def _policies(args: Args) -> tuple[str, ...]:
@@ -160,8 +160,9 @@ def caveat(model: str, judge: str, unchecked: bool = False) -> dict[str, Any]:
     def read(folder: Any, name: str) -> dict[str, Any]:
         return json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
 
-    if judge in ("latent", "path"):
-        error = read(resolve(model), {"latent": "judge_metrics.json", "path": "path_metrics.json"}[judge])
+    if judge in (heads := {"latent": ("judge",), "trajectory": ("trajectory", "path")}):
+        found = [read(resolve(model), f"{stem}_metrics.json") for stem in heads[judge]]
+        error = next((f for f in found if f), {})
         names: tuple[str, ...] = ("auroc", "false_positive", "false_negative", "n")
     elif judge.startswith(("http://", "https://")):
         error, names = {}, ()

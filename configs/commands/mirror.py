@@ -20,7 +20,7 @@ class Mirror:
     """
 
     def __init__(self, model: WorldActionModel, words: tuple[str, ...], places: tuple[int, ...]) -> None:
-        """``places`` are numbers of proprioception, as for :class:`imagine.rewards.path.PathConfig`."""
+        """``places`` are numbers of proprioception, as for :class:`imagine.rewards.trajectory.TrajectoryConfig`."""
         body = model.body
         state = {part.name: part for part in body.state}
         order, sign = _swapped([state[name] for name in body.proprio])

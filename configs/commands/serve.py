@@ -26,8 +26,8 @@ class Args(Common):
     Attributes:
         policy: base, novice, improved, random, or the folder of an adapter or model.
         model: a shipped model's name, a folder, or a hub id; it also dreams what is scored.
-        judge: who scores candidates: own (the best one beside the model's weights), latent, path, a shipped judge's
-            name, a folder or hub id of an image-text-to-text model, http://HOST/v1#MODEL, or none.
+        judge: who scores candidates: own (the best one beside the model's weights), latent, trajectory, a
+            shipped judge's name, a folder or hub id of an image-text-to-text model, http://HOST/v1#MODEL, or none.
         host: address to listen on; 0.0.0.0 lets other machines in.
         port: where; 0 takes any that is free.
         steps: denoising steps of the policy.

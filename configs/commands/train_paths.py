@@ -22,7 +22,7 @@ from imagine.policy.robots.g1_table.scene import COLOURS
 from imagine.policy.robots.g1_table.tasks import Task
 from imagine.policy.robots.g1_table.truth import accomplished, is_there, place
 from imagine.rewards.calibrate import auroc
-from imagine.rewards.path import PathConfig, PathJudge
+from imagine.rewards.trajectory import TrajectoryConfig, TrajectoryJudge
 from imagine.train.fit import FitConfig, fit, write_json
 from imagine.types import ShapeError
 from imagine.world.trajectory import PATH_CHUNKS, begun, straight
@@ -65,7 +65,7 @@ class Questions:
         moved: (N, Q, T, 3) float32, how far it had gone, in units of ``NEAR``.
     """
 
-    def __init__(self, model: WorldActionModel, judge: PathJudge, told: list[str], truths: np.ndarray):
+    def __init__(self, model: WorldActionModel, judge: TrajectoryJudge, told: list[str], truths: np.ndarray):
         """Ask them."""
         tasks = [_tasks(Task.parse(t), row[0], families_of(model)) for t, row in zip(told, truths, strict=True)]
         n, t = len(tasks), truths.shape[1] - 1
@@ -95,8 +95,8 @@ def _tasks(told: Task, row: np.ndarray, families: tuple[str, ...]) -> list[Task]
 
 def train_paths(
     model: WorldActionModel, dreamer: str | Path, cfg: RolloutConfig, run: FitConfig, folder: Path
-) -> PathJudge:
-    """Fit a PathJudge to dreams; its threshold makes held-out dreams succeed as often as the twin.
+) -> TrajectoryJudge:
+    """Fit a TrajectoryJudge to dreams; its threshold makes held-out dreams succeed as often as the twin.
 
     Held-out numbers go to ``metrics.json``, what was dreamt to ``dreams-*.npz``.
 
@@ -112,8 +112,8 @@ def train_paths(
     unit = torch.full((model.body.proprio_dim,), NEAR)
     near = model.normalise_proprio(unit) - model.normalise_proprio(torch.zeros_like(unit))
     torch.manual_seed(run.seed)  # weights, and dropout later
-    judge = PathJudge(
-        PathConfig(
+    judge = TrajectoryJudge(
+        TrajectoryConfig(
             channels=channels, height=height, width=width, proprio=model.body.proprio_dim,
             actions=model.body.action_dim, ticks=model.body.frame_stride, places=hands, targets=targets,
             near=tuple(near[list(hands)].tolist()), words=tuple(sorted(model.text.cfg.words)),
@@ -165,7 +165,7 @@ def train_paths(
     @torch.no_grad()
     def said(ema: nn.Module, rows: np.ndarray) -> np.ndarray:
         """(n, T) success probability of what was told, as the judge reports it."""
-        assert isinstance(ema, PathJudge)
+        assert isinstance(ema, TrajectoryJudge)
         i = torch.from_numpy(rows)
         words = asked.words[i, 0]
         here = torch.cat([ema.locate(*part) for part in zip(first[i].split(256), words.split(256), strict=True)])
@@ -177,7 +177,7 @@ def train_paths(
     truth = asked.done[torch.from_numpy(rows), 0].numpy()
 
     def evaluate(ema: nn.Module) -> dict[str, float]:
-        assert isinstance(ema, PathJudge)
+        assert isinstance(ema, TrajectoryJudge)
         p, shown = said(ema, rows), ~before[torch.from_numpy(rows), 0].numpy()
         i = torch.from_numpy(rows)
         with torch.no_grad():
@@ -191,7 +191,7 @@ def train_paths(
         }
 
     ema = fit(judge, loss, run, folder, evaluate=evaluate, name="paths")
-    assert isinstance(ema, PathJudge)
+    assert isinstance(ema, TrajectoryJudge)
     threshold, found = verdicts(said(ema, rows), truth, made["kind"][rows])
     ema.cfg = ema.cfg.model_copy(update={"threshold": threshold})
     write_json(folder / "metrics.json", {**evaluate(ema), **found})

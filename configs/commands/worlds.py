@@ -17,8 +17,8 @@ class Episodes(Common):
     Attributes:
         model: a shipped model's name, a folder, or a hub id.
         episodes: how many; episode i starts from seed SEED + i, the same start in every world.
-        judge: who scores a dream: a shipped judge's name, own (the best one beside the model's weights), latent, path,
-            a folder or hub id of an image-text-to-text model, or http://HOST/v1#MODEL.
+        judge: who scores a dream: a shipped judge's name, own (the best one beside the model's weights), latent,
+            trajectory, a folder or hub id of an image-text-to-text model, or http://HOST/v1#MODEL.
         lanes: episodes run side by side.
         seed: first start seed; nothing shipped was trained on seeds from 900000 on.
         blocks: on the table. The shipped model has seen two; more are clutter it never learnt about.

@@ -1,4 +1,4 @@
-"""PathJudge: was it done, judged by where things were and where the hands went.
+"""TrajectoryJudge: was it done, judged by where things were and where the hands went?
 
 It finds what the instruction is about in the episode's first frame, which is a real one, and follows the hands beside
 it, where they were imagined and where their actions lead. Whether a grasp closes beside the block is a matter of
@@ -11,29 +11,25 @@ by it, and cannot tell that somebody else moved the block. ``latent`` and the vi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from imagine.rewards.heads import load_head, save_head, word_counts
+from imagine.rewards.calibrate import ThresholdFit
+from imagine.rewards.heads import HeadJudge, HeadSettings
 from imagine.types import Clip, Score, ShapeError
 
 
-class PathConfig(BaseModel):
-    """Everything needed to rebuild a PathJudge around its weights; ``path.json``.
+class TrajectoryConfig(HeadSettings):
+    """Everything needed to rebuild a TrajectoryJudge around its weights; ``trajectory.json``.
 
     Attributes:
-        channels: of a latent frame, likewise height and width.
-        proprio: numbers of proprioception.
         actions: numbers of an action.
         ticks: actions since the frame before, in every row of a path.
         places: which numbers of proprioception are places of hands.
         targets: which numbers of an action lead there, in the same order.
         near: per place number, how many normalised units count as near (10 cm at the table).
-        words: that an instruction may hold.
         dim: width of the network.
         heads: ensemble size.
         dropout: in training.
@@ -41,31 +37,33 @@ class PathConfig(BaseModel):
         discount: progress is this to the power of chunks until success.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    channels: int
-    height: int
-    width: int
-    proprio: int
     actions: int
     ticks: int
     places: tuple[int, ...]
     targets: tuple[int, ...]
     near: tuple[float, ...]
-    words: tuple[str, ...]
     dim: int = 64
     heads: int = 3
     dropout: float = 0.2
     threshold: float = 0.5
     discount: float = 0.8
 
+    @property
+    def at(self) -> float:
+        """See :class:`imagine.rewards.heads.HeadSettings`."""
+        return self.threshold
 
-class _Where(nn.Module):
+    def calibrated(self, threshold: float, fit: ThresholdFit) -> TrajectoryConfig:
+        """See :class:`imagine.rewards.heads.HeadSettings`."""
+        return self.model_copy(update={"threshold": threshold, "threshold_fit": fit})
+
+
+class _Locator(nn.Module):
     """(B, C, h, w) latents and (B, W) word counts to (B, places), in units of ``near``."""
 
     grid: Tensor
 
-    def __init__(self, cfg: PathConfig, queries: int = 2, n: int = 48):
+    def __init__(self, cfg: TrajectoryConfig, queries: int = 2, n: int = 48):
         super().__init__()
         self.words = nn.Linear(len(cfg.words), 2 * n)
         self.first = nn.Conv2d(cfg.channels, n, 3, padding=1)
@@ -87,10 +85,10 @@ class _Where(nn.Module):
         return self.out(torch.einsum("bqp,bcp->bqc", look, seen).flatten(1))
 
 
-class _Follower(nn.Module):
+class _TrajectoryHead(nn.Module):
     """(B, T, D) path beside a thing to (B, 2 + 3): logits of success and progress, and how far the thing moved."""
 
-    def __init__(self, cfg: PathConfig, inputs: int):
+    def __init__(self, cfg: TrajectoryConfig, inputs: int):
         super().__init__()
         n = cfg.dim
         self.first = nn.Conv1d(inputs, n, 3)
@@ -106,22 +104,20 @@ class _Follower(nn.Module):
         return self.out(torch.cat([x[:, -1], x.max(1).values], -1))
 
 
-class PathJudge(nn.Module):
-    """A ``RewardModel``: success probability of a clip from its first frame and the path of the hands since."""
+class TrajectoryJudge(HeadJudge):
+    """A ``RewardModel``: success probability of a clip from its first frame and the trajectory of the hands since."""
 
+    stem, former, settings = "trajectory", "path", TrajectoryConfig
+    source = "train one with `imagine train --stages trajectory`, or use --judge latent."
+    cfg: TrajectoryConfig
     near: Tensor
 
-    def __init__(self, cfg: PathConfig):
-        super().__init__()
-        self.cfg = cfg
-        self.where = _Where(cfg)
+    def __init__(self, cfg: TrajectoryConfig):
+        super().__init__(cfg)
+        self.where = _Locator(cfg)
         inputs = cfg.proprio + cfg.ticks * cfg.actions + len(cfg.places) + len(cfg.words)
-        self.heads = nn.ModuleList([_Follower(cfg, inputs) for _ in range(cfg.heads)])
+        self.heads = nn.ModuleList([_TrajectoryHead(cfg, inputs) for _ in range(cfg.heads)])
         self.register_buffer("near", torch.tensor(cfg.near), persistent=False)
-
-    def word_counts(self, instruction: Sequence[str]) -> Tensor:
-        """(B, words) float; words it never heard are left out."""
-        return word_counts(instruction, self.cfg.words)
 
     def locate(self, start: Tensor, words: Tensor) -> Tensor:
         """Where what is asked about is: the proprioception of hands that are there.
@@ -148,12 +144,12 @@ class PathJudge(nn.Module):
         led = [[cfg.proprio + tick * cfg.actions + i for i in cfg.targets] for tick in range(cfg.ticks)]
         placed = {*hands, *(i for tick in led for i in tick)}
         rest = [i for i in range(path.shape[2]) if i not in placed]
-        way = path[..., hands]
+        at_hands = path[..., hands]
         beside = [2 * torch.tanh((path[..., at] - place[:, None]) / self.near) for at in (hands, *led)]
-        moved = F.pad(2 * (way[:, 1:] - way[:, :-1]) / self.near, (0, 0, 1, 0)).clamp(-3, 3)
-        told = words[:, None].expand(-1, path.shape[1], -1)
-        seen = torch.cat([*beside, moved, path[..., rest], told], -1)
-        return torch.stack([head(seen) for head in self.heads])
+        moved = F.pad(2 * (at_hands[:, 1:] - at_hands[:, :-1]) / self.near, (0, 0, 1, 0)).clamp(-3, 3)
+        instruction = words[:, None].expand(-1, path.shape[1], -1)
+        inputs = torch.cat([*beside, moved, path[..., rest], instruction], -1)
+        return torch.stack([head(inputs) for head in self.heads])
 
     @torch.inference_mode()
     def __call__(self, clip: Clip, instruction: Sequence[str]) -> Score:  # type: ignore[override]
@@ -164,33 +160,17 @@ class PathJudge(nn.Module):
         Raises:
             ShapeError: the clip is of another codec or robot, has no path, or not one instruction.
         """
-        cfg = self.cfg
+        cfg, numbers = self.cfg, self.cfg.proprio + self.cfg.ticks * self.cfg.actions
+        self.require_latents(clip.latents, instruction)
         if clip.path is None:
             raise ShapeError("this judge follows the hands since the start, but the clip has no path; see types.Clip.")
-        expected = (cfg.channels, cfg.height, cfg.width), cfg.proprio + cfg.ticks * cfg.actions, len(instruction)
-        got = tuple(clip.latents.shape[2:]), clip.path.shape[-1], len(clip.latents)
-        if got != expected:
+        if clip.path.shape[-1] != numbers:
             raise ShapeError(
-                f"judge got latents, path and clips of {got}, expected {expected}; use the judge of this "
-                "model's folder."
+                f"judge got a path of {clip.path.shape[-1]} numbers per frame, expected {cfg.proprio} of "
+                f"proprioception and {cfg.ticks} x {cfg.actions} of actions; use the judge of this model's folder."
             )
         words = self.word_counts(instruction).to(clip.path)
         place = self.locate(clip.latents[:, 0].to(clip.path), words)
         every = torch.sigmoid(self.logits(place, clip.path, words)[..., :2].float())
         success, progress = every.mean(0).unbind(-1)
-        terms = {"success": success, "progress": progress, "spread": every[..., 0].amax(0) - every[..., 0].amin(0)}
-        return Score((success > cfg.threshold).float(), success, words.sum(1) > 0, terms)
-
-    def save(self, folder: str | Path) -> None:
-        """Write ``path.json`` and ``path.safetensors``."""
-        save_head(self, self.cfg, folder, "path")
-
-    @classmethod
-    def load(cls, folder: str | Path) -> PathJudge:
-        """Read a judge from a model folder.
-
-        Raises:
-            CheckpointMismatch: missing, truncated, or its weights do not fit its config.
-        """
-        how = "train one with `imagine train --stages paths`, or use --judge latent."
-        return load_head(cls, PathConfig, folder, "path", how)
+        return self.verdict(success, progress, every[..., 0].amax(0) - every[..., 0].amin(0), words)

@@ -17,11 +17,11 @@ from imagine.agents.planner import DreamScorer, Firsts, Scene
 from imagine.configs.commands.mirror import Mirror
 from imagine.configs.commands.train_paths import Questions, hands_of, loosened
 from imagine.embodiment import Embodiment
-from imagine.model.model import WorldActionModel
+from imagine.model.model import SHIPPED, WorldActionModel
 from imagine.policy.policy import JointPolicy
 from imagine.policy.robots.g1_table.scene import REST_Z
 from imagine.policy.robots.g1_table.truth import NAMES
-from imagine.rewards.path import PathConfig, PathJudge
+from imagine.rewards.trajectory import TrajectoryConfig, TrajectoryJudge
 from imagine.types import CheckpointMismatch, Clip, RewardModel, Score, ShapeError
 from imagine.world.dream import Dream, DreamConfig
 from imagine.world.trajectory import PATH_CHUNKS, begun, went_on
@@ -30,11 +30,11 @@ WORDS = ("bowl", "push", "red", "the")
 T = 9
 
 
-def path_judge(**changes: Any) -> PathJudge:
+def trajectory_judge(**changes: Any) -> TrajectoryJudge:
     torch.manual_seed(0)
     sizes = {"channels": 4, "height": 2, "width": 2, "proprio": 3, "actions": 2, "ticks": 2, "dim": 8}
     what = {"places": (0, 1), "targets": (0, 1), "near": (0.5, 0.5), "words": WORDS}
-    return PathJudge(PathConfig(**{**sizes, **what, **changes})).eval()
+    return TrajectoryJudge(TrajectoryConfig(**{**sizes, **what, **changes})).eval()
 
 
 def clip_of(n: int = 3, **changes: Any) -> Clip:
@@ -49,14 +49,14 @@ def clip_of(n: int = 3, **changes: Any) -> Clip:
 
 # ---------------------------------------------------------------------- the judge
 def test_it_keeps_the_contract_and_survives_its_folder(tmp_path: Path) -> None:
-    judge, told = path_judge(), ["push the red bowl", "xyzzy", "push"]
+    judge, told = trajectory_judge(), ["push the red bowl", "xyzzy", "push"]
     assert isinstance(judge, RewardModel)
     score = judge(clip_of(), told)
     assert score.valid.tolist() == [True, False, True], "an instruction of unknown words cannot be judged"
     assert ((score.success > 0) & (score.success < 1)).all() and (score.terms["spread"] >= 0).all()
     assert score.reward.tolist() == (score.success > 0.5).float().tolist()
     judge.save(tmp_path)
-    again = PathJudge.load(tmp_path)(clip_of(), told)
+    again = TrajectoryJudge.load(tmp_path)(clip_of(), told)
     torch.testing.assert_close(again.success, score.success, atol=2e-3, rtol=0)
     for i in range(3):
         every, own = clip_of(), slice(i, i + 1)
@@ -65,8 +65,18 @@ def test_it_keeps_the_contract_and_survives_its_folder(tmp_path: Path) -> None:
         torch.testing.assert_close(one.success, score.success[i : i + 1])
 
 
+def test_files_under_the_former_name_still_load(tmp_path: Path) -> None:
+    judge = trajectory_judge()
+    judge.save(tmp_path)
+    for file in list(tmp_path.iterdir()):
+        file.rename(tmp_path / file.name.replace("trajectory", "path"))
+    assert TrajectoryJudge.is_in(tmp_path) and TrajectoryJudge.load(tmp_path).cfg == judge.cfg
+    shipped = TrajectoryJudge.load(SHIPPED / "g1-table-tiny")
+    assert shipped.cfg.threshold == shipped.cfg.at == pytest.approx(0.4332, abs=1e-4)
+
+
 def test_what_was_painted_after_the_first_frame_does_not_count() -> None:
-    judge, told = path_judge(), ["push the red bowl"] * 3
+    judge, told = trajectory_judge(), ["push the red bowl"] * 3
     painted = clip_of().latents.clone()
     painted[:, 1:] += 5
     assert torch.equal(judge(clip_of(latents=painted), told).success, judge(clip_of(), told).success)
@@ -77,7 +87,7 @@ def test_what_was_painted_after_the_first_frame_does_not_count() -> None:
 
 def test_only_the_way_beside_the_thing_counts() -> None:
     """Thing and hands moved alike give the same answer: nothing but the way relative to the thing is looked at."""
-    judge = path_judge()
+    judge = trajectory_judge()
     words, place, path = judge.word_counts(["push the red bowl"] * 3), torch.randn(3, 2), torch.randn(3, T, 7)
     off = torch.tensor([0.3, -0.7])
     far = path + torch.cat([off, torch.zeros(1), off, off])  # hands as imagined, something else, hands as commanded
@@ -87,20 +97,20 @@ def test_only_the_way_beside_the_thing_counts() -> None:
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    judge = path_judge()
+    judge = trajectory_judge()
     with pytest.raises(ShapeError, match="the clip has no path"):
         judge(clip_of(path=None), ["push"] * 3)
     with pytest.raises(ShapeError, match="use the judge of this model's folder"):
         judge(clip_of(path=torch.zeros(3, T, 5)), ["push"] * 3)
     with pytest.raises(ShapeError, match="expected"):
         judge(clip_of(), ["push"] * 2)
-    with pytest.raises(CheckpointMismatch, match="no usable path"):
-        PathJudge.load(tmp_path)
+    with pytest.raises(CheckpointMismatch, match="no usable trajectory"):
+        TrajectoryJudge.load(tmp_path)
 
 
 def test_it_learns_where_a_thing_is_and_whether_the_hand_met_it() -> None:
     """A world of one dimension: the thing is as far right as the first frame is bright, and is met within 0.3."""
-    judge = path_judge(near=(0.5, 0.5), dropout=0.0, heads=1, dim=16)
+    judge = trajectory_judge(near=(0.5, 0.5), dropout=0.0, heads=1, dim=16)
     g = torch.Generator().manual_seed(0)
 
     def world(n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -261,7 +271,7 @@ def test_every_question_is_answered_from_the_twins_truth() -> None:
             rows[0, :, at[f"{colour}_{axis}"]] = value
     rows[0, 2, at["red_y"]] += 0.08  # left, more than is asked for, in the second chunk
     hands, words = (0, 1, 2, 4, 5, 6), tuple(sorted(model.text.cfg.words))
-    judge = path_judge(proprio=8, actions=8, places=hands, targets=hands, near=(1.0,) * 6, words=words)
+    judge = trajectory_judge(proprio=8, actions=8, places=hands, targets=hands, near=(1.0,) * 6, words=words)
     asked = Questions(model, judge, ["push the blue block to the left"], rows)
     assert asked.words.shape[:2] == (1, 6) and asked.done.shape == (1, 6, 2)
     assert asked.done.sum() == 1, "red was pushed to the left in the second chunk, and nothing else happened"
