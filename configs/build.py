@@ -12,7 +12,6 @@ import numpy as np
 from imagine.agents.rollout import DreamLanes, Lanes, RealLanes
 from imagine.agents.steer import SteerConfig, Steered, require_how, require_sees
 from imagine.agents.zoo import Flaw, Flawed
-from imagine.configs.limits import limits_of
 from imagine.configs.told import Told, ToldLanes
 from imagine.embodiment import Embodiment
 from imagine.model.model import WorldActionModel, resolve
@@ -20,6 +19,7 @@ from imagine.model.text import split_words
 from imagine.policy.adapter import merged
 from imagine.policy.policy import JointPolicy, RandomPolicy
 from imagine.policy.robots.g1_table.env import G1TableEnv, TableRobot
+from imagine.policy.robots.g1_table.limits import limits_of
 from imagine.policy.robots.g1_table.privileged import expert_chunk
 from imagine.policy.robots.g1_table.scene import COLOURS
 from imagine.policy.robots.g1_table.starts import draw_start

@@ -125,7 +125,7 @@ def test_environment_pays_once_and_says_what_it_saw() -> None:
         world.restore(saved)
         observation, reward, terminated, truncated, info = env.step(env.body.action_of(row) - env.body.anchor_of(row))
         rewards.append(reward)
-    assert sum(rewards) == 1.0 and terminated and truncated and info["success"]
+    assert sum(rewards) == 1.0 and terminated and truncated and info["is_success"]
     assert info["frames"].shape == (4, 64, 96, 3) and info["proprio_frames"].shape == (4, 8)
     assert (env.body.untile(info["frames"][-1])["top_head"] == observation["top_head"]).all()
 

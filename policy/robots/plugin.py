@@ -111,8 +111,29 @@ class RobotPlugin:
         return None
 
     def truth(self, env: gym.Env[Any, Any]) -> np.ndarray | None:
-        """The true state, (S,) float, what no camera tells."""
+        """The true state, (S,) float64, what no camera tells; None: unknown."""
         return None
+
+    def accomplished(self, before: np.ndarray, now: np.ndarray, instruction: str) -> np.ndarray | None:
+        """Whether an instruction is fulfilled, read from true states; this labels judges' training data.
+
+        Args:
+            before: (..., S) true states at the moment it was given.
+            now: (..., S) true states to judge.
+            instruction: any instruction, not only the episode's own.
+
+        Returns:
+            (...) bool, or None where this robot's truth is unknown.
+        """
+        return None
+
+    def progress(self, before: np.ndarray, now: np.ndarray, instruction: str) -> np.ndarray | None:
+        """How far an instruction has been carried out, (...) float64 in [0, 1]; as :meth:`accomplished`."""
+        return None
+
+    def tasks(self, before: np.ndarray, understands: Callable[[str], bool]) -> tuple[str, ...]:
+        """Instructions that make sense in a true state (S,), for judges that are asked more than the episode's own."""
+        return ()
 
     def limits(self, body: Embodiment) -> Limits | None:
         """What the robot may be commanded; None: the bounds of the embodiment alone."""

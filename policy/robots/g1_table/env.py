@@ -112,8 +112,8 @@ class TableRobot:
 class G1TableEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
     """One robot, one lane. A step carries out a whole chunk; relative actions are measured from its first state.
 
-    ``info`` holds ``instruction``, ``task_family``, ``success``, ``state`` (26,) float32, and after a step the frames
-    seen: ``frames`` (F, H, W, 3) uint8 canvases and ``proprio_frames`` (F, P) float32.
+    ``info`` holds ``instruction``, ``task_family``, ``is_success`` (so far), ``state`` (26,) float32, and after a step
+    the frames seen: ``frames`` (F, H, W, 3) uint8 canvases and ``proprio_frames`` (F, P) float32.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  (Gymnasium declares it so)
@@ -185,6 +185,6 @@ class G1TableEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         return {
             "instruction": self.robot.instruction,
             "task_family": self.robot.world.task.family,
-            "success": self._success,
+            "is_success": self._success,
             "state": self.robot.world.state(),
         }

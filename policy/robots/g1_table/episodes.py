@@ -88,7 +88,7 @@ def episode(
         renderer: ``ray`` or ``egl``.
         seconds: longest; it ends 0.8 s after the last task is done.
         failure_share: chance that the episode is a deliberate failure.
-        modes: how it may fail, some of ``failures.ALL_MODES``.
+        modes: how it may fail, some of ``failures.ALL_MODES``; those of ``failures.MODES`` when empty.
 
     Raises:
         ImagineError: an argument is out of range.
@@ -97,7 +97,8 @@ def episode(
         raise ImagineError(f"failure_share is {failure_share}, expected 0 to 1.")
     if camera_hz < 1 or CONTROL_HZ % camera_hz:
         raise ImagineError(f"camera_hz is {camera_hz}, expected a divisor of {CONTROL_HZ}.")
-    if not modes or set(modes) - set(ALL_MODES):
+    modes = tuple(modes) or MODES
+    if set(modes) - set(ALL_MODES):
         raise ImagineError(f"modes are {tuple(modes)}, expected some of {', '.join(ALL_MODES)}.")
     if renderer not in _WORLDS:
         _WORLDS[renderer] = G1Table(renderer)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from imagine.embodiment import Embodiment
+from imagine.limits import Limits
 from imagine.policy.robots.g1_table.scene import JOINT_LIMITS
 from imagine.policy.robots.g1_table.world import HAND_HIGH, HAND_LOW
-from imagine.rewards.rules import Limits
 
 # Meant to lie beyond what demonstrations and policy command, so that they catch what no robot should be asked to do.
 HAND_SPEED = 4.0  # m/s along an axis

@@ -1,0 +1,125 @@
+"""The simulated G1 at its table as a plug-in: everything the library may ask of a robot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from imagine.embodiment import Embodiment
+from imagine.limits import Limits
+from imagine.policy.robots.g1_table import truth
+from imagine.policy.robots.g1_table.env import FOLDER, G1TableEnv
+from imagine.policy.robots.g1_table.episodes import FAILURE_SHARE
+from imagine.policy.robots.g1_table.limits import limits_of
+from imagine.policy.robots.g1_table.privileged import expert_chunk
+from imagine.policy.robots.g1_table.scene import COLOURS, CONTROL_HZ
+from imagine.policy.robots.g1_table.starts import draw_start
+from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
+from imagine.policy.robots.plugin import Recorder, RobotPlugin
+from imagine.types import ImagineError
+
+
+class G1TablePlugin(RobotPlugin):
+    """Two arms at a table with blocks and a bowl; options are ``families`` of tasks, ``colours``, and how many ``blocks``."""
+
+    name = "g1_table"
+
+    def embodiment(self) -> Embodiment:
+        """Hands by displacement, three cameras."""
+        return Embodiment.load(FOLDER / "g1_eef.yaml")
+
+    def make_env(self, body: Embodiment, *, horizon: int, **options: Any) -> gym.Env[Any, Any]:
+        """See :class:`imagine.policy.robots.g1_table.env.G1TableEnv`.
+
+        Raises:
+            ImagineError: an option is unknown or out of range, or the embodiment wants a camera the table has not.
+        """
+        return G1TableEnv(body, max_chunks=horizon, **self._checked(options))
+
+    def options(self, understands: Callable[[str], bool] | None = None) -> dict[str, Any]:
+        """All that the table knows; of the families those whose every word a model understands."""
+        known = tuple(f for f in FAMILIES if understands is None or understands(Task(f, "red").instruction))
+        return {"families": known, "colours": tuple(COLOURS), "blocks": 2}
+
+    def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        known = self.options()
+        if unknown := sorted(set(options) - set(known)):
+            raise ImagineError(f"robot option {unknown[0]!r} is unknown, expected some of {', '.join(known)}.")
+        if not 1 <= int(options.get("blocks", 2)) <= len(COLOURS):
+            raise ImagineError(f"blocks is {options['blocks']}, expected 1 to {len(COLOURS)}, one of each colour.")
+        return dict(options)
+
+    def task_of(self, instruction: str) -> str:
+        """The family."""
+        return Task.parse(instruction).family
+
+    def distractor(self, instruction: str, seed: int, options: Mapping[str, Any]) -> str | None:
+        """The same task for a block that is not on the table; None where all colours are."""
+        task, present = Task.parse(instruction), self._present(seed, options)
+        absent = [c for c in COLOURS if c not in present]
+        return Task(task.family, absent[0]).instruction if absent else None
+
+    def swaps(self) -> tuple[str, ...]:
+        """Another block, or another task."""
+        return "colour", "task"
+
+    def other_instruction(self, what: str, instruction: str, seed: int, options: Mapping[str, Any]) -> str | None:
+        """The same task with another block of this start, or the next task with the same block."""
+        task = Task.parse(instruction)
+        if what == "colour":
+            others = [c for c in self._present(seed, options) if c != task.colour]
+            return Task(task.family, others[0]).instruction if others else None
+        families = list({**self.options(), **options}["families"])
+        return Task(families[(families.index(task.family) + 1) % len(families)], task.colour).instruction
+
+    def _present(self, seed: int, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Colours of the blocks of a start."""
+        return draw_start(np.random.default_rng(seed), None, **{**self.options(), **options}, home=False).colours
+
+    def carried_out(self, env: gym.Env[Any, Any], instruction: str) -> bool:
+        """See :class:`imagine.policy.robots.plugin.RobotPlugin`."""
+        return bool(_table(env).robot.world.success(Task.parse(instruction)))
+
+    def expert(self, env: gym.Env[Any, Any]) -> np.ndarray:
+        """The scripted expert's next chunk."""
+        return expert_chunk(_table(env))
+
+    def truth(self, env: gym.Env[Any, Any]) -> np.ndarray:
+        """(40,) float64, laid out as ``truth.NAMES``."""
+        return truth.truth(_table(env).robot.world)
+
+    def accomplished(self, before: np.ndarray, now: np.ndarray, instruction: str) -> np.ndarray:
+        """See :func:`imagine.policy.robots.g1_table.truth.accomplished`."""
+        return truth.accomplished(before, now, Task.parse(instruction))
+
+    def progress(self, before: np.ndarray, now: np.ndarray, instruction: str) -> np.ndarray:
+        """See :func:`imagine.policy.robots.g1_table.truth.progress`."""
+        return truth.progress(before, now, Task.parse(instruction))
+
+    def tasks(self, before: np.ndarray, understands: Callable[[str], bool]) -> tuple[str, ...]:
+        """Every family the model understands, for every block on the table."""
+        present = [c for c in COLOURS if bool(truth.is_there(before, c))]
+        return tuple(Task(f, c).instruction for f in self.options(understands)["families"] for c in present)
+
+    def limits(self, body: Embodiment) -> Limits:
+        """See :mod:`imagine.policy.robots.g1_table.limits`."""
+        return limits_of(body)
+
+    def recorder(self) -> Recorder:
+        """Demonstrations and deliberate failures, see :mod:`imagine.policy.robots.g1_table.episodes`."""
+        return Recorder(
+            episode="imagine.policy.robots.g1_table.episodes:episode",
+            options={**self.options(), "failure_share": FAILURE_SHARE, "modes": ()},
+            robot_type=self.embodiment().robot_type,
+            fps=CONTROL_HZ,
+            names={"observation.environment_state": truth.NAMES},
+        )
+
+
+def _table(env: gym.Env[Any, Any]) -> G1TableEnv:
+    table = env.unwrapped
+    assert isinstance(table, G1TableEnv)
+    return table
