@@ -23,7 +23,7 @@ from imagine.types import ImagineError
 
 
 class G1TablePlugin(RobotPlugin):
-    """Two arms at a table with blocks and a bowl; options are ``families`` of tasks, ``colours``, and how many ``blocks``."""
+    """Two arms at a table with blocks and a bowl; its options are ``families``, ``colours`` and how many ``blocks``."""
 
     name = "g1_table"
 
