@@ -97,6 +97,10 @@ class LatentJudge(HeadJudge):
         """
         return torch.stack([head(latents, proprio, words) for head in self.heads])
 
+    def probabilities(self, latents: Tensor, proprio: Tensor, words: Tensor) -> Tensor:
+        """Success and progress (B, 2) in [0, 1] as the lowest head sees them; arguments as for :meth:`logits`."""
+        return torch.sigmoid(self.logits(latents, proprio, words)).min(0).values
+
     def loss(self, latents: Tensor, proprio: Tensor, words: Tensor, success: Tensor, progress: Tensor) -> Tensor:
         """Binary cross-entropy of both answers, each head on its own random three quarters of the batch.
 

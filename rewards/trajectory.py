@@ -151,6 +151,10 @@ class TrajectoryJudge(HeadJudge):
         inputs = torch.cat([*beside, moved, path[..., rest], instruction], -1)
         return torch.stack([head(inputs) for head in self.heads])
 
+    def probabilities(self, place: Tensor, path: Tensor, words: Tensor) -> Tensor:
+        """Success and progress (B, 2) in [0, 1], the heads' mean; arguments as for :meth:`logits`."""
+        return torch.sigmoid(self.logits(place, path, words)[..., :2].float()).mean(0)
+
     @torch.inference_mode()
     def __call__(self, clip: Clip, instruction: Sequence[str]) -> Score:  # type: ignore[override]
         """Judge B clips; see :class:`imagine.types.RewardModel`. Reward is 1 on judged success, else 0.

@@ -21,16 +21,18 @@ LINES = 400
 # layer -> the layers it may import besides itself
 MAY_IMPORT = {
     "types": set(),
-    "rewards": {"types"},
-    "core": {"types"},
+    "rewards": {"fit", "types"},
+    "fit": {"core", "types"},
+    "core": {"fit", "types"},
     "spaces": {"core", "types"},
     "env": {"spaces", "core", "types"},
     "policy": {"core", "types"},
-    "robots": {"policy", "spaces", "core", "types"},
-    "agents": {"policy", "env", "spaces", "core", "types"},
-    "configs": {"agents", "robots", "policy", "rewards", "env", "spaces", "core", "types"},
+    "plugin": {"core", "types"},
+    "robots": {"plugin", "policy", "spaces", "core", "types"},
+    "agents": {"plugin", "policy", "env", "spaces", "fit", "core", "types"},
+    "configs": {"agents", "robots", "plugin", "policy", "rewards", "env", "spaces", "fit", "core", "types"},
 }
-GYMNASIUM = {"env", "spaces", "robots", "agents", "configs"}
+GYMNASIUM = {"env", "spaces", "plugin", "robots", "agents", "configs"}
 HEAVY = {"ray", "diffusers", "transformers", "stable_baselines3", "mujoco", "matplotlib", "peft", "accelerate"}
 HEAVY_AT_HOME = {
     "policy/robots/g1_table/": "mujoco",
@@ -45,10 +47,14 @@ def layer(module: str) -> str | None:
     parts = module.split(".")
     if parts[0] != "imagine":
         return None
-    if module in ("imagine.limits", "imagine.seeds", "imagine.files"):
+    if module in ("imagine.limits", "imagine.seeds", "imagine.files", "imagine.labels"):
         return "types"
+    if module == "imagine.train.fit":
+        return "fit"  # the training loop knows no model, so judges are taught in it too
     if module in ("imagine.types", "imagine.world.spaces", "imagine.world.env", "imagine.world.dream"):
         return {"dream": "env"}.get(parts[-1], parts[-1])  # the world behind the environment belongs to its layer
+    if module == "imagine.policy.robots.plugin":
+        return "plugin"  # what may be asked of a robot; no robot
     if module.startswith("imagine.policy.robots"):
         return "robots"
     return parts[1] if parts[1:] and parts[1] in PACKAGES else "core"

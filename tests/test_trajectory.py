@@ -14,11 +14,11 @@ from test_dream import SeededStarts, chunks
 from torch import Tensor
 
 from imagine.agents.planner import DreamScorer, Firsts, Scene
-from imagine.configs.commands.mirror import Mirror
 from imagine.configs.commands.train_paths import Questions, hands_of, loosened
 from imagine.embodiment import Embodiment
 from imagine.model.model import SHIPPED, WorldActionModel
 from imagine.policy.policy import JointPolicy
+from imagine.policy.robots.g1_table.mirror import Mirror
 from imagine.policy.robots.g1_table.scene import REST_Z
 from imagine.policy.robots.g1_table.truth import NAMES
 from imagine.rewards.trajectory import TrajectoryConfig, TrajectoryJudge
@@ -293,13 +293,13 @@ def test_in_the_mirror_left_is_right() -> None:
     seen = torch.tensor([[0.5, 0.1, 0.8, 0.0, 0.4, -0.2, 0.7, 1.0]])
     now, turned = model.normalise_proprio(body), model.normalise_proprio(seen)
     path, image = begun(model, now), begun(model, turned)
-    torch.testing.assert_close(mirror.path(path), image)
+    torch.testing.assert_close(mirror.trajectory(path), image)
     chunk = torch.zeros(1, 24, 8)
     chunk[..., 1], chunk[..., 3], chunk[..., 7] = torch.linspace(0, 0.1, 24), 1.0, 0.5  # the left hand moves left
     other = torch.zeros(1, 24, 8)
     other[..., 5], other[..., 7], other[..., 3] = -chunk[..., 1], 1.0, 0.5
     torch.testing.assert_close(
-        mirror.path(went_on(model, path, now[:, None].expand(-1, 4, -1), chunk)),
+        mirror.trajectory(went_on(model, path, now[:, None].expand(-1, 4, -1), chunk)),
         went_on(model, image, turned[:, None].expand(-1, 4, -1), other),
     )
     thing = model.normalise_proprio(torch.tensor([[0.4, 0.15, 0.6, 0, 0.4, 0.15, 0.6, 0]]))[:, list(hands)]
@@ -308,4 +308,4 @@ def test_in_the_mirror_left_is_right() -> None:
     assert mirror.words(torch.tensor([[1.0, 1.0, 0.0]])).tolist() == [[0.0, 1.0, 1.0]]
     torch.testing.assert_close(mirror.moved(torch.tensor([0.1, 0.2, 0.3])), torch.tensor([0.1, -0.2, 0.3]))
     wild = torch.randn(5, 17, path.shape[2])
-    torch.testing.assert_close(mirror.path(mirror.path(wild)), wild)
+    torch.testing.assert_close(mirror.trajectory(mirror.trajectory(wild)), wild)

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagine.configs.build import families_of
-from imagine.configs.commands.mirror import Mirror
 from imagine.configs.commands.train_rollouts import RolloutConfig, dreams, nearness, verdicts
 from imagine.embodiment import Embodiment
 from imagine.model.model import WorldActionModel
+from imagine.policy.robots.g1_table.mirror import Mirror
 from imagine.policy.robots.g1_table.scene import COLOURS
 from imagine.policy.robots.g1_table.tasks import Task
 from imagine.policy.robots.g1_table.truth import accomplished, is_there, place
@@ -153,7 +153,7 @@ def train_paths(
         turn = torch.rand(len(i), generator=generator) < 0.5
         at, way, words, gone = (
             torch.where(turn.view(-1, *[1] * (x.dim() - 1)), mirror(x), x)
-            for mirror, x in ((mirror.place, at), (mirror.path, way), (mirror.words, words), (mirror.moved, gone))
+            for mirror, x in ((mirror.place, at), (mirror.trajectory, way), (mirror.words, words), (mirror.moved, gone))
         )
         answer = judge.logits(at, way, words)
         target = torch.stack([asked.done[i, q, t].float(), asked.near[i, q, t]], -1).expand(len(answer), -1, -1)

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 
 from imagine.embodiment import Embodiment
+from imagine.labels import Flip
 from imagine.limits import Limits
 from imagine.types import ImagineError
+
+if TYPE_CHECKING:
+    from imagine.model.model import WorldActionModel
 
 
 @dataclass(frozen=True)
@@ -114,26 +118,48 @@ class RobotPlugin:
         """The true state, (S,) float64, what no camera tells; None: unknown."""
         return None
 
-    def accomplished(self, before: np.ndarray, now: np.ndarray, instruction: str) -> np.ndarray | None:
-        """Whether an instruction is fulfilled, read from true states; this labels judges' training data.
+    def carry_out(self, env: gym.Env[Any, Any], chunk: np.ndarray) -> bool:
+        """Carry out (K, A) actions where nobody looks, and say whether the episode's instruction is fulfilled so far.
+
+        By default one step; a simulator that can go on without rendering saves the time.
+        """
+        return bool(env.step(chunk)[4]["is_success"])
+
+    def instructions(self) -> tuple[str, ...]:
+        """Every instruction whose :meth:`answers` can be read from a true state; none by default."""
+        return ()
+
+    def answers(self, before: np.ndarray, now: np.ndarray, instruction: str) -> dict[str, np.ndarray]:
+        """What is true of an instruction between two moments, whatever the robot was told.
 
         Args:
-            before: (..., S) true states at the moment it was given.
-            now: (..., S) true states to judge.
-            instruction: any instruction, not only the episode's own.
+            before: (..., S) true states, as :meth:`truth` gives or ``observation.environment_state`` records them, when
+                it was asked for.
+            now: (..., S) when it is judged.
+            instruction: one of :meth:`instructions`.
 
         Returns:
-            (...) bool, or None where this robot's truth is unknown.
+            ``possible`` (it can be carried out from ``before``) and ``success``, each (...) bool; where it is known too
+            ``progress`` (...) in [0, 1], and ``holding``, ``contact``, ``safety`` (...) bool, as the questions of
+            ``imagine.rewards.prompts``.
+        """
+        raise ImagineError(
+            f"robot {self.name!r} reads no answers from true states; give the plug-in an answers method."
+        )
+
+    def position(self, state: np.ndarray, instruction: str) -> np.ndarray | None:
+        """(..., 3) where the thing is that an instruction is about, m, in the frame of hands; None: unknown."""
+        return None
+
+    def flip(self, model: WorldActionModel, words: tuple[str, ...], places: tuple[int, ...]) -> Flip | None:
+        """A change of episodes that leaves every answer as it was, as a table's mirror image; None: there is none.
+
+        Args:
+            model: knows the units of normalised trajectories.
+            words: whose counts are changed.
+            places: numbers of proprioception that are positions of hands.
         """
         return None
-
-    def progress(self, before: np.ndarray, now: np.ndarray, instruction: str) -> np.ndarray | None:
-        """How far an instruction has been carried out, (...) float64 in [0, 1]; as :meth:`accomplished`."""
-        return None
-
-    def tasks(self, before: np.ndarray, understands: Callable[[str], bool]) -> tuple[str, ...]:
-        """Instructions that make sense in a true state (S,), for judges that are asked more than the episode's own."""
-        return ()
 
     def limits(self, body: Embodiment) -> Limits | None:
         """What the robot may be commanded; None: the bounds of the embodiment alone."""

@@ -10,19 +10,20 @@ import numpy as np
 
 from imagine.embodiment import Embodiment
 from imagine.limits import Limits
-from imagine.policy.robots.g1_table import truth
 from imagine.policy.robots.g1_table.env import FOLDER, G1TableEnv
 from imagine.policy.robots.g1_table.episodes import FAILURE_SHARE
+from imagine.policy.robots.g1_table.labels import TableLabels
 from imagine.policy.robots.g1_table.limits import limits_of
 from imagine.policy.robots.g1_table.privileged import expert_chunk
 from imagine.policy.robots.g1_table.scene import COLOURS, CONTROL_HZ
 from imagine.policy.robots.g1_table.starts import draw_start
 from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
-from imagine.policy.robots.plugin import Recorder, RobotPlugin
+from imagine.policy.robots.g1_table.truth import NAMES
+from imagine.policy.robots.plugin import Recorder
 from imagine.types import ImagineError
 
 
-class G1TablePlugin(RobotPlugin):
+class G1TablePlugin(TableLabels):
     """Two arms at a table with blocks and a bowl; its options are ``families``, ``colours`` and how many ``blocks``."""
 
     name = "g1_table"
@@ -87,23 +88,6 @@ class G1TablePlugin(RobotPlugin):
         """The scripted expert's next chunk."""
         return expert_chunk(_table(env))
 
-    def truth(self, env: gym.Env[Any, Any]) -> np.ndarray:
-        """(40,) float64, laid out as ``truth.NAMES``."""
-        return truth.truth(_table(env).robot.world)
-
-    def accomplished(self, before: np.ndarray, now: np.ndarray, instruction: str) -> np.ndarray:
-        """See :func:`imagine.policy.robots.g1_table.truth.accomplished`."""
-        return truth.accomplished(before, now, Task.parse(instruction))
-
-    def progress(self, before: np.ndarray, now: np.ndarray, instruction: str) -> np.ndarray:
-        """See :func:`imagine.policy.robots.g1_table.truth.progress`."""
-        return truth.progress(before, now, Task.parse(instruction))
-
-    def tasks(self, before: np.ndarray, understands: Callable[[str], bool]) -> tuple[str, ...]:
-        """Every family the model understands, for every block on the table."""
-        present = [c for c in COLOURS if bool(truth.is_there(before, c))]
-        return tuple(Task(f, c).instruction for f in self.options(understands)["families"] for c in present)
-
     def limits(self, body: Embodiment) -> Limits:
         """See :mod:`imagine.policy.robots.g1_table.limits`."""
         return limits_of(body)
@@ -115,7 +99,7 @@ class G1TablePlugin(RobotPlugin):
             options={**self.options(), "failure_share": FAILURE_SHARE, "modes": ()},
             robot_type=self.embodiment().robot_type,
             fps=CONTROL_HZ,
-            names={"observation.environment_state": truth.NAMES},
+            names={"observation.environment_state": NAMES},
         )
 
 

@@ -1,7 +1,4 @@
-"""The table in a mirror: left is right, and physics does not know the difference.
-
-Whatever was learnt of one hand holds for the other, so a judge of paths is shown every dream twice as often.
-"""
+"""The table in a mirror: whatever is learnt of one hand holds for the other, so a judge is shown both."""
 
 from __future__ import annotations
 
@@ -34,11 +31,11 @@ class Mirror:
         other = {"left": "right", "right": "left"}
         self._words = [words.index(other[w]) if other.get(w) in words else i for i, w in enumerate(words)]
 
-    def path(self, path: Tensor) -> Tensor:
+    def trajectory(self, trajectory: Tensor) -> Tensor:
         """(..., P + S A), as :mod:`imagine.world.trajectory` lays it out."""
         p, a = len(self._proprio[0]), len(self._led[0])
-        seen, led = path[..., :p], path[..., p:].unflatten(-1, (-1, a))
-        return torch.cat([_turn(seen, self._proprio), _turn(led, self._led).flatten(-2)], -1)
+        proprio, led = trajectory[..., :p], trajectory[..., p:].unflatten(-1, (-1, a))
+        return torch.cat([_turn(proprio, self._proprio), _turn(led, self._led).flatten(-2)], -1)
 
     def place(self, place: Tensor) -> Tensor:
         """(..., places), normalised."""

@@ -1,0 +1,67 @@
+"""What is true at the table, by instruction, read from its true state (:mod:`imagine.policy.robots.g1_table.truth`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from imagine.policy.robots.g1_table.mirror import Mirror
+from imagine.policy.robots.g1_table.scene import COLOURS
+from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
+from imagine.policy.robots.g1_table.truth import (
+    accomplished,
+    held,
+    is_there,
+    left_alone,
+    place,
+    progress,
+    touched,
+    truth,
+)
+from imagine.policy.robots.plugin import RobotPlugin
+
+if TYPE_CHECKING:
+    from imagine.model.model import WorldActionModel
+
+
+class TableLabels(RobotPlugin):
+    """The part of the table's plug-in that labels what happened."""
+
+    def truth(self, env: Any) -> np.ndarray:
+        """(40,) float64, laid out as ``truth.NAMES``."""
+        return truth(env.unwrapped.robot.world)
+
+    def carry_out(self, env: Any, chunk: np.ndarray) -> bool:
+        """See :class:`imagine.policy.robots.plugin.RobotPlugin`; nothing is rendered."""
+        robot = env.unwrapped.robot
+        robot.execute(chunk, look=False)
+        return bool(robot.succeeded[-1])
+
+    def instructions(self) -> tuple[str, ...]:
+        """See :class:`imagine.policy.robots.plugin.RobotPlugin`."""
+        return tuple(Task(family, colour).instruction for family in FAMILIES for colour in COLOURS)
+
+    def answers(self, before: np.ndarray, now: np.ndarray, instruction: str) -> dict[str, np.ndarray]:
+        """See :class:`imagine.policy.robots.plugin.RobotPlugin`.
+
+        Raises:
+            ImagineError: the instruction is none of the table's.
+        """
+        task = Task.parse(instruction)
+        return {
+            "possible": is_there(before, task.colour),
+            "success": accomplished(before, now, task),
+            "progress": progress(before, now, task),
+            "holding": held(now, task.colour),
+            "contact": touched(now, task.colour),
+            "safety": left_alone(before, now, task),
+        }
+
+    def position(self, state: np.ndarray, instruction: str) -> np.ndarray:
+        """See :class:`imagine.policy.robots.plugin.RobotPlugin`: the centre of the block."""
+        return place(state, Task.parse(instruction).colour)
+
+    def flip(self, model: WorldActionModel, words: tuple[str, ...], places: tuple[int, ...]) -> Mirror:
+        """See :class:`imagine.policy.robots.plugin.RobotPlugin`: the table in a mirror."""
+        return Mirror(model, words, places)

@@ -1,0 +1,1 @@
+"""How judges are taught: labelled clips in, a judge out."""
