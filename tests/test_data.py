@@ -555,6 +555,8 @@ def test_some_episodes_of_a_dataset_can_be_chosen(dataset: LeRobotDataset, tmp_p
     assert (len(part), len(rest)) == (2, EPISODES - 3)
     check_equal(part, 0, random_episode(1))
     check_equal(rest, 0, random_episode(3))
+    for chosen, want in {"::2": [0, 2, 4, 6], "^::2": [1, 3, 5], "^2:": [0, 1]}.items():
+        assert [e.seed for e in LeRobotDataset.open(f"{root}@{chosen}").layout.episodes] == want
     one = build_cache(part, embodiment(), encode, tmp_path / "c", workers=0)
     assert Windows(one, embodiment(), T).video.shape[0] < sum(dataset[i].length for i in range(EPISODES))
     again = build_cache(LeRobotDataset.open(f"{root}@:2"), embodiment(), encode, tmp_path / "c", workers=0)

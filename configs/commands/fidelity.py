@@ -21,7 +21,7 @@ class Args(Common):
 
     Attributes:
         model: a shipped model's name, a folder, or a hub id.
-        dataset: LeRobot datasets to measure on (all their episodes, or FOLDER@a:b for some); by default fresh ones are
+        dataset: LeRobot datasets to measure on (all their episodes, or some: FOLDER@a:b:c); by default fresh ones are
             recorded on the twin.
         episodes: how many to record; episode i has seed SEED + i.
         seed: first seed; nothing shipped was trained on seeds from 900000 on.

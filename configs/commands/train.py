@@ -21,8 +21,8 @@ class Args(Common):
     """Train codec, joint model, success head and vision-language judge on a LeRobot dataset.
 
     Attributes:
-        dataset: folder of a LeRobot dataset (v2.1 or v3.0), or FOLDER@a:b for some of its episodes; several, joined by
-            commas, are used together.
+        dataset: folder of a LeRobot dataset (v2.1 or v3.0), or FOLDER@a:b:c for some of its episodes, as a slice, and
+            FOLDER@^a:b:c for the others; several, joined by commas, are used together.
         embodiment: YAML file that names the dataset's state, action and camera slices (docs/embodiment.md).
         preset: recipe, a YAML file or the name of one in configs/.
         set: changes to the recipe, as model.steps=2000; several joined by commas.

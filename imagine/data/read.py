@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,13 +27,18 @@ _OTHER_BODY = "use the embodiment this dataset was recorded with."
 _REPAIR = "copy it again from where the dataset came from, or collect the episode again."
 
 
-def _selection(path: str | Path) -> tuple[Path, slice]:
-    """``FOLDER@a:b`` as the folder and which of its episodes; a folder of that very name comes first."""
-    match = None if Path(path).is_dir() else re.fullmatch(r"(.+)@(\d*):(\d*)", str(path))
+def _selection(path: str | Path) -> tuple[Path, Callable[[int], Sequence[int]]]:
+    """``FOLDER@a:b:c`` as the folder and which of n episodes; a folder of that very name comes first."""
+    match = None if Path(path).is_dir() else re.fullmatch(r"(.+)@(\^?)(\d*):(\d*)(?::([1-9]\d*)?)?", str(path))
     if match is None:
-        return Path(path), slice(None)
-    folder, first, stop = match.groups()
-    return Path(folder), slice(int(first) if first else None, int(stop) if stop else None)
+        return Path(path), range
+    folder, but, *ends = match.groups()
+    named = slice(*(int(end) if end else None for end in ends))
+
+    def chosen(n: int) -> Sequence[int]:
+        return sorted(set(range(n)) - set(range(n)[named])) if but else range(n)[named]
+
+    return Path(folder), chosen
 
 
 @dataclass
@@ -54,8 +59,8 @@ class LeRobotDataset:
         """Read the description and check, without decoding, that every data and video file is there and whole.
 
         Args:
-            path: the dataset's folder; ``FOLDER@a:b`` opens episodes a to b - 1 of it alone, counted from 0, either
-                end left out as in a Python slice.
+            path: the dataset's folder, or ``FOLDER@a:b:c`` for some of its episodes, chosen by position as a Python
+                slice chooses, or ``FOLDER@^a:b:c`` for all the others.
 
         Raises:
             DatasetError: something is missing, truncated or of an unknown version; names the file and an episode. Or
@@ -64,7 +69,7 @@ class LeRobotDataset:
         folder, chosen = _selection(path)
         dataset = cls(folder, read_layout(folder))
         dataset._check_files()
-        episodes = dataset.layout.episodes[chosen]
+        episodes = tuple(dataset[i] for i in chosen(len(dataset)))
         if not episodes:
             raise DatasetError(f"{path} selects no episode; {folder} has {len(dataset)}, counted from 0.")
         return cls(folder, replace(dataset.layout, episodes=episodes))
