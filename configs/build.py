@@ -25,13 +25,13 @@ from imagine.policy.robots.g1_table.scene import COLOURS
 from imagine.policy.robots.g1_table.starts import draw_start
 from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
 from imagine.rewards.endpoint import EndpointConfig, EndpointVLM
-from imagine.rewards.guards import Conjunction, GuardConfig
+from imagine.rewards.guards import GuardConfig, GuardedJudge
 from imagine.rewards.latent import LatentJudge
 from imagine.rewards.progress import Potential
 from imagine.rewards.robometer import RobometerJudge
+from imagine.rewards.shadow import ShadowJudge
 from imagine.rewards.trajectory import TrajectoryJudge
 from imagine.rewards.vlm import VLMJudge
-from imagine.rewards.watched import Watched
 from imagine.types import ImagineError, Policy, RewardModel
 from imagine.world.dream import Dream, DreamConfig
 from imagine.world.env import EnvConfig, WorldModelEnv, WorldModelVectorEnv
@@ -122,9 +122,9 @@ def dream(
     model = dreamer(model, folder, cfg)
     seer = judge(judged_by, folder, str(model.device))
     if guarded:
-        seer = Conjunction(seer, guards(model.body, cfg))
+        seer = GuardedJudge(seer, guards(model.body, cfg))
     if watched_by is not None:
-        seer = Watched(seer, judge(watched_by, folder, str(model.device)))
+        seer = ShadowJudge(seer, judge(watched_by, folder, str(model.device)))
     return Dream(model, seer, starts, cfg, None if shaping is None else lambda lanes: Potential(lanes, shaping))
 
 

@@ -133,7 +133,8 @@ class _Silent:
             nothing = torch.zeros(len(clip.latents))
             return Score(nothing, nothing, nothing > 0)
         score = self.judge(clip, instruction)
-        return Score(torch.zeros_like(score.reward), score.reward, score.valid)
+        nothing = torch.zeros_like(score.reward)
+        return Score(nothing, score.terminated.float(), score.valid, terminated=nothing > 0)
 
 
 def rollouts(

@@ -30,12 +30,13 @@ class GuardConfig(BaseModel):
     limits: Limits | None = None  # of the commanded chunk
 
 
-class Conjunction:
+class GuardedJudge:
     """A ``RewardModel``: success is what the judge says, and the video follows the actions, and it is neither frozen
     nor blurred nor noise, and the commanded chunk keeps the rules.
 
     Every part is reported in ``Score.terms``: the judge's own under their names, ``doubt``, ``frozen``, ``blurred``,
-    ``noisy`` and one per rule, where larger is worse; ``vetoed`` is 1 where a guard overruled the judge.
+    ``noisy`` and one per rule, where larger is worse; ``vetoed`` is 1 where a guard overruled a judged success. A
+    clip that a guard overrules earns no reward above 0; what it loses, it loses.
     """
 
     def __init__(self, judge: RewardModel, cfg: GuardConfig) -> None:
@@ -73,8 +74,14 @@ class Conjunction:
                 shown = clip.decode([0, -1])
                 terms[name] = measure(shown[:, 1:], shown[:, 0])
                 clean &= terms[name] <= most
-        terms["vetoed"] = ((score.reward > 0) & ~clean).float()
-        return Score(score.reward * clean, score.success * clean, score.valid, {**score.terms, **terms})
+        terms["vetoed"] = (score.terminated & ~clean).float()
+        return Score(
+            torch.where(clean, score.reward, score.reward.clamp(max=0)),
+            score.success * clean,
+            score.valid,
+            {**score.terms, **terms},
+            terminated=score.terminated & clean,
+        )
 
 
 def _needed(value: Tensor | None, name: str) -> Tensor:

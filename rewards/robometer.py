@@ -177,8 +177,8 @@ class RobometerJudge:
         """Judge B clips by their newest frame; see :class:`imagine.types.RewardModel`.
 
         Returns:
-            Reward 1 where success exceeds the threshold, else 0; terms ``success`` and ``progress``, each in [0, 1];
-            not valid where the instruction holds a word that the tokenizer does not know, or an answer is not finite.
+            Reward 1 and the end of the episode where success exceeds the threshold, else 0; terms ``success`` and
+            ``progress``, each in [0, 1]; not valid where the instruction holds a word that the tokenizer does not know, or an answer is not finite.
 
         Raises:
             ShapeError: there is not one instruction per clip, or the clip's frames are no pictures.
@@ -186,7 +186,9 @@ class RobometerJudge:
         curve = self._watch(clip, instruction)
         success, progress = curve.success[:, -1], curve.progress[:, -1]
         valid = curve.understood & torch.isfinite(success) & torch.isfinite(progress)
-        return Score((success > self.cfg.threshold).float(), success, valid, {"success": success, "progress": progress})
+        done = success > self.cfg.threshold
+        terms = {"success": success, "progress": progress}
+        return Score(done.float(), success, valid, terms, terminated=done)
 
     def progress(self, clip: Clip, instruction: Sequence[str]) -> Tensor:
         """Progress after each frame shown, (B, n) float32 in [0, 1], from one forward pass.

@@ -81,8 +81,8 @@ class Backend(Protocol):
 class VLMJudge:
     """A ``RewardModel``: the probability of yes to "has it done what it was told?".
 
-    ``Score.success`` is calibrated; ``Score.reward`` is 1 where it reaches the operating threshold of the
-    instruction's family. ``Score.valid`` is False where yes and no together are less likely than anything else the
+    ``Score.success`` is calibrated; ``Score.reward`` is 1, and the episode ends, where it reaches the operating
+    threshold of the instruction's family. ``Score.valid`` is False where yes and no together are less likely than anything else the
     model might have said, where the tokenizer does not know a word, and where a server gave no usable answer.
     ``Score.terms`` holds the answer to every question of the preset, NaN where that one is not valid.
     """
@@ -146,7 +146,10 @@ class VLMJudge:
         moments = self.protocol.frames.moments(length)
         score, device = self._score(clip.decode([0, *moments]), instruction), clip.latents.device
         terms = {k: v.to(device) for k, v in score.terms.items()}
-        return Score(score.reward.to(device), score.success.to(device), score.valid.to(device), terms)
+        reward, success, valid, done = (
+            x.to(device) for x in (score.reward, score.success, score.valid, score.terminated)
+        )
+        return Score(reward, success, valid, terms, terminated=done)
 
     def score(self, frames: Tensor | np.ndarray, instruction: Sequence[str]) -> Score:
         """Judge films.
@@ -255,7 +258,8 @@ class VLMJudge:
             valid[prompt.name] = ~p[prompt.name].isnan()
         name = self.protocol.questions[0].name
         ok = valid[name]
-        return Score(verdict[name].float() * ok, p[name].nan_to_num(0.0), ok, p)
+        done = verdict[name] & ok
+        return Score(done.float(), p[name].nan_to_num(0.0), ok, p, terminated=done)
 
     def _asks(self, prompts: Sequence[Prompt], told: Sequence[str], shown: Tensor) -> list[list[Ask]]:
         moments = shown.shape[1]

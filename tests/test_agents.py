@@ -41,7 +41,8 @@ class FarRight:
     def __call__(self, clip: Clip, instruction: Sequence[str]) -> Score:
         reach = torch.sigmoid(clip.proprio[:, -1, 0])
         valid = torch.ones(len(reach), dtype=torch.bool)
-        return Score((reach > self.threshold).float(), reach, valid, {"progress": reach})
+        done = reach > self.threshold
+        return Score(done.float(), reach, valid, {"progress": reach}, terminated=done)
 
 
 def observation(n: int, seed: int = 0) -> dict[str, np.ndarray]:

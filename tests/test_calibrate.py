@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from imagine.rewards.calibrate import (
     reliability,
     report,
 )
-from imagine.rewards.guards import Conjunction, GapAlarm, GuardConfig, exploitability, film_canary, shuffled_chunks
+from imagine.rewards.guards import GapAlarm, GuardConfig, GuardedJudge, exploitability, film_canary, shuffled_chunks
 from imagine.rewards.rules import Limits
 from imagine.types import Clip, ImagineError, Score, ShapeError
 
@@ -137,7 +138,7 @@ def clip(
 
 
 LIMITS = Limits(control_hz=30, low=(-1.0,) * 3, high=(1.0,) * 3, velocity=(1.0,) * 3)
-GUARDED = Conjunction(Believer(), GuardConfig(doubt=0.5, blur=0.5, noise=2.0, limits=LIMITS))
+GUARDED = GuardedJudge(Believer(), GuardConfig(doubt=0.5, blur=0.5, noise=2.0, limits=LIMITS))
 
 
 def test_a_clean_success_counts() -> None:
@@ -161,10 +162,22 @@ def test_each_guard_alone_overrules_the_judge(bad: Clip, term: str) -> None:
     assert score.terms[term].item() > 0 and score.terms["vetoed"].item() == 1
 
 
+@pytest.mark.parametrize(("pay", "left"), [(0.2, 0.0), (-0.2, -0.2)])
+def test_a_guard_withholds_a_dense_reward_but_no_penalty(pay: float, left: float) -> None:
+    class Dense(Believer):
+        def __call__(self, clip: Clip, instruction: Sequence[str]) -> Score:
+            return replace(super().__call__(clip, instruction), reward=torch.tensor([pay]))
+
+    guarded = GuardedJudge(Dense(), GuardConfig(blur=0.5))
+    assert guarded(clip(), ["x"]).reward.item() == pytest.approx(pay)
+    vetoed = guarded(clip(flat=True), ["x"])
+    assert vetoed.reward.item() == pytest.approx(left) and not vetoed.terminated.any()
+
+
 def test_a_guard_without_what_it_needs_says_so() -> None:
     bare = Clip(torch.zeros(1, 3, 1, 1, 1), torch.zeros(1, 3, 1), lambda at=None: torch.zeros(1, 2, 8, 8, 3))
     with pytest.raises(ShapeError, match="no doubt"):
-        Conjunction(Believer(), GuardConfig(doubt=0.5))(bare, ["x"])
+        GuardedJudge(Believer(), GuardConfig(doubt=0.5))(bare, ["x"])
 
 
 def test_film_canaries_are_what_they_say() -> None:

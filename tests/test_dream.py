@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -13,8 +14,9 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 from imagine.model.model import WorldActionModel
+from imagine.rewards.guards import GuardConfig, GuardedJudge
 from imagine.rewards.progress import Potential
-from imagine.types import Clip, RewardUnavailable, Score, ShapeError, UnknownWord
+from imagine.types import Clip, ImagineError, RewardUnavailable, Score, ShapeError, UnknownWord
 from imagine.world.dream import Dream, DreamConfig
 from imagine.world.env import EnvConfig, WorldModelEnv, WorldModelVectorEnv
 from imagine.world.starts import Start
@@ -39,7 +41,8 @@ class Brightness:
     def __call__(self, clip: Clip, instruction: list[str]) -> Score:
         bright = clip.decode()[:, -1].float().flatten(1).mean(1) / 255
         valid = torch.tensor(["reach" not in i for i in instruction])
-        return Score((bright > self.threshold).float(), bright, valid, {"bright": bright})
+        done = bright > self.threshold
+        return Score(done.float(), bright, valid, {"bright": bright}, terminated=done)
 
 
 def dream(model: WorldActionModel, *, threshold: float = 2.0, **cfg: Any) -> Dream:
@@ -213,7 +216,7 @@ class Halfway(Brightness):
     def __call__(self, clip: Clip, instruction: list[str]) -> Score:
         score = super().__call__(clip, instruction)
         return Score(score.reward, score.success, torch.ones(len(instruction), dtype=torch.bool),
-                     {"progress": score.success})  # fmt: skip
+                     {"progress": score.success}, terminated=score.reward > 0)  # fmt: skip
 
 
 def test_shaping_pays_differences_of_progress_and_ends_nothing(tiny_model: WorldActionModel) -> None:
@@ -238,3 +241,55 @@ def test_shaping_pays_differences_of_progress_and_ends_nothing(tiny_model: World
     np.testing.assert_allclose(
         again[4]["reward_terms"]["shaping"], gamma * again[4]["reward_terms"]["progress"], atol=1e-6
     )
+
+
+class Dense:
+    """Pays every chunk and sees no success; reports progress where asked to."""
+
+    def __init__(self, pay: float = 0.01, *, progress: bool = False):
+        self.pay, self.progress = pay, progress
+
+    def __call__(self, clip: Clip, instruction: list[str]) -> Score:
+        n = len(clip.latents)
+        terms = {"progress": torch.full((n,), 0.5)} if self.progress else {}
+        return Score(torch.full((n,), self.pay), torch.zeros(n), torch.ones(n, dtype=torch.bool), terms)
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize("pay", [0.01, -0.01])
+def test_a_dense_reward_is_paid_and_ends_nothing(tiny_model: WorldActionModel, pay: float, guarded: bool) -> None:
+    judge: Any = Dense(pay)
+    judge = GuardedJudge(judge, GuardConfig()) if guarded else judge
+    env = WorldModelVectorEnv(Dream(tiny_model, judge, SeededStarts()), 2, cfg=EnvConfig(horizon=3))
+    env.reset(seed=0)
+    for k in range(3):
+        _, reward, terminated, truncated, info = env.step(np.zeros(env.action_space.shape, np.float32))
+        np.testing.assert_allclose(reward, [pay, pay], rtol=1e-6)
+        assert terminated.tolist() == [False, False] and truncated.tolist() == [k == 2] * 2
+        assert not info["success_probability"].any()
+
+
+def test_shaping_comes_on_top_of_a_dense_reward_and_needs_the_term_progress(tiny_model: WorldActionModel) -> None:
+    def step(judge: Dense) -> tuple[Any, ...]:
+        world = Dream(tiny_model, judge, SeededStarts(), shaping=lambda n: Potential(n, 0.9))
+        env = WorldModelVectorEnv(world, 2)
+        env.reset(seed=0)
+        return env.step(np.zeros(env.action_space.shape, np.float32))
+
+    _, reward, terminated, *_ = step(Dense(progress=True))
+    np.testing.assert_allclose(reward, [0.01 + 0.9 * 0.5] * 2, rtol=1e-6)
+    assert not terminated.any()
+    with pytest.raises(ImagineError, match="'progress', but Dense reports no terms"):
+        step(Dense())
+
+
+def test_a_judged_end_needs_neither_reward_nor_a_likely_success(tiny_model: WorldActionModel) -> None:
+    class Says(Dense):
+        def __call__(self, clip: Clip, instruction: list[str]) -> Score:
+            score = super().__call__(clip, instruction)
+            return replace(score, terminated=torch.tensor([True, True]), valid=torch.tensor([True, False]))
+
+    env = WorldModelVectorEnv(Dream(tiny_model, Says(-1.0), SeededStarts(), DreamConfig(tile=0)), 2)
+    env.reset(seed=0)
+    _, reward, terminated, *_ = env.step(np.zeros(env.action_space.shape, np.float32))
+    assert reward.tolist() == [-1.0, 0.0] and terminated.tolist() == [True, False]

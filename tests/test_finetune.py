@@ -248,7 +248,8 @@ class LikesLarge:
     def __call__(self, clip: Clip, instruction: Sequence[str]) -> Score:
         assert clip.action is not None and clip.pose is not None
         far = (clip.action - clip.pose[:, None]).mean((1, 2))
-        return Score((far > self.threshold).float(), torch.sigmoid(far), torch.ones(len(far), dtype=torch.bool))
+        done = far > self.threshold
+        return Score(done.float(), torch.sigmoid(far), torch.ones_like(done), terminated=done)
 
 
 class Fickle(LikesLarge):
@@ -256,7 +257,8 @@ class Fickle(LikesLarge):
 
     def __call__(self, clip: Clip, instruction: Sequence[str]) -> Score:
         score = super().__call__(clip, instruction)
-        return replace(score, reward=((score.success * 1e4).floor() % 2).float())
+        won = (score.success * 1e4).floor() % 2 > 0
+        return replace(score, reward=won.float(), terminated=won)
 
 
 def arena(model: WorldActionModel, n: int = 8) -> DreamLanes:

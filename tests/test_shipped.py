@@ -271,7 +271,7 @@ def test_judge_tiny_tells_what_was_done_from_what_was_not() -> None:
             told.append(asked.instruction)
             label.append(done)
     score = judge.score(np.stack(films), told)
-    said, truth = score.reward.numpy() > 0, np.array(label)
+    said, truth = score.terminated.numpy(), np.array(label)
     assert score.valid.all()
     assert (said & ~truth).sum() <= 3, "false alarms are the dear ones"
     assert (said & truth).sum() >= 12

@@ -17,7 +17,7 @@ from torch import Tensor
 from imagine.model.batching import TILE, in_tiles
 from imagine.model.blocks import compile_blocks, packed_weights
 from imagine.model.model import WorldActionModel, as_observation
-from imagine.types import Clip, Context, RewardModel, Score, pack_instruction
+from imagine.types import Clip, Context, ImagineError, RewardModel, Score, pack_instruction
 from imagine.world.env import Outcome
 from imagine.world.history import Memory
 from imagine.world.spaces import action_space, observation_space
@@ -80,7 +80,7 @@ class Dream:
 
         Args:
             model: imagines.
-            judge: scores what was imagined; a reward above 0 is a success and ends the episode.
+            judge: scores what was imagined; an episode ends where its score says ``terminated``.
             starts: where episodes begin.
             cfg: how it is dreamt and doubted.
             shaping: makes, for a number of lanes, what pays for the judge's term ``progress``; None pays for success
@@ -201,13 +201,13 @@ class Dream:
             canvas = self.model.decode(video[:, -1:], passed)[:, 0]
             score = self._judge(rows, video, proprio, canvas, robot_units[rows], doubt)
             names[:] = score.terms
-            said = (score.reward, score.success, *score.terms.values())
-            reward, success, *terms = (x.float() for x in said)  # a judge answers in the precision it was asked in
-            return video, proprio, canvas, doubt.float(), reward, success, score.valid, *terms
+            numbers = (score.reward, score.success, *score.terms.values())
+            reward, success, *terms = (x.float() for x in numbers)  # a judge may answer in the model's precision
+            return video, proprio, canvas, doubt.float(), reward, success, score.valid, score.terminated, *terms
 
         packed = packed_weights(self.model.device) if self.cfg.compile else nullcontext()
         with packed, torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.cfg.autocast):
-            video, proprio, self.canvas, doubt, reward, success, valid, *terms = in_tiles(
+            video, proprio, self.canvas, doubt, reward, success, valid, terminated, *terms = in_tiles(
                 imagine, len(chunk), self.cfg.tile
             )
         video, proprio = video.float(), proprio.float()
@@ -219,10 +219,14 @@ class Dream:
         told = {"hallucination": doubt, "success_probability": success, "valid": valid}
         info: dict[str, Any] = {k: v.cpu().numpy() for k, v in told.items()}
         parts = {k: v.cpu() for k, v in zip(names, terms, strict=True)}
-        valid = valid.cpu()
+        valid, done = valid.cpu(), terminated.cpu()
         reward = torch.where(valid, reward.cpu(), torch.zeros(len(chunk)))
-        done = reward > 0
         if self.shaping is not None:
+            if "progress" not in parts:
+                raise ImagineError(
+                    f"shaping pays for the judge's term 'progress', but {type(self.judge).__name__} reports "
+                    f"{sorted(parts) or 'no terms'}; give a judge with that term, or leave shaping out."
+                )
             parts["shaping"] = self.shaping.step(parts["progress"], done, valid & ~parts["progress"].isnan())
             reward = reward + parts["shaping"]
         if self.cfg.doubt_cost:

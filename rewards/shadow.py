@@ -1,4 +1,4 @@
-"""A second judge that watches the first one's work and has no say in it."""
+"""A second judge that is asked about the same clips and has no influence on the score."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from dataclasses import replace
 from imagine.types import Clip, RewardModel, Score
 
 
-class Watched:
+class ShadowJudge:
     """A ``RewardModel``: what ``judge`` says, and as the term ``second`` whether another judge sees a success.
 
-    Nothing may be trained on that term: how far the first judge's praise runs ahead of it tells whether it is fooled.
+    Nothing may be trained on that term: how much more often the first judge sees successes tells whether it is fooled.
     """
 
     def __init__(self, judge: RewardModel, second: RewardModel) -> None:
-        """``judge`` decides, ``second`` watches; best of another architecture."""
+        """``judge`` decides, ``second`` is only reported; best of another architecture."""
         self.judge, self.second = judge, second
 
     def __call__(self, clip: Clip, instruction: Sequence[str]) -> Score:
         """Judge B clips; see :class:`imagine.types.RewardModel`."""
         score, other = self.judge(clip, instruction), self.second(clip, instruction)
-        verdict = ((other.reward > 0) & other.valid).float()
-        return replace(score, terms={**score.terms, "second": verdict})
+        return replace(score, terms={**score.terms, "second": other.terminated.float()})
