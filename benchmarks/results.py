@@ -121,9 +121,11 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
             k = m[kind]
             parts = [f"{n.upper()} {k[n]:.3f} [{k[n + '_ci'][0]:.3f}, {k[n + '_ci'][1]:.3f}]" for n in NAMES]
             lines.append((f"{what}, n = {k['n']}", ", ".join(parts)))
-        low, high = m["exploitability_ci"]
-        floor = f"{m['exploitability_floor']:.3f} [{low:.3f}, {high:.3f}]"
-        return [*lines, (f"exploitability floor, n = {m['canaries']['n']} canaries", floor)]
+        old = "exploitability_floor" in m  # as versions before 0.2 wrote it
+        low, high = m["exploitability_ci" if old else "false_positive_rate_ci"]
+        share = f"{m['exploitability_floor' if old else 'false_positive_rate']:.3f} [{low:.3f}, {high:.3f}]"
+        n = m["canaries" if old else "negative_controls"]["n"]
+        return [*lines, (f"false positives, n = {n} negative controls", share)]
     titles = {
         "expert": "scripted expert, real",
         "real": "base policy, real",

@@ -18,7 +18,7 @@ from imagine.agents.finetune.improve import Look
 from imagine.agents.rollout import DreamLanes, EpisodeRecord, rollout
 from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
-from imagine.rewards.guards import GapAlarm, exploitability, shuffled_chunks
+from imagine.rewards.negative_controls import GapAlarm, false_positive_rate, shuffled_chunks
 from imagine.types import unpack_instruction
 
 Absent = Callable[[str, int], str]
@@ -68,17 +68,17 @@ class Monitor:
         records = rollout(self.lanes, policy, self.seeds, keep=True)
         success = np.array([r.success for r in records])
         canaries = self._canaries(policy, records, horizon)
-        floor = exploitability(canaries)
+        floor = false_positive_rate(canaries)
         gap, rings = self._gap(success, second_verdicts(records))
         numbers = {
             "held_out_success": float(success.mean()),
             "held_out_second_judge": float(second_verdicts(records).mean()),
             "held_out_doubt": float(np.mean([h for r in records for h in r.hallucination])),
             "judge_gap": gap,
-            "floor": floor.floor,
+            "floor": floor.rate,
             **{f"floor_{kind}": rate for kind, (rate, _) in floor.by_kind.items()},
         }
-        return Look(numbers, self._alarm(floor.floor, floor.n, gap, rings))
+        return Look(numbers, self._alarm(floor.rate, floor.n, gap, rings))
 
     def _alarm(self, floor: float, n: int, gap: float, rings: bool) -> str | None:
         if self._floor is None:

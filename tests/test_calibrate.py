@@ -23,7 +23,8 @@ from imagine.rewards.calibrate import (
     reliability,
     report,
 )
-from imagine.rewards.guards import GapAlarm, GuardConfig, GuardedJudge, exploitability, film_canary, shuffled_chunks
+from imagine.rewards.guards import GuardConfig, GuardedJudge
+from imagine.rewards.negative_controls import GapAlarm, false_positive_rate, shuffled_chunks, video_control
 from imagine.rewards.rules import Limits
 from imagine.types import Clip, ImagineError, Score, ShapeError
 
@@ -180,14 +181,14 @@ def test_a_guard_without_what_it_needs_says_so() -> None:
         GuardedJudge(Believer(), GuardConfig(doubt=0.5))(bare, ["x"])
 
 
-def test_film_canaries_are_what_they_say() -> None:
+def test_video_controls_are_what_they_say() -> None:
     films = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 8, 3), np.uint8)
-    assert (film_canary("reversed", films)[:, 0] == films[:, -1]).all()
-    assert (film_canary("frozen", films) == films[:, :1]).all()
-    noise = film_canary("noise", films)
+    assert (video_control("reversed", films)[:, 0] == films[:, -1]).all()
+    assert (video_control("frozen", films) == films[:, :1]).all()
+    noise = video_control("noise", films)
     assert (noise[:, 0] == films[:, 0]).all() and abs(noise[:, 1:].mean() - 127.5) < 3
-    with pytest.raises(ImagineError, match="no film canary"):
-        film_canary("upside down", films)
+    with pytest.raises(ImagineError, match="no video control"):
+        video_control("upside down", films)
 
 
 def test_shuffled_chunks_are_the_same_chunks_elsewhere() -> None:
@@ -197,12 +198,12 @@ def test_shuffled_chunks_are_the_same_chunks_elsewhere() -> None:
     assert sorted(dealt.reshape(-1, 2).tolist()) == sorted(actions.reshape(-1, 2).tolist())
 
 
-def test_the_floor_pools_all_canaries() -> None:
-    found = exploitability({"frozen": np.zeros(150, bool), "noise": np.arange(50) < 4})
-    assert found.floor == 0.02 and found.n == 200 and found.by_kind["noise"] == (0.08, 50)
+def test_the_rate_pools_all_controls() -> None:
+    found = false_positive_rate({"frozen": np.zeros(150, bool), "noise": np.arange(50) < 4})
+    assert found.rate == 0.02 and found.n == 200 and found.by_kind["noise"] == (0.08, 50)
     assert found.ci_low < 0.02 < found.ci_high
-    with pytest.raises(ImagineError, match="0 canaries"):
-        exploitability({})
+    with pytest.raises(ImagineError, match="0 negative controls"):
+        false_positive_rate({})
 
 
 @settings(max_examples=25, deadline=None)
