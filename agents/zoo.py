@@ -58,7 +58,7 @@ class Flawed:
     """A ``Policy`` with a flaw. Its draws follow from its seeds alone, whatever else is in the batch."""
 
     def __init__(self, policy: Policy, flaw: Flaw, body: Embodiment):
-        """``body`` says what a chunk's numbers mean: which are relative (arms), which are not (grippers)."""
+        """``body`` says what a chunk's numbers mean: which are differences, which targets, which grippers."""
         self.policy, self.flaw, self.body = policy, flaw, body
 
     def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
@@ -70,7 +70,7 @@ class Flawed:
         if seeds is None:
             raise ImagineError("a flawed policy draws its flaws from seeds; got none.")
         chunk, flaw, body = self.policy.act(observation, seeds), self.flaw, self.body
-        relative = np.array(body.anchors_in_proprio()) >= 0
+        relative = body.is_difference
         low, high, k = body.action_low, body.action_high, body.chunk_actions
         ramp = np.linspace(0, 1, k + 1)[1:, None]
         out = chunk.copy()
@@ -88,9 +88,14 @@ class Flawed:
             if idle:
                 out[i] = np.where(relative, 0, out[i, :1])
             if grip:
-                out[i] = np.where(relative, out[i], low + high - out[i])
-            out[i] += off * (high - low) * np.where(relative, ramp, 1)
+                out[i] = np.where(body.is_gripper, low + high - out[i], out[i])
+            out[i] += off * (high - low) * self._grows(ramp)
         return np.clip(out, low, high).astype(np.float32)
+
+    def _grows(self, ramp: np.ndarray) -> np.ndarray:
+        """(K, A): how much of an error there is at each tick, so that all of it is there at the chunk's end."""
+        modes = np.concatenate([np.full(a.size, a.mode, object) for a in self.body.action])
+        return np.where(modes == "relative", ramp, np.where(modes == "delta", 1 / len(ramp), 1))
 
     def reset(self, lanes: np.ndarray | None = None) -> None:
         """See :class:`imagine.types.Policy`."""

@@ -7,7 +7,7 @@ Slices are named; positions in a vector are never assumed (facts: AgiBot ports d
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
@@ -31,30 +31,75 @@ class View(_Frozen):
     left: int = 0
 
 
+Kind = Literal["position", "rotation", "joint", "gripper"]
+QUATERNIONS = {"quaternion_wxyz": 0, "quaternion_xyzw": 3}
+"""Units of rotations given as four numbers, and where the real part stands."""
+
+
 class Slice(_Frozen):
-    """A named range ``[start, stop)`` of a dataset feature."""
+    """A named range ``[start, stop)`` of a dataset feature.
+
+    ``kind`` says what the numbers are: a position (x, y, z in m), a rotation (angles in rad, or a quaternion), joints
+    (rad or m) or a gripper's opening; limits, flaws and angle differences follow from it. None is unknown.
+    """
 
     name: str
     key: str
     start: Annotated[int, Field(ge=0)]
     stop: int
     unit: str
+    kind: Kind | None = None
 
     @property
     def size(self) -> int:
         """How many numbers it holds."""
         return self.stop - self.start
 
+    @property
+    def wraps(self) -> bool:
+        """Whether these are angles that start again at -pi after pi; joints do not, and count on."""
+        return self.unit == "rad" and self.kind in (None, "rotation")
+
+    @model_validator(mode="after")
+    def _sized(self) -> Slice:
+        if self.stop <= self.start:
+            raise ValueError(f"slice {self.name!r} is [{self.start}, {self.stop}), expected stop above start")
+        if self.unit in QUATERNIONS and self.size != 4:
+            raise ValueError(f"slice {self.name!r} is a quaternion of {self.size} numbers, expected 4")
+        return self
+
 
 class ActionSlice(Slice):
-    """A slice of the recorded absolute action; ``relative_to`` names the state slice that anchors it, if any.
+    """A slice of the recorded action, and what the model makes of it.
 
-    ``low`` and ``high`` bound the model's action (after anchoring), in ``unit``.
+    ``mode`` is ``absolute`` (a target; the model predicts it as recorded), ``relative`` (a target, of which the model
+    predicts the difference to the state slice ``relative_to`` at the chunk's first tick) or ``delta`` (recorded, and
+    predicted, as the displacement of one tick). Left out, it is relative where ``relative_to`` is given, else absolute.
+    ``low`` and ``high`` bound the model's action, in ``unit``.
     """
 
     relative_to: str | None = None
+    mode: Literal["absolute", "relative", "delta"] = "absolute"
     low: float
     high: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _relative_by_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("relative_to") is not None and "mode" not in values:
+            return {**values, "mode": "relative"}
+        return values
+
+    @model_validator(mode="after")
+    def _anchored(self) -> ActionSlice:
+        if (self.mode == "relative") != (self.relative_to is not None):
+            raise ValueError(
+                f"action slice {self.name!r} has mode {self.mode} and relative_to {self.relative_to!r}; give "
+                "relative_to for mode relative, and for no other"
+            )
+        if not self.low < self.high:
+            raise ValueError(f"action slice {self.name!r} has low {self.low} and high {self.high}, expected low < high")
+        return self
 
 
 class Embodiment(_Frozen):
@@ -78,6 +123,11 @@ class Embodiment(_Frozen):
         for wanted in [*self.proprio, *(a.relative_to for a in self.action if a.relative_to)]:
             if wanted not in names:
                 raise ValueError(f"slice {wanted!r} is used but not among state slices {sorted(names)}")
+        for a in self.action:
+            if a.relative_to and a.size != self._state(a.relative_to).size:
+                raise ValueError(
+                    f"action slice {a.name!r} has {a.size} numbers, its anchor {a.relative_to!r} another number"
+                )
         if self.chunk_actions % self.chunk_frames:
             raise ValueError(f"chunk_actions {self.chunk_actions} is no multiple of chunk_frames {self.chunk_frames}")
         for v in self.views:
@@ -135,8 +185,7 @@ class Embodiment(_Frozen):
 
     def proprio_of(self, row: dict[str, np.ndarray]) -> np.ndarray:
         """Pick proprioception (..., P) float32 out of recorded features ``{key: (..., S)}``."""
-        parts = [self._state(n) for n in self.proprio]
-        return np.concatenate([np.asarray(row[s.key], np.float32)[..., s.start : s.stop] for s in parts], -1)
+        return np.concatenate([_picked(row, self._state(n)) for n in self.proprio], -1)
 
     def anchor_of(self, row: dict[str, np.ndarray]) -> np.ndarray:
         """What relative actions are measured from: (..., A) float32, zero where an action is absolute."""
@@ -146,9 +195,60 @@ class Embodiment(_Frozen):
                 key = self.state[0].key
                 parts.append(np.zeros((*np.asarray(row[key]).shape[:-1], a.size), np.float32))
             else:
-                s = self._state(a.relative_to)
-                parts.append(np.asarray(row[s.key], np.float32)[..., s.start : s.stop])
+                parts.append(_picked(row, self._state(a.relative_to)))
         return np.concatenate(parts, -1)
+
+    def relative_action(self, absolute: np.ndarray, anchor: np.ndarray) -> np.ndarray:
+        """The model's action (..., A) of a recorded one, given :meth:`anchor_of`; angles go the short way round.
+
+        Of the two quaternions of one rotation the one nearer the anchor is meant.
+        """
+        return self._each(absolute, anchor, _difference)
+
+    def absolute_action(self, action: np.ndarray, anchor: np.ndarray) -> np.ndarray:
+        """Inverse of :meth:`relative_action`: what a robot is commanded, (..., A); angles in (-pi, pi]."""
+        return self._each(action, anchor, _sum)
+
+    def _each(self, x: np.ndarray, anchor: np.ndarray, join: Any) -> np.ndarray:
+        x, anchor = np.broadcast_arrays(np.asarray(x, np.float32), np.asarray(anchor, np.float32))
+        out, at = x.copy(), 0
+        for a in self.action:
+            own = slice(at, at + a.size)
+            if a.mode == "relative":
+                out[..., own] = join(a, x[..., own], anchor[..., own])
+            at = own.stop
+        return out
+
+    @property
+    def is_difference(self) -> np.ndarray:
+        """(A,) bool, where an action of zero moves nothing: relative and per-tick actions."""
+        return np.concatenate([np.full(a.size, a.mode != "absolute") for a in self.action])
+
+    @property
+    def is_gripper(self) -> np.ndarray:
+        """(A,) bool, gripper commands; where no slice has a kind, whatever is absolute."""
+        if any(a.kind for a in self.action):
+            return np.concatenate([np.full(a.size, a.kind == "gripper") for a in self.action])
+        return ~self.is_difference
+
+    def hold(self, proprio: np.ndarray) -> np.ndarray:
+        """The chunk that stands still.
+
+        Args:
+            proprio: (..., P) float, robot units.
+
+        Returns:
+            (..., K, A) float32, robot units: zero for relative and per-tick actions; the present state, within bounds,
+            for absolute ones whose state slice of the same name is among ``proprio``; else the middle of the bounds.
+        """
+        proprio = np.asarray(proprio, np.float32)
+        row = np.where(self.is_difference, 0.0, (self.action_low + self.action_high) / 2).astype(np.float32)
+        out = np.broadcast_to(row, (*proprio.shape[:-1], self.action_dim)).copy()
+        for column, (at, _) in enumerate(self.commanded_in_proprio()):
+            if at >= 0 and not self.is_difference[column]:
+                out[..., column] = proprio[..., at]
+        out = np.clip(out, self.action_low, self.action_high)
+        return np.repeat(out[..., None, :], self.chunk_actions, -2)
 
     def anchors_in_proprio(self) -> list[int]:
         """Per action dimension, the proprioception dimension it is relative to; -1 if absolute or not among them."""
@@ -170,8 +270,8 @@ class Embodiment(_Frozen):
         ]
 
     def action_of(self, row: dict[str, np.ndarray]) -> np.ndarray:
-        """Pick the recorded absolute action (..., A) float32; subtract :meth:`anchor_of` to get the model's action."""
-        return np.concatenate([np.asarray(row[a.key], np.float32)[..., a.start : a.stop] for a in self.action], -1)
+        """Pick the recorded action (..., A) float32; :meth:`relative_action` makes the model's of it."""
+        return np.concatenate([_picked(row, a) for a in self.action], -1)
 
     def tile(self, views: dict[str, np.ndarray]) -> np.ndarray:
         """Lay views ``{name: (..., h, w, 3)}`` uint8 on the canvas (..., H, W, 3) uint8.
@@ -222,3 +322,32 @@ class Embodiment(_Frozen):
 
     def _unit(self, i: int) -> str:
         return [a.unit for a in self.action for _ in range(a.size)][i]
+
+
+def _picked(row: dict[str, np.ndarray], part: Slice) -> np.ndarray:
+    """A slice (..., size) float32 of recorded features; of two quaternions of one rotation that with real part >= 0."""
+    x = np.asarray(row[part.key], np.float32)[..., part.start : part.stop]
+    if part.unit in QUATERNIONS:
+        real = QUATERNIONS[part.unit]
+        x = np.where(x[..., real : real + 1] < 0, -x, x)
+    return x
+
+
+def _difference(part: Slice, x: np.ndarray, anchor: np.ndarray) -> np.ndarray:
+    if part.unit in QUATERNIONS:
+        x = np.where((x * anchor).sum(-1, keepdims=True) < 0, -x, x)
+    difference = x - anchor
+    return _wrapped(difference) if part.wraps else difference
+
+
+def _sum(part: Slice, x: np.ndarray, anchor: np.ndarray) -> np.ndarray:
+    total = x + anchor
+    if part.unit in QUATERNIONS:
+        return total / np.maximum(np.linalg.norm(total, axis=-1, keepdims=True), 1e-6)
+    return _wrapped(total) if part.wraps else total
+
+
+def _wrapped(angle: np.ndarray) -> np.ndarray:
+    """The same angle in (-pi, pi]; one that is there already keeps its bits."""
+    turned = np.pi - (np.pi - angle) % (2 * np.pi)
+    return np.where(np.abs(angle) <= np.pi, angle, turned).astype(np.float32)

@@ -111,3 +111,89 @@ def test_a_plug_in_that_knows_nothing_says_so() -> None:
     robot = RobotPlugin()
     nothing = (robot.embodiment(), robot.limits, robot.recorder(), robot.swaps(), robot.options())
     assert nothing[0] is None and nothing[2] is None and nothing[3] == () and nothing[4] == {}
+
+
+def body_of(*action: dict, state: tuple[dict, ...] = ()) -> Embodiment:
+    """A small embodiment of these slices, which are laid out one after another."""
+    return Embodiment.model_validate(
+        {
+            "name": "arm", "robot_type": "arm", "control_hz": 10, "chunk_actions": 4, "chunk_frames": 2,
+            "canvas_height": 16, "canvas_width": 16, "proprio": [s["name"] for s in state],
+            "views": [{"name": "top", "key": "top", "height": 16, "width": 16}],
+            "state": [{"key": "state", **s} for s in state], "action": [{"key": "action", **a} for a in action],
+        }
+    )  # fmt: skip
+
+
+YAW = {"name": "yaw", "start": 0, "stop": 1, "unit": "rad"}
+
+
+@pytest.mark.parametrize("kind", [None, "rotation"])
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_angles_go_the_short_way_round_and_come_back(kind: str | None, seed: int) -> None:
+    body = body_of(
+        {**YAW, "kind": kind, "relative_to": "yaw", "low": -0.8, "high": 0.8}, state=({**YAW, "kind": kind},)
+    )
+    rng = np.random.default_rng(seed)
+    anchor = rng.uniform(-np.pi, np.pi, (50, 1)).astype(np.float32)
+    turned = rng.uniform(-0.8, 0.8, (50, 1)).astype(np.float32)
+    target = body.absolute_action(turned, anchor)
+    assert (np.abs(target) <= np.pi + 1e-6).all()
+    np.testing.assert_allclose(np.exp(1j * target), np.exp(1j * (anchor + turned)), atol=1e-5)
+    np.testing.assert_allclose(body.relative_action(target, anchor), turned, atol=1e-5)
+
+
+def test_joints_count_on_beyond_a_whole_turn() -> None:
+    joint = {**YAW, "kind": "joint"}
+    body = body_of({**joint, "relative_to": "yaw", "low": -9, "high": 9}, state=(joint,))
+    assert body.relative_action(np.array([[7.0]]), np.array([[1.0]])) == np.float32(6)
+    assert body.absolute_action(np.array([[6.0]]), np.array([[1.0]])) == np.float32(7)
+
+
+@pytest.mark.parametrize("unit", ["quaternion_wxyz", "quaternion_xyzw"])
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_both_quaternions_of_a_rotation_are_one_action(unit: str, seed: int) -> None:
+    part = {"name": "turn", "start": 0, "stop": 4, "unit": unit, "kind": "rotation"}
+    body = body_of({**part, "relative_to": "turn", "low": -1, "high": 1}, state=(part,))
+    q = np.random.default_rng(seed).normal(size=(2, 4)).astype(np.float32)
+    q /= np.linalg.norm(q, axis=1, keepdims=True)
+    near = q[0] + 0.01 * q[1]
+    near /= np.linalg.norm(near)
+    anchors = [body.anchor_of({"state": s * q[:1]}) for s in (1, -1)]
+    np.testing.assert_array_equal(*anchors)
+    moves = [body.relative_action(body.action_of({"action": s * near[None]}), anchors[0]) for s in (1, -1)]
+    np.testing.assert_array_equal(*moves)
+    assert np.abs(moves[0]).max() < 0.02
+    back = body.absolute_action(moves[0], anchors[0])[0]
+    np.testing.assert_allclose(np.abs(back @ near), 1, atol=1e-5)
+
+
+def test_what_stands_still_depends_on_the_mode_of_each_slice() -> None:
+    state = ({"name": "grip", "start": 0, "stop": 1, "unit": "1"}, {"name": "hand", "start": 1, "stop": 2, "unit": "m"})
+    body = body_of(
+        {"name": "grip", "start": 0, "stop": 1, "unit": "1", "low": 0, "high": 1},
+        {"name": "hand", "start": 1, "stop": 2, "unit": "m", "relative_to": "hand", "low": -1, "high": 1},
+        {"name": "slide", "start": 2, "stop": 3, "unit": "m", "mode": "delta", "low": -1, "high": 3},
+        {"name": "lamp", "start": 3, "stop": 4, "unit": "1", "low": 0, "high": 3},
+        state=state,
+    )
+    chunk = body.hold(np.array([[0.3, 7.0], [9.0, 7.0]]))
+    assert chunk.shape == (2, 4, 4) and (chunk == chunk[:, :1]).all()
+    np.testing.assert_allclose(chunk[:, 0], [[0.3, 0, 0, 1.5], [1, 0, 0, 1.5]], rtol=1e-6)
+    assert body.is_difference.tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"mode": "relative"}, "relative_to"),
+        ({"mode": "delta", "relative_to": "yaw"}, "relative_to"),
+        ({"low": 1, "high": -1}, "low < high"),
+        ({"stop": 0}, "stop above start"),
+        ({"unit": "quaternion_wxyz"}, "expected 4"),
+        ({"stop": 2, "relative_to": "yaw"}, "another number"),
+    ],
+)
+def test_a_slice_that_makes_no_sense_is_refused(change: dict, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        body_of({**YAW, "low": -1, "high": 1, **change}, state=(YAW,))

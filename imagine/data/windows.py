@@ -222,7 +222,7 @@ class Windows:
         tick = now[:, None] + np.arange(self.embodiment.chunk_actions)
         last = self._a["episode_ticks"][e, None] - 1
         absolute = self._a["tick_action"][self._tick_start[e, None] + np.minimum(tick, last)]
-        relative = absolute - self._a["frame_anchor"][self._frame_start[e] + j][:, None]
+        relative = self.embodiment.relative_action(absolute, self._a["frame_anchor"][self._frame_start[e] + j][:, None])
         return relative, (tick <= last) & self._a["has_action"][e, None]
 
     def batch(self, rows: np.ndarray) -> WindowBatch:

@@ -84,7 +84,8 @@ class TableRobot:
         if chunk.ndim != 2:
             raise ShapeError(f"action chunk has shape {chunk.shape}, expected two axes (actions, dimensions).")
         body = self.body
-        moves = body.check_action(chunk[None])[0] + body.anchor_of({body.state[0].key: self.world.state()})
+        anchor = body.anchor_of({body.state[0].key: self.world.state()})
+        moves = body.absolute_action(body.check_action(chunk[None])[0], anchor)
         seen, done = [], False
         self.succeeded = []
         for k, move in enumerate(moves, 1):

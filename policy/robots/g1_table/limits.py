@@ -18,18 +18,18 @@ REACH = 0.02  # m beyond the workspace, whose edge the robot itself clips comman
 
 
 def limits_of(body: Embodiment) -> Limits:
-    """Limits of an embodiment's actions: hands, joints or both, by the names of its action slices."""
+    """Limits of an embodiment's actions: hands, joints or both, by the kinds of its action slices."""
     low: list[float | None] = []
     high: list[float | None] = []
     speed: list[float | None] = []
     jerk: list[float | None] = []
     hands = []
     for part in body.action:
-        if part.name.endswith("eef_position"):
+        if part.kind == "position":
             hands.append((len(low), len(low) + 3))
-        joints = part.name.endswith("arm_joint_position")
+        joints = part.kind == "joint"
         for i in range(part.size):
-            ends = JOINT_LIMITS[part.name.split("_")[0]][i] if joints else (None, None)
+            ends = JOINT_LIMITS["left" if "left" in part.name else "right"][i] if joints else (None, None)
             low.append(ends[0])
             high.append(ends[1])
             hand = bool(hands) and hands[-1][0] <= len(speed) < hands[-1][1]

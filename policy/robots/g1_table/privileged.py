@@ -18,4 +18,4 @@ def expert_chunk(env: G1TableEnv) -> np.ndarray:
         world.tick(expert_target(world, world.task))
         rows.append(body.action_of({"action": world.command()}))
     world.restore(before)
-    return np.clip(np.stack(rows) - anchor, body.action_low, body.action_high).astype(np.float32)
+    return np.clip(body.relative_action(np.stack(rows), anchor), body.action_low, body.action_high)
