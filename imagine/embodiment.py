@@ -146,9 +146,24 @@ class Embodiment(_Frozen):
         if not path.is_file():
             raise ImagineError(f"embodiment file {path} does not exist; write one after docs/embodiment.md.")
         try:
-            return cls.model_validate(yaml.safe_load(path.read_text()))
-        except (ValidationError, yaml.YAMLError) as error:
-            raise ImagineError(f"embodiment file {path} is not usable: {error}") from None
+            values = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise ImagineError(f"embodiment file {path} is not YAML: {' '.join(str(error).split())}") from None
+        return cls.read(values, f"embodiment file {path}")
+
+    @classmethod
+    def read(cls, values: Any, source: str) -> Embodiment:
+        """Make one of plain values; ``source`` names them in messages.
+
+        Raises:
+            ImagineError: a key is unknown, missing or inconsistent.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ImagineError(f"{source}: {where + ': ' if where else ''}{first['msg']}.") from None
 
     @property
     def frame_stride(self) -> int:

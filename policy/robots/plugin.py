@@ -47,10 +47,12 @@ class RobotPlugin:
     """What the library may ask of a robot. Options are what a robot's episodes can be varied by, by name.
 
     Attributes:
-        name: what messages, reports and the model folder call it.
+        name: what messages and reports call it.
+        spec: what :func:`imagine.policy.robots.registry.load_robot` found it by, so that other processes find it too.
     """
 
     name: str = "robot"
+    spec: str = ""
 
     def embodiment(self) -> Embodiment | None:
         """The default embodiment, for training; a trained model carries its own."""

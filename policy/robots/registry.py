@@ -76,6 +76,7 @@ def _robot(found: Any, text: str) -> RobotPlugin:
     made = found if isinstance(found, RobotPlugin) else found() if callable(found) else found
     if not isinstance(made, RobotPlugin):
         raise ImagineError(f"robot {text!r} is a {type(made).__name__}, expected a RobotPlugin or what makes one.")
+    made.spec = text
     return made
 
 
@@ -86,18 +87,22 @@ def _from_yaml(path: Path) -> RobotPlugin:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ImagineError(f"robot file {path} is not YAML: {' '.join(str(error).split())}") from None
-    if isinstance(values, dict) and "env" in values:
+    if isinstance(values, dict) and {"env", "tasks"} & set(values):
         from imagine.policy.robots.gym import GymRobot
 
         return GymRobot.load(path)
-    return RecordedRobot(Embodiment.load(path))
+    robot = RecordedRobot(Embodiment.load(path))
+    robot.spec = str(path)
+    return robot
 
 
 def remember(spec: str | Path, folder: str | Path) -> None:
     """Note in a model folder which robot it is for; a YAML file is copied, so that the folder can travel alone."""
     folder, text = Path(folder), str(spec)
     if text.endswith((".yaml", ".yml")):
-        atomic_write(folder / COPIED, Path(text).read_bytes())
+        robot = load_robot(text)
+        dump = getattr(robot, "dump", None)  # a robot file may refer to others beside it
+        atomic_write(folder / COPIED, dump() if dump else Path(text).read_bytes())
         text = COPIED
     atomic_write(folder / REMEMBERED, json.dumps({"robot": text}) + "\n")
 
