@@ -15,10 +15,12 @@ from imagine.agents.collect import collect
 from imagine.data.cache import build_cache
 from imagine.data.read import LeRobotDataset
 from imagine.data.windows import Windows
-from imagine.policy.robots.gym import GymRobot, resized
+from imagine.embodiment import Embodiment
+from imagine.policy.robots.gym import GymRobot
+from imagine.policy.robots.per_tick import resized
 from imagine.policy.robots.plugin import RobotPlugin
 from imagine.policy.robots.registry import load_robot, remember, robot_of
-from imagine.types import ImagineError, ShapeError
+from imagine.types import DatasetError, ImagineError, ShapeError
 
 POINT = '''
 import gymnasium, numpy
@@ -230,3 +232,12 @@ def test_views_are_averaged_where_they_shrink() -> None:
     assert (resized(image, 2, 2) == 100).all() and resized(image, 4, 4) is image
     with pytest.raises(ShapeError, match="expected uint8"):
         resized(image.astype(np.float32), 2, 2)
+
+
+@pytest.mark.slow
+def test_actions_per_tick_are_not_read_at_another_rate(lab: Path, tmp_path: Path) -> None:
+    how = load_robot(lab / "robot.yaml").recorder()
+    assert how is not None
+    collect(tmp_path / "data", how.episode, 1, 0, 1, options=dict(how.options), fps=20, progress=lambda *_: None)
+    with pytest.raises(DatasetError, match="another rate"):
+        LeRobotDataset.open(tmp_path / "data").check_embodiment(Embodiment.model_validate(BODY))

@@ -165,7 +165,8 @@ class LeRobotDataset:
         """Whether the dataset has (state, action) as the embodiment wants them; without either it is video only.
 
         Raises:
-            DatasetError: a camera is missing, or a state or action feature is named or shaped differently.
+            DatasetError: a camera is missing, a state or action feature is named or shaped differently, or actions per
+                tick are recorded at another rate.
         """
         for view in embodiment.views:
             if view.key not in self.cameras:
@@ -173,6 +174,12 @@ class LeRobotDataset:
                     f"{self.root} ({self.layout.robot_type}) has cameras {self.cameras}, expected {view.key!r} for "
                     f"view {view.name!r} of embodiment {embodiment.name!r}; {_OTHER_BODY}"
                 )
+        deltas = [a.name for a in embodiment.action if a.mode == "delta"]
+        if deltas and self.fps != embodiment.control_hz:
+            raise DatasetError(
+                f"{self.root} is recorded at {self.fps:g} Hz, expected control_hz {embodiment.control_hz} of "
+                f"embodiment {embodiment.name!r}: actions per tick ({', '.join(deltas)}) cannot be read at another rate."
+            )
         used = {a.relative_to for a in embodiment.action} | set(embodiment.proprio)
         state = self._has({s.key: s.stop for s in embodiment.state if s.name in used}, embodiment.name)
         stops: dict[str, int] = {}

@@ -15,7 +15,8 @@ from functools import lru_cache
 import numpy as np
 
 from imagine.embodiment import Embodiment
-from imagine.policy.robots.gym import GymRobot, Task, Ticks
+from imagine.policy.robots.gym import GymRobot
+from imagine.policy.robots.per_tick import Task, Ticks
 from imagine.policy.robots.registry import load_robot
 from imagine.types import ImagineError
 
