@@ -150,7 +150,7 @@ class DreamCost:
         device = self.model.device
         now, start = (Context(**{k: rows[f"{when}_{k}"].to(device) for k in _PARTS}) for when in ("now", "start"))
         told = tuple(unpack_instruction(row.cpu().numpy()) for row in rows["told"])
-        return Scene(now, start, told, tuple(int(x) for x in rows["seed"]), path=rows["path"].to(device))
+        return Scene(now, start, told, tuple(int(x) for x in rows["seed"]), trajectory=rows["path"].to(device))
 
 
 class SolverPolicy:
@@ -173,7 +173,7 @@ class SolverPolicy:
         told = tuple(unpack_instruction(row) for row in observation["instruction"])
         each = tuple(range(len(now))) if seeds is None else tuple(int(s) for s in seeds)
         start, path = self._firsts(now, seeds)
-        scene = Scene(now, start, told, each, path=path)
+        scene = Scene(now, start, told, each, trajectory=path)
         return self.cost.chunks(self.search(scene)).cpu().numpy()
 
     def search(self, scene: Scene) -> Tensor:

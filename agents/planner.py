@@ -28,7 +28,7 @@ from imagine.policy.policy import JointPolicy
 from imagine.questions import POLICY
 from imagine.sampler import draw_noise, sample
 from imagine.types import Chunk, Context, ImagineError, unpack_instruction
-from imagine.world.trajectory import begun, straight
+from imagine.world.trajectory import initial, interpolate
 
 __all__ = ["BestOfN", "DreamScorer", "Firsts", "Plain", "Plan", "Planner", "PlannerConfig", "Scene", "Scores"]
 
@@ -141,7 +141,7 @@ class Planner:
             self._calls += 1
             seeds = [self._calls * 100_003 + i for i in range(len(now))]
         told = tuple(unpack_instruction(row) for row in observation["instruction"])
-        scene = Scene(now, start, told, tuple(int(s) for s in seeds), path=path)
+        scene = Scene(now, start, told, tuple(int(s) for s in seeds), trajectory=path)
         seen = now if self._eyes is self.policy else self.policy.context(observation)
         self.plans.append(self.decide(scene, seen, begin))
         return self.plans[-1]
@@ -254,9 +254,9 @@ class Firsts:
             here = now.index([row])
             if key not in self._of:
                 self._of[key] = here
-                self._paths[key] = begun(self.model, here.proprio[:, -1])
+                self._paths[key] = initial(self.model, here.proprio[:, -1])
             else:
-                self._paths[key] = straight(self.model, self._paths[key], here.proprio[:, -1])
+                self._paths[key] = interpolate(self.model, self._paths[key], here.proprio[:, -1])
         first = [self._of[key] for key in keys]
         named = [c.named() for c in first]
         start = Context(**{name: torch.cat([c[name] for c in named]) for name in named[0]})

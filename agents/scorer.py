@@ -18,9 +18,9 @@ from imagine.model.batching import TILE, in_tiles
 from imagine.model.kv_cache import ContextCache
 from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
-from imagine.types import Clip, Context, ImagineError, Observation, RewardModel, Score, ShapeError
-from imagine.world.step import follow
-from imagine.world.trajectory import begun, straight, went_on
+from imagine.types import Context, ImagineError, Observation, RewardModel, Score, ShapeError
+from imagine.world.step import DreamConfig, EpisodeStart, Prediction, judge_clip, predict_chunk
+from imagine.world.trajectory import initial, interpolate
 
 _STREAM = 31, 7  # the dream's noise, of a seed; apart from the policy's, whose chunk INVERSE would else recognise
 
@@ -35,7 +35,7 @@ class Scene:
         instruction: one per lane.
         seeds: one per lane; all noise of a decision comes from its lane's seed.
         cache: what the dreaming model read of ``context``, where it is at hand; see :func:`read`.
-        path: (B, T, P + S A) float, where the robot has been, up to ``context``; see
+        trajectory: (B, T, P + S A) float, where the robot has been, up to ``context``; see
             :mod:`imagine.world.trajectory`. Without it a judge is told that the robot went
             straight from ``start`` to ``context``.
     """
@@ -45,7 +45,7 @@ class Scene:
     instruction: tuple[str, ...]
     seeds: tuple[int, ...]
     cache: ContextCache | None = None
-    path: Tensor | None = None
+    trajectory: Tensor | None = None
 
     def __post_init__(self) -> None:
         told = len(self.context), len(self.start), len(self.instruction), len(self.seeds)
@@ -59,10 +59,10 @@ class Scene:
         return len(self.context)
 
     def been(self, model: WorldActionModel) -> Tensor:
-        """(B, T, P + S A) float, ``path``, or what is assumed without one."""
-        if self.path is not None:
-            return self.path
-        return straight(model, begun(model, self.start.proprio[:, -1]), self.context.proprio[:, -1])
+        """(B, T, P + S A) float, ``trajectory``, or what is assumed without one."""
+        if self.trajectory is not None:
+            return self.trajectory
+        return interpolate(model, initial(model, self.start.proprio[:, -1]), self.context.proprio[:, -1])
 
 
 @dataclass(frozen=True)
@@ -179,26 +179,39 @@ def check_candidates(candidates: Tensor, lanes: int, shape: tuple[int, ...]) -> 
 
 @dataclass(frozen=True)
 class _Begun:
-    """What a judge is told of an episode before the chunk that it judges: where n rows began and how they went on."""
+    """What a judge is shown of an episode before the chunk that it judges: where n rows began and how they moved."""
 
-    start: Context
-    path: Tensor
+    start: EpisodeStart
+    trajectory: Tensor
 
 
 @dataclass(frozen=True)
 class _Imagined:
-    """One chunk of a dream of n rows, and its judgement: (n, F, C, h, w), (n, F, P), and (n,) but for ``path``."""
+    """One chunk of a dream of n rows, its judgement, and the trajectory up to its end."""
 
-    video: Tensor
-    proprio: Tensor
+    chunk: Prediction
     score: Score
-    doubt: Tensor
-    path: Tensor  # up to its end
+    trajectory: Tensor
+
+    @property
+    def inverse_error(self) -> Tensor:
+        """(n,) float32; 0 where the dream is not checked."""
+        error = self.chunk.inverse_error
+        return torch.zeros_like(self.score.success) if error is None else error
+
+    @property
+    def merit(self) -> Tensor:
+        """(n,) float32, success + progress, or the reward of a judge without that term; minus infinity if invalid."""
+        score = self.score
+        merit = score.success + (_term(score, "progress") if "progress" in score.terms else score.reward)
+        return torch.where(score.valid, merit, torch.full_like(merit, -torch.inf))
 
 
 @dataclass(frozen=True)
 class DreamScorer:
-    """Imagines what each candidate brings and asks the judge; ``value = progress + success - doubt_weight * doubt``.
+    """Imagines what each candidate brings and asks the judge: ``value = success + progress - cost * inverse error``.
+
+    A judge that reports no ``progress``, as one with a dense reward of its own, is asked for its reward instead.
 
     All candidates of a lane dream under the same noise, so that they differ by their actions alone. The spread is the
     judge's own term ``spread`` (0 where it has none) and, with several ``draws``, the deviation of the value among
@@ -206,29 +219,27 @@ class DreamScorer:
 
     Attributes:
         model: dreams.
-        judge: what it says of ``progress`` (0 where it has no such term) and success makes the value.
-        steps: denoising steps per imagined chunk.
-        doubt_weight: value lost per normalised action unit between a chunk and what INVERSE reads from its dream.
+        judge: what it says of success and progress makes the value.
+        cfg: how it dreams: ``steps``, ``inverse_steps`` and ``tile``, as the dream that is planned in.
+        inverse_error_cost: value lost per normalised action unit between a chunk and what INVERSE reads from its dream.
         depth: chunks imagined at least; where a candidate ends ``follow`` acts. One chunk is often too short to see
             what a candidate was good for; a candidate may itself be several chunks long.
         end: of a dream of several chunks, the ``last`` one counts, or the best (``max``), since an episode would have
             ended there.
         follow: acts after the candidate; it sees the decoded frame, as on the robot.
         draws: dreams per candidate; more than one measure how much of a value is luck.
-        tile: rows per network call; see :mod:`imagine.model.batching`.
 
     Source: best-of-N over a joint model's own imagination as in Cosmos Policy, arXiv:2601.16163.
     """
 
     model: WorldActionModel
     judge: RewardModel
-    steps: int = field(default=1, kw_only=True)
-    doubt_weight: float = field(default=0.1, kw_only=True)
+    cfg: DreamConfig = field(default=DreamConfig(), kw_only=True)
+    inverse_error_cost: float = field(default=0.1, kw_only=True)
     depth: int = field(default=1, kw_only=True)
     end: Literal["max", "last"] = field(default="max", kw_only=True)
     follow: JointPolicy | None = field(default=None, kw_only=True)
     draws: int = field(default=1, kw_only=True)
-    tile: int = field(default=TILE, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("steps", "depth", "draws"):
@@ -239,9 +250,14 @@ class DreamScorer:
         if self.depth > 1 and self.follow is None:
             raise ImagineError(f"depth is {self.depth}, but nobody acts after the candidate; give follow=, a policy.")
 
+    @property
+    def steps(self) -> int:
+        """Denoising steps per imagined chunk."""
+        return self.cfg.steps
+
     def at(self, steps: int) -> DreamScorer:
         """The same scorer with that many denoising steps per imagined chunk."""
-        return replace(self, steps=steps)
+        return replace(self, cfg=self.cfg.model_copy(update={"steps": steps}))
 
     @torch.inference_mode()
     def __call__(self, scene: Scene, candidates: Tensor) -> Scores:
@@ -253,7 +269,7 @@ class DreamScorer:
         check_candidates(candidates, len(scene), self.model.chunk_shapes["action"])
         b, n = candidates.shape[:2]
         chunks = candidates.flatten(0, 1).to(self.model.device)
-        cache = read(self.model, scene.context, self.tile) if scene.cache is None else scene.cache
+        cache = read(self.model, scene.context, self.cfg.tile) if scene.cache is None else scene.cache
         names: list[str] = []
 
         def judge(rows: Tensor) -> tuple[Tensor, ...]:
@@ -266,7 +282,7 @@ class DreamScorer:
             assert draws[0].video is not None
             return values.mean(0), spread, draws[0].video, *terms
 
-        value, spread, video, *terms = in_tiles(judge, b * n, self.tile)
+        value, spread, video, *terms = in_tiles(judge, b * n, self.cfg.tile)
         shaped = {k: v.view(b, n) for k, v in zip(names, terms, strict=True)}
         # A dream that could not be judged has no spread: minus infinity says it all.
         return Scores(value.view(b, n), spread.nan_to_num(0.0).view(b, n), shaped, video.unflatten(0, (b, n)))
@@ -276,22 +292,22 @@ class DreamScorer:
         times, plus = _STREAM
         seeds = [scene.seeds[i] * times + plus + draw for i in lanes.tolist()]
         told = [scene.instruction[i] for i in lanes.tolist()]
-        before = _Begun(scene.start.index(lanes), scene.been(self.model)[lanes])
+        start = EpisodeStart(scene.start.video[lanes, -1], scene.start.proprio[lanes, -1])
+        before = _Begun(start, scene.been(self.model)[lanes])
         film = self._film(scene.context.index(lanes), before, cache, chunks, told, seeds)
         stack = {
             name: torch.stack([_term(step.score, name) for step in film])
             for name in ("progress", "spread", *film[0].score.terms)
         }
         stack["success"] = torch.stack([step.score.success for step in film])
-        valid = torch.stack([step.score.valid for step in film])
-        merit = torch.where(valid, stack["success"] + stack["progress"], torch.full_like(stack["success"], -torch.inf))
+        merit = torch.stack([step.merit for step in film])
         at = merit.argmax(0) if self.end == "max" else torch.full_like(merit[0], len(film) - 1, dtype=torch.long)
         terms = {name: x.gather(0, at[None])[0] for name, x in stack.items()}
-        terms["hallucination"] = torch.stack([step.doubt for step in film]).mean(0)
+        terms["hallucination"] = torch.stack([step.inverse_error for step in film]).mean(0)
         if len(film) > 1:
             terms["chunk"] = at.float()
-        value = merit.gather(0, at[None])[0] - self.doubt_weight * terms["hallucination"]
-        return Scores(value, terms["spread"], terms, torch.cat([step.video for step in film], 1))
+        value = merit.gather(0, at[None])[0] - self.inverse_error_cost * terms["hallucination"]
+        return Scores(value, terms["spread"], terms, torch.cat([step.chunk.video for step in film], 1))
 
     def _film(
         self, context: Context, before: _Begun, cache: ContextCache, plan: Tensor, told: list[str], seeds: list[int]
@@ -302,11 +318,11 @@ class DreamScorer:
         for k in range(max(self.depth, len(given))):
             noise = [s + k * 104_729 for s in seeds]
             if k:
-                context = self.model.after(context, film[-1].video, film[-1].proprio)
+                context = self.model.after(context, film[-1].chunk.video, film[-1].chunk.proprio)
                 cache = self.model.prefill(context)
             chunks = given[k] if k < len(given) else self._followed(context, told, noise).to(plan)
             film.append(self._imagine(context, before, cache, chunks, told, noise))
-            before = _Begun(before.start, film[-1].path)
+            before = replace(before, trajectory=film[-1].trajectory)
         return film
 
     def _followed(self, context: Context, told: list[str], seeds: list[int]) -> Tensor:
@@ -319,22 +335,11 @@ class DreamScorer:
     def _imagine(
         self, context: Context, before: _Begun, cache: ContextCache, chunks: Tensor, told: list[str], seeds: list[int]
     ) -> _Imagined:
-        model, action = self.model, self.model.normalise_action(chunks)
-        next_ = follow(model, context, action, steps=self.steps, inverse_steps=1, seeds=seeds, cache=cache)
-        video, proprio, doubt = next_.video, next_.proprio, next_.doubt
-        latents = torch.cat([before.start.video[:, -1:], video], 1)
-        pose = model.restore_proprio(context.proprio[:, -1])[:, model.anchor] * model.anchored
-        moved, path = chunks + pose[:, None], went_on(model, before.path, proprio, chunks)
-        clip = Clip(
-            latents=latents,
-            proprio=torch.cat([before.start.proprio[:, -1:], proprio], 1),
-            decode=model.film(latents, before=context.video),
-            action=moved,
-            pose=torch.where(model.anchored > 0, pose, moved[:, 0]),  # as in a dream: absolute commands tell no pose
-            doubt=doubt,
-            path=path,
-        )
-        return _Imagined(video, proprio, self.judge(clip, told), doubt, path)
+        action = self.model.normalise_action(chunks)
+        chunk = predict_chunk(self.model, context, action, self.cfg, seeds=seeds, cache=cache)
+        clip = judge_clip(self.model, before.start, before.trajectory, context, chunk, chunks)
+        assert clip.trajectory is not None
+        return _Imagined(chunk, self.judge(clip, told), clip.trajectory)
 
 
 def _term(score: Score, name: str) -> Tensor:

@@ -115,13 +115,13 @@ def main() -> None:
     answer, every = {}, []
     for name in args.policies.split(","):
         acts = build.policy(name, model, MODEL)
-        judge, draws = build.judge(args.judge, MODEL), args.draws
+        judge, how = build.judge(args.judge, MODEL), {"draws": args.draws, "cfg": build.dream_config(MODEL)}
         if args.single:
             assert isinstance(acts, JointPolicy), "only a policy that denoises can propose several chunks"
-            score = DreamScorer(build.dreamer(model, MODEL), judge, depth=args.depth, follow=acts, draws=draws)
+            score = DreamScorer(build.dreamer(model, MODEL), judge, depth=args.depth, follow=acts, **how)
             ranked = list(single_chunks(args, acts, score, lanes))
         else:
-            score = DreamScorer(build.dreamer(model, MODEL), judge, draws=draws)
+            score = DreamScorer(build.dreamer(model, MODEL), judge, **how)
             ranked = list(whole_plans(args, acts, score, lanes))
         found = [pairs(value, won) for value, won, _ in ranked]
         every.append(found)

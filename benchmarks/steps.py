@@ -27,6 +27,7 @@ from imagine.data.windows import Windows
 from imagine.model.model import WorldActionModel
 from imagine.questions import DYNAMICS, POLICY
 from imagine.sampler import sample
+from imagine.world.dream import DreamConfig
 from imagine.world.fidelity import clip_mse, decibel, encode, horizon
 
 ROOT = Path(__file__).parent.parent
@@ -134,7 +135,7 @@ def errors(model: WorldActionModel, windows: Windows, rows: np.ndarray, k: int) 
         video = sample(model, DYNAMICS, context, action=action, steps=k, seeds=[int(r) for r in part]).video
         assert video is not None
         out.append(clip_mse(model.decode(video), truth, batch.video_valid).numpy())
-    far = horizon(model, windows, windows.chains(CHUNKS)[:64], steps=k)["mse"]
+    far = horizon(model, windows, windows.chains(CHUNKS)[:64], DreamConfig(steps=k))["mse"]
     return {"one": np.concatenate(out), "last": far[:, -1], "episode": windows.batch(rows).episode.numpy()}
 
 

@@ -142,9 +142,9 @@ def robot_starts(model: WorldActionModel, blocks: int = 2) -> RobotStarts:
 
 
 def guards(body: Embodiment, cfg: DreamConfig) -> GuardConfig:
-    """Guards of a dream of the table: its own limit of doubt, and limits that a robot should keep."""
-    doubt = cfg.hallucination_limit if cfg.inverse_steps else None
-    return GuardConfig(doubt=doubt, blur=MOST_BLUR, noise=MOST_NOISE, limits=limits_of(body))
+    """Guards of a dream of the table: its own limit of inverse error, and limits that a robot should keep."""
+    error = cfg.hallucination_limit if cfg.inverse_steps else None
+    return GuardConfig(inverse_error=error, blur=MOST_BLUR, noise=MOST_NOISE, limits=limits_of(body))
 
 
 def dream_config(folder: str | Path) -> DreamConfig:

@@ -227,7 +227,7 @@ def _dreamt(
     offset = np.stack([_offset(body, s) for s in seeds])
     films, actions, doubt, said = [world.canvas.cpu().numpy().copy()], [], [], []
     frames = world.newest.shape[1]
-    latents, path = [world.video[:, -1].half().cpu().numpy()], [world.path[:, -1:].cpu().numpy()]
+    latents, path = [world.video[:, -1].half().cpu().numpy()], [world.trajectory[:, -1:].cpu().numpy()]
     for k in range(chunks):
         seen, noise = world.observe(), [s * 1_009 + k for s in seeds]
         if name == "misled":
@@ -239,7 +239,7 @@ def _dreamt(
         outcome = world.step(act)
         films.append(world.canvas.cpu().numpy().copy())
         latents.append(world.video[:, -1].half().cpu().numpy())
-        path.append(world.path[:, -frames:].cpu().numpy())
+        path.append(world.trajectory[:, -frames:].cpu().numpy())
         actions.append(act)
         doubt.append(outcome.info["hallucination"])
         said.append(outcome.info["success_probability"] > 0)

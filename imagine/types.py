@@ -154,11 +154,11 @@ class Clip:
             judges that look at pixels.
         action: (B, K, A) float32 the chunk commanded, absolute robot units; None where there was none.
         pose: (B, A) float32 where the robot was before it, absolute robot units; None likewise.
-        doubt: (B,) float32 how far the action read from the chunk's video is from the one commanded, normalised action
-            units; None where nobody asked.
-        path: (B, T, P + S A) float: the newest T frames, oldest first, the newest chunk's at the end; in front of a
-            younger episode its first frame is repeated. Proprioception as imagined, normalised, and beside it where
-            the actions lead; see :mod:`imagine.world.trajectory`. None where it is not known.
+        inverse_error: (B,) float32 root mean square between the action that INVERSE reads from the chunk's video and
+            the one commanded, normalised action units; None where nobody asked.
+        trajectory: (B, T, P + S A) float: the newest T frames, oldest first, the newest chunk's at the end; in front
+            of a younger episode its first frame is repeated. Proprioception as imagined, normalised, and beside it
+            where the actions lead; see :mod:`imagine.world.trajectory`. None where it is not known.
     """
 
     latents: Tensor
@@ -166,8 +166,8 @@ class Clip:
     decode: Callable[..., Tensor]
     action: Tensor | None = None
     pose: Tensor | None = None
-    doubt: Tensor | None = None
-    path: Tensor | None = None
+    inverse_error: Tensor | None = None
+    trajectory: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class GuardConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    doubt: float | None = None  # normalised action units between what was commanded and what the video shows
+    inverse_error: float | None = None  # normalised action units between what was commanded and what the video shows
     blur: float | None = None  # share of the first frame's sharpness that may be lost
     noise: float | None = None  # share by which the newest frame may be sharper than the first one
     moved: float = 0.03  # a commanded displacement, robot units, from which on a picture must change
@@ -32,9 +32,9 @@ class GuardedJudge:
     """A ``RewardModel``: success is what the judge says, and the video follows the actions, and it is neither frozen
     nor blurred nor noise, and the commanded chunk keeps the rules.
 
-    Every part is reported in ``Score.terms``: the judge's own under their names, ``doubt``, ``frozen``, ``blurred``,
-    ``noisy`` and one per rule, where larger is worse; ``vetoed`` is 1 where a guard overruled a judged success. A
-    clip that a guard overrules earns no reward above 0; what it loses, it loses.
+    Every part is reported in ``Score.terms``: the judge's own under their names, ``inverse_error``, ``frozen``,
+    ``blurred``, ``noisy`` and one per rule, where larger is worse; ``vetoed`` is 1 where a guard overruled a judged
+    success. A clip that a guard overrules earns no reward above 0; a negative one it keeps.
     """
 
     def __init__(self, judge: RewardModel, cfg: GuardConfig) -> None:
@@ -50,14 +50,14 @@ class GuardedJudge:
         """Judge B clips; see :class:`imagine.types.RewardModel`.
 
         Raises:
-            ShapeError: a guard needs the clip's action, pose or doubt, and it has none.
+            ShapeError: a guard needs the clip's action, pose or inverse error, and it has none.
         """
         score, cfg = self.judge(clip, instruction), self.cfg
         terms: dict[str, Tensor] = {}
         clean = torch.ones_like(score.valid)
-        if cfg.doubt is not None:
-            terms["doubt"] = _needed(clip.doubt, "doubt")
-            clean &= terms["doubt"] <= cfg.doubt
+        if cfg.inverse_error is not None:
+            terms["inverse_error"] = _needed(clip.inverse_error, "inverse_error")
+            clean &= terms["inverse_error"] <= cfg.inverse_error
         if cfg.limits is not None:
             action, pose = _needed(clip.action, "action"), _needed(clip.pose, "pose")
             rules = check_actions(action, pose, cfg.limits)

@@ -178,7 +178,8 @@ class RobometerJudge:
 
         Returns:
             Reward 1 and the end of the episode where success exceeds the threshold, else 0; terms ``success`` and
-            ``progress``, each in [0, 1]; not valid where the instruction holds a word that the tokenizer does not know, or an answer is not finite.
+            ``progress``, each in [0, 1]; not valid where the instruction holds a word that the tokenizer does not know,
+            or an answer is not finite.
 
         Raises:
             ShapeError: there is not one instruction per clip, or the clip's frames are no pictures.

@@ -162,19 +162,21 @@ class TrajectoryJudge(HeadJudge):
         The heads' mean probability counts; ``spread`` is how far they are apart.
 
         Raises:
-            ShapeError: the clip is of another codec or robot, has no path, or not one instruction.
+            ShapeError: the clip is of another codec or robot, has no trajectory, or not one instruction.
         """
         cfg, numbers = self.cfg, self.cfg.proprio + self.cfg.ticks * self.cfg.actions
         self.require_latents(clip.latents, instruction)
-        if clip.path is None:
-            raise ShapeError("this judge follows the hands since the start, but the clip has no path; see types.Clip.")
-        if clip.path.shape[-1] != numbers:
+        if clip.trajectory is None:
             raise ShapeError(
-                f"judge got a path of {clip.path.shape[-1]} numbers per frame, expected {cfg.proprio} of "
+                "this judge follows the hands since the start, but the clip has no trajectory; see types.Clip."
+            )
+        if clip.trajectory.shape[-1] != numbers:
+            raise ShapeError(
+                f"judge got a trajectory of {clip.trajectory.shape[-1]} numbers per frame, expected {cfg.proprio} of "
                 f"proprioception and {cfg.ticks} x {cfg.actions} of actions; use the judge of this model's folder."
             )
-        words = self.word_counts(instruction).to(clip.path)
-        place = self.locate(clip.latents[:, 0].to(clip.path), words)
-        every = torch.sigmoid(self.logits(place, clip.path, words)[..., :2].float())
+        words = self.word_counts(instruction).to(clip.trajectory)
+        place = self.locate(clip.latents[:, 0].to(clip.trajectory), words)
+        every = torch.sigmoid(self.logits(place, clip.trajectory, words)[..., :2].float())
         success, progress = every.mean(0).unbind(-1)
         return self.verdict(success, progress, every[..., 0].amax(0) - every[..., 0].amin(0), words)

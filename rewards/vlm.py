@@ -82,8 +82,9 @@ class VLMJudge:
     """A ``RewardModel``: the probability of yes to "has it done what it was told?".
 
     ``Score.success`` is calibrated; ``Score.reward`` is 1, and the episode ends, where it reaches the operating
-    threshold of the instruction's family. ``Score.valid`` is False where yes and no together are less likely than anything else the
-    model might have said, where the tokenizer does not know a word, and where a server gave no usable answer.
+    threshold of the instruction's family. ``Score.valid`` is False where yes and no together are less likely than
+    anything else the model might have said, where the tokenizer does not know a word, and where a server gave no
+    usable answer.
     ``Score.terms`` holds the answer to every question of the preset, NaN where that one is not valid.
     """
 

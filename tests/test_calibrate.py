@@ -122,7 +122,7 @@ class Believer:
 
 
 def clip(
-    doubt: float = 0.0, *, noise: bool = False, still: bool = False, flat: bool = False, reach: float = 0.1
+    inverse_error: float = 0.0, *, noise: bool = False, still: bool = False, flat: bool = False, reach: float = 0.1
 ) -> Clip:
     frames = torch.randint(0, 256, (1, 3, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     if still:
@@ -134,12 +134,12 @@ def clip(
     action = torch.linspace(0, reach, 24)[None, :, None].expand(1, 24, 3).contiguous()
     return Clip(
         torch.zeros(1, 3, 1, 1, 1), torch.zeros(1, 3, 1), lambda at=None: frames[:, list(at)],
-        action=action, pose=torch.zeros(1, 3), doubt=torch.tensor([doubt]),
+        action=action, pose=torch.zeros(1, 3), inverse_error=torch.tensor([inverse_error]),
     )  # fmt: skip
 
 
 LIMITS = Limits(control_hz=30, low=(-1.0,) * 3, high=(1.0,) * 3, velocity=(1.0,) * 3)
-GUARDED = GuardedJudge(Believer(), GuardConfig(doubt=0.5, blur=0.5, noise=2.0, limits=LIMITS))
+GUARDED = GuardedJudge(Believer(), GuardConfig(inverse_error=0.5, blur=0.5, noise=2.0, limits=LIMITS))
 
 
 def test_a_clean_success_counts() -> None:
@@ -150,7 +150,7 @@ def test_a_clean_success_counts() -> None:
 @pytest.mark.parametrize(
     ("bad", "term"),
     [
-        (clip(doubt=0.9), "doubt"),
+        (clip(inverse_error=0.9), "inverse_error"),
         (clip(still=True), "frozen"),
         (clip(flat=True), "blurred"),
         (clip(noise=True), "noisy"),
@@ -177,8 +177,8 @@ def test_a_guard_withholds_a_dense_reward_but_no_penalty(pay: float, left: float
 
 def test_a_guard_without_what_it_needs_says_so() -> None:
     bare = Clip(torch.zeros(1, 3, 1, 1, 1), torch.zeros(1, 3, 1), lambda at=None: torch.zeros(1, 2, 8, 8, 3))
-    with pytest.raises(ShapeError, match="no doubt"):
-        GuardedJudge(Believer(), GuardConfig(doubt=0.5))(bare, ["x"])
+    with pytest.raises(ShapeError, match="no inverse_error"):
+        GuardedJudge(Believer(), GuardConfig(inverse_error=0.5))(bare, ["x"])
 
 
 def test_video_controls_are_what_they_say() -> None:

@@ -198,10 +198,10 @@ def test_a_judge_is_told_what_was_commanded_and_from_where(tiny_model: WorldActi
     actions = chunks(2, 1)[0]
     now, *_, info = env.step(actions)
     clip = judge.seen[0]
-    assert clip.action is not None and clip.pose is not None and clip.doubt is not None
+    assert clip.action is not None and clip.pose is not None and clip.inverse_error is not None
     np.testing.assert_allclose(clip.pose, first["proprio"][:, :2], atol=1e-4)
     np.testing.assert_allclose(clip.action, actions + first["proprio"][:, None, :2], atol=1e-4)
-    assert clip.doubt.tolist() == info["hallucination"].tolist()
+    assert clip.inverse_error.tolist() == info["hallucination"].tolist()
     shown = clip.decode()
     assert torch.equal(clip.decode([0, -1]), shown[:, [0, -1]])
     assert same(shown[:, -1].numpy(), now["head"])

@@ -289,9 +289,9 @@ def start(seed: int, options: Any) -> Start:
     )
 
 
-def dream(model: WorldActionModel, memory: str, lanes: int = 2) -> Dream:
-    cfg = DreamConfig(steps=1, tile=1, inverse_steps=1, memory=memory)  # type: ignore[arg-type]
-    world = Dream(model, Judge(looks=memory == "read"), start, cfg)  # type: ignore[arg-type]
+def dream(model: WorldActionModel, history: str, lanes: int = 2) -> Dream:
+    cfg = DreamConfig(steps=1, tile=1, inverse_steps=1, history=history)  # type: ignore[arg-type]
+    world = Dream(model, Judge(looks=history == "read"), start, cfg)  # type: ignore[arg-type]
     world.allocate(lanes)
     world.reset(np.arange(lanes), list(range(lanes)), {})
     return world
@@ -301,11 +301,11 @@ def chunk(lanes: int = 2, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(0, 0.3, (lanes, 8, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("memory", ["read", "extend", "kept"])
-def test_a_giant_is_a_gym(forgetful: WorldActionModel, memory: str) -> None:
+@pytest.mark.parametrize("history", ["read", "extend", "kept"])
+def test_a_giant_is_a_gym(forgetful: WorldActionModel, history: str) -> None:
     """Chunk after chunk on its own frames; a lane's bytes are its own; a fork goes on as the original."""
     model = forgetful
-    world, alone = dream(model, memory), dream(model, memory, lanes=1)
+    world, alone = dream(model, history), dream(model, history, lanes=1)
     outcome = world.step(chunk())
     alone.step(chunk()[:1])
     assert np.isfinite(outcome.info["hallucination"]).all()
@@ -319,7 +319,7 @@ def test_a_giant_is_a_gym(forgetful: WorldActionModel, memory: str) -> None:
         world.step(chunk(seed=5))
         assert torch.equal(world.video, first)
     world.reset(np.array([1]), [77], {})
-    fresh = dream(model, memory)
+    fresh = dream(model, history)
     fresh.reset(np.array([1]), [77], {})
     fresh.step(chunk(seed=9)), world.step(chunk(seed=9))
     torch.testing.assert_close(world.video[1], fresh.video[1], rtol=0, atol=1e-5)
@@ -364,18 +364,18 @@ def test_the_references_memory_is_dropped_whenever_it_is_full(forgetful: WorldAc
     world = dream(forgetful, "reset")
     lengths = []
     for k in range(4):
-        lengths.append([c.frames for c in world.memory.caches])  # type: ignore[union-attr]
+        lengths.append([c.frames for c in world.history.caches])  # type: ignore[union-attr]
         world.step(chunk(seed=k))
         if k == 1:
             world.reset(np.array([0]), [5], {})
     assert lengths == [[1, 1], [3, 3], [1, 1], [3, 3]]
     with pytest.raises(ImagineError, match="tile=1"):
-        Dream(forgetful, Judge(), start, DreamConfig(memory="reset")).allocate(2)  # type: ignore[arg-type]
+        Dream(forgetful, Judge(), start, DreamConfig(history="reset")).allocate(2)  # type: ignore[arg-type]
 
 
 def test_a_model_whose_chunks_are_no_blocks_cannot_remember(tiny_model: WorldActionModel) -> None:
-    world = Dream(tiny_model, Judge(), start, DreamConfig(memory="kept"))  # type: ignore[arg-type]
-    with pytest.raises(ImagineError, match="use memory='read'"):
+    world = Dream(tiny_model, Judge(), start, DreamConfig(history="kept"))  # type: ignore[arg-type]
+    with pytest.raises(ImagineError, match="use history='read'"):
         world.allocate(2)
 
 

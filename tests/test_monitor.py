@@ -90,17 +90,19 @@ def test_a_resumed_monitor_remembers_its_first_look(tiny_model: WorldActionModel
     assert again.look(tiny_model, 1).alarm is not None
 
 
-def test_doubt_costs_reward_and_never_makes_or_unmakes_a_success(tiny_model: WorldActionModel) -> None:
+def test_inverse_error_costs_reward_and_never_makes_or_unmakes_a_success(tiny_model: WorldActionModel) -> None:
     outcomes = []
     for cost in (0.0, 0.5):
-        dream = Dream(tiny_model, FarRight(0.5), SeededStarts(), DreamConfig(inverse_steps=1, doubt_cost=cost))
+        dream = Dream(tiny_model, FarRight(0.5), SeededStarts(), DreamConfig(inverse_steps=1, inverse_error_cost=cost))
         dream.allocate(6)
         dream.reset(np.arange(6), list(range(6)), {})
         outcomes.append(dream.step(np.full((6, 4, 2), 0.1, np.float32)))
     free, paid = outcomes
     assert np.array_equal(free.terminated, paid.terminated)
     np.testing.assert_allclose(paid.reward, free.reward - 0.5 * free.info["hallucination"], rtol=1e-5)
-    np.testing.assert_allclose(paid.info["reward_terms"]["doubt_cost"], -0.5 * free.info["hallucination"], rtol=1e-5)
+    np.testing.assert_allclose(
+        paid.info["reward_terms"]["inverse_error_cost"], -0.5 * free.info["hallucination"], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

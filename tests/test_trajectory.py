@@ -24,7 +24,7 @@ from imagine.policy.robots.g1_table.truth import NAMES
 from imagine.rewards.trajectory import TrajectoryConfig, TrajectoryJudge
 from imagine.types import CheckpointMismatch, Clip, RewardModel, Score, ShapeError
 from imagine.world.dream import Dream, DreamConfig
-from imagine.world.trajectory import PATH_CHUNKS, begun, went_on
+from imagine.world.trajectory import TRAJECTORY_CHUNKS, extend, initial
 
 WORDS = ("bowl", "push", "red", "the")
 T = 9
@@ -42,7 +42,7 @@ def clip_of(n: int = 3, **changes: Any) -> Clip:
     parts = {
         "latents": torch.randn(n, 3, 4, 2, 2, generator=g),
         "proprio": torch.randn(n, 3, 3, generator=g),
-        "path": torch.randn(n, T, 3 + 2 * 2, generator=g),
+        "trajectory": torch.randn(n, T, 3 + 2 * 2, generator=g),
     }
     return Clip(**{**parts, "decode": lambda frames=None: torch.zeros(n, 3, 8, 8, 3), **changes})
 
@@ -60,7 +60,7 @@ def test_it_keeps_the_contract_and_survives_its_folder(tmp_path: Path) -> None:
     torch.testing.assert_close(again.success, score.success, atol=2e-3, rtol=0)
     for i in range(3):
         every, own = clip_of(), slice(i, i + 1)
-        alone = clip_of(latents=every.latents[own], proprio=every.proprio[own], path=every.path[own])
+        alone = clip_of(latents=every.latents[own], proprio=every.proprio[own], trajectory=every.trajectory[own])
         one = judge(alone, told[own])
         torch.testing.assert_close(one.success, score.success[i : i + 1])
 
@@ -98,10 +98,10 @@ def test_only_the_way_beside_the_thing_counts() -> None:
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     judge = trajectory_judge()
-    with pytest.raises(ShapeError, match="the clip has no path"):
-        judge(clip_of(path=None), ["push"] * 3)
+    with pytest.raises(ShapeError, match="the clip has no trajectory"):
+        judge(clip_of(trajectory=None), ["push"] * 3)
     with pytest.raises(ShapeError, match="use the judge of this model's folder"):
-        judge(clip_of(path=torch.zeros(3, T, 5)), ["push"] * 3)
+        judge(clip_of(trajectory=torch.zeros(3, T, 5)), ["push"] * 3)
     with pytest.raises(ShapeError, match="expected"):
         judge(clip_of(), ["push"] * 2)
     with pytest.raises(CheckpointMismatch, match="no usable trajectory"):
@@ -137,7 +137,7 @@ def test_it_learns_where_a_thing_is_and_whether_the_hand_met_it() -> None:
         optimiser.step()
     latents, path, at, met = world(512)
     film = latents[:, None].expand(-1, 3, -1, -1, -1)
-    score = judge(clip_of(512, latents=film, path=path), ["push the red bowl"] * 512)
+    score = judge(clip_of(512, latents=film, trajectory=path), ["push the red bowl"] * 512)
     assert (judge.locate(latents, words.expand(512, -1)) - at).abs().mean() < 0.1
     assert (score.reward == met).float().mean() > 0.9
 
@@ -160,20 +160,20 @@ def test_a_dream_tells_the_path_since_the_lane_began(tiny_model: WorldActionMode
     dream = Dream(tiny_model, keeper, SeededStarts(), DreamConfig(tile=0))
     dream.allocate(2)
     dream.reset(np.arange(2), [1, 2], {})
-    frames, first = tiny_model.chunk_shapes["video"][0], begun(tiny_model, dream.start_proprio)
-    for seed in range(PATH_CHUNKS + 1):
+    frames, first = tiny_model.chunk_shapes["video"][0], initial(tiny_model, dream.start_proprio)
+    for seed in range(TRAJECTORY_CHUNKS + 1):
         before = dream.snapshot()
         dream.step(chunks(2, 1, seed)[0])
     for k, clip in enumerate(keeper.clips):
-        assert clip.path is not None and clip.path.shape == (2, 1 + PATH_CHUNKS * frames, 3 + 2 * 2)
+        assert clip.trajectory is not None and clip.trajectory.shape == (2, 1 + TRAJECTORY_CHUNKS * frames, 3 + 2 * 2)
         lived = torch.cat([first[..., :3], *(c.proprio[:, 1:] for c in keeper.clips[: k + 1])], 1)
-        assert torch.equal(clip.path[..., :3], lived[:, -clip.path.shape[1] :]), f"after chunk {k}"
+        assert torch.equal(clip.trajectory[..., :3], lived[:, -clip.trajectory.shape[1] :]), f"after chunk {k}"
     dream.restore(before)
-    dream.step(chunks(2, 1, PATH_CHUNKS)[0])
-    assert torch.equal(keeper.clips[-1].path, keeper.clips[-2].path), "a snapshot keeps the path"
+    dream.step(chunks(2, 1, TRAJECTORY_CHUNKS)[0])
+    assert torch.equal(keeper.clips[-1].trajectory, keeper.clips[-2].trajectory), "a snapshot keeps the path"
     dream.reset(np.array([1]), [3], {})
     dream.step(chunks(2, 1)[0])
-    last, still = keeper.clips[-1].path, begun(tiny_model, dream.start_proprio)
+    last, still = keeper.clips[-1].trajectory, initial(tiny_model, dream.start_proprio)
     assert last is not None
     assert torch.equal(last[1, :-frames], still[1, frames:]), "lane 1 began anew"
     assert not torch.equal(last[0, :-frames], still[0, frames:])
@@ -183,9 +183,9 @@ def test_dead_reckoning_adds_up_what_was_commanded(tiny_model: WorldActionModel)
     """Actions of the tiny robot move its two joints; two chunks of 4 ticks are seen at every second one."""
     start, moves = torch.zeros(1, 3), torch.from_numpy(chunks(1, 2))
     std = tiny_model.proprio_std[tiny_model.anchor]
-    path = begun(tiny_model, start)
+    path = initial(tiny_model, start)
     for chunk in moves:
-        path = went_on(tiny_model, path, torch.full((1, 2, 3), 9.0), chunk)
+        path = extend(tiny_model, path, torch.full((1, 2, 3), 9.0), chunk)
     led = path[0, -4:, 3:].unflatten(1, (2, 2)) * std
     torch.testing.assert_close(led[:2].flatten(0, 1), moves[0, 0])
     torch.testing.assert_close(led[2:].flatten(0, 1), moves[0, 0, 3] + moves[1, 0])
@@ -197,7 +197,7 @@ def test_a_planner_takes_the_way_between_two_looks_to_be_straight(tiny_model: Wo
     firsts = Firsts(tiny_model)
     a, b = (eyes.context(observation(1, seed=s)) for s in (0, 1))
     _, path = firsts(a, [1009])
-    assert torch.equal(path, begun(tiny_model, a.proprio[:, -1]))
+    assert torch.equal(path, initial(tiny_model, a.proprio[:, -1]))
     start, path = firsts(b, [1010])
     assert torch.equal(start.proprio, a.proprio)
     way = b.proprio[:, -1] - a.proprio[:, -1]
@@ -231,11 +231,11 @@ def test_a_plan_of_two_chunks_is_scored_as_its_first_one_followed_by_the_second(
     followed = DreamScorer(tiny_model, keeper, depth=2, follow=Says(tiny_model, second))(scene, plan)
     planned = DreamScorer(tiny_model, other)(scene, whole)
     assert torch.equal(planned.value, followed.value) and torch.equal(planned.video, followed.video)
-    assert all(torch.equal(a.path, b.path) for a, b in zip(keeper.clips, other.clips, strict=True))
+    assert all(torch.equal(a.trajectory, b.trajectory) for a, b in zip(keeper.clips, other.clips, strict=True))
     before, after = other.clips
-    assert before.path is not None and after.path is not None  # of a tile of 8 rows, of which 6 are ours
-    later = went_on(tiny_model, before.path[:6], after.proprio[:6, 1:], whole.flatten(0, 1)[:, 4:])
-    assert torch.equal(after.path[:6], later)
+    assert before.trajectory is not None and after.trajectory is not None  # of a tile of 8 rows, of which 6 are ours
+    later = extend(tiny_model, before.trajectory[:6], after.proprio[:6, 1:], whole.flatten(0, 1)[:, 4:])
+    assert torch.equal(after.trajectory[:6], later)
     with pytest.raises(ShapeError, match="expected"):
         DreamScorer(tiny_model, other)(scene, whole[:, :, :-1])
 
@@ -243,7 +243,7 @@ def test_a_plan_of_two_chunks_is_scored_as_its_first_one_followed_by_the_second(
 # ---------------------------------------------------------------------- teaching it
 def test_loosened_paths_know_the_ends_of_chunks_and_the_newest_one(tiny_model: WorldActionModel) -> None:
     frames = tiny_model.chunk_shapes["video"][0]
-    path = torch.randn(2, 1 + PATH_CHUNKS * frames, 7)
+    path = torch.randn(2, 1 + TRAJECTORY_CHUNKS * frames, 7)
     loose = loosened(tiny_model, path)
     assert loose.shape == path.shape
     torch.testing.assert_close(loose[:, :-frames:frames, :3], path[:, :-frames:frames, :3])
@@ -292,15 +292,15 @@ def test_in_the_mirror_left_is_right() -> None:
     body = torch.tensor([[0.4, 0.2, 0.7, 1.0, 0.5, -0.1, 0.8, 0.0]])  # left x, y, z, grip; right likewise
     seen = torch.tensor([[0.5, 0.1, 0.8, 0.0, 0.4, -0.2, 0.7, 1.0]])
     now, turned = model.normalise_proprio(body), model.normalise_proprio(seen)
-    path, image = begun(model, now), begun(model, turned)
+    path, image = initial(model, now), initial(model, turned)
     torch.testing.assert_close(mirror.trajectory(path), image)
     chunk = torch.zeros(1, 24, 8)
     chunk[..., 1], chunk[..., 3], chunk[..., 7] = torch.linspace(0, 0.1, 24), 1.0, 0.5  # the left hand moves left
     other = torch.zeros(1, 24, 8)
     other[..., 5], other[..., 7], other[..., 3] = -chunk[..., 1], 1.0, 0.5
     torch.testing.assert_close(
-        mirror.trajectory(went_on(model, path, now[:, None].expand(-1, 4, -1), chunk)),
-        went_on(model, image, turned[:, None].expand(-1, 4, -1), other),
+        mirror.trajectory(extend(model, path, now[:, None].expand(-1, 4, -1), chunk)),
+        extend(model, image, turned[:, None].expand(-1, 4, -1), other),
     )
     thing = model.normalise_proprio(torch.tensor([[0.4, 0.15, 0.6, 0, 0.4, 0.15, 0.6, 0]]))[:, list(hands)]
     beyond = model.normalise_proprio(torch.tensor([[0.4, -0.15, 0.6, 0, 0.4, -0.15, 0.6, 0]]))[:, list(hands)]

@@ -103,7 +103,7 @@ class Demo:
         data = heldout.record(self.model, self.args.seed + 10_000, 40, self.folder.path)
         source = heldout.windows(self.model, [data], self.folder.path)
         dreamer = self.build.dreamer(self.model, self.args.model)
-        numbers, _ = measure(self.model, source, 200, 4, 1, dreamer=dreamer)
+        numbers, _ = measure(self.model, source, 200, 4, self.build.dream_config(self.args.model), dreamer=dreamer)
         self.answer["fidelity"] = numbers
         self.report.section(
             "Can it be believed?",
@@ -158,7 +158,10 @@ class Demo:
         from imagine.agents.statistics import paired_difference
         from imagine.configs.commands.plan import _Timed, decision_figure
 
-        scorer = DreamScorer(self.build.dreamer(self.model, self.args.model), self.build.judge("own", self.args.model))
+        scorer = DreamScorer(
+            self.build.dreamer(self.model, self.args.model), self.build.judge("own", self.args.model),
+            cfg=self.build.dream_config(self.args.model),
+        )  # fmt: skip
         planner = _Timed(BestOfN(self.novice, scorer, 8))
         seeds = range(self.args.seed + 100, self.args.seed + 100 + self.args.episodes)
         lanes, outcomes = self.build.lanes("real", self.model, self.args.model, 16), []

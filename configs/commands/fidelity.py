@@ -63,7 +63,8 @@ def run(args: Args) -> dict[str, Any]:
     datasets = [Path(d) for d in args.dataset] or [heldout.record(model, args.seed, args.episodes, folder.path)]
     source = heldout.windows(model, datasets, folder.path)
     dreamer = build.dreamer(model, args.model)
-    answer, film = measure(model, source, args.windows, args.chunks, args.steps, dreamer=dreamer)
+    cfg = build.dream_config(args.model).model_copy(update={"steps": args.steps})
+    answer, film = measure(model, source, args.windows, args.chunks, cfg, dreamer=dreamer)
     folder.save_metrics(answer)
     if args.write:
         kept = home / "metrics.json"
@@ -75,7 +76,7 @@ def run(args: Args) -> dict[str, Any]:
 
 
 def measure(
-    model: Any, source: Any, n: int, chunks: int, steps: int, *, dreamer: Any
+    model: Any, source: Any, n: int, chunks: int, cfg: Any, *, dreamer: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All figures of ``imagine fidelity`` and the films of its long dreams; ``model`` acts, ``dreamer`` dreams."""
     from imagine.agents.statistics import decibel_gain
@@ -84,9 +85,9 @@ def measure(
     rows = source.rows("all")
     rows = np.sort(rows[np.random.default_rng(0).permutation(len(rows))[:n]])
     with bar("one chunk") as tell:
-        one = one_chunk(dreamer, source, rows, steps=steps, tell=tell, actor=model)
+        one = one_chunk(dreamer, source, rows, cfg=cfg, on_progress=tell, actor=model)
     chains = source.chains(chunks)
-    far = horizon(dreamer, source, chains[:64], steps=steps)
+    far = horizon(dreamer, source, chains[:64], cfg)
     names = ("true", "shuffled", "copy", "codec")
     answer: dict[str, Any] = {f"psnr_{k}": round(decibel(one[k]), 3) for k in names}
     for name in ("copy", "shuffled"):

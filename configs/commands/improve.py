@@ -123,9 +123,11 @@ def _dream(args: Args, model: Any, folder: Path) -> Any:
     if args.starts:
         recorded = LeRobotDataset.open(Path(args.starts))
         starts = MixedStarts(starts, DatasetStarts(recorded, model.body, folder / "starts", anywhere=True), args.midway)
-    cfg = build.dream_config(args.model).model_copy(update={"doubt_cost": args.doubt_cost, "tile": 0, "autocast": True})
+    cfg = build.dream_config(args.model).model_copy(
+        update={"inverse_error_cost": args.doubt_cost, "tile": 0, "autocast": True}
+    )
     if args.unguarded:
-        cfg = cfg.model_copy(update={"doubt_cost": 0.0, "hallucination_limit": None})
+        cfg = cfg.model_copy(update={"inverse_error_cost": 0.0, "hallucination_limit": None})
     guarded = not args.unguarded
     return build.dream(
         model, args.model, cfg, judged_by=args.judge, guarded=guarded, watched_by=args.watched_by, starts=starts

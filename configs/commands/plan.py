@@ -88,8 +88,8 @@ def run(args: Args) -> dict[str, Any]:
         )
     greedy = JointPolicy(proposer.model, steps=proposer.steps, temperature=0.0)
     scorer = DreamScorer(
-        build.dreamer(model, args.model), build.judge(args.scorer, args.model), steps=args.steps, depth=args.depth,
-        follow=greedy, draws=args.draws,
+        build.dreamer(model, args.model), build.judge(args.scorer, args.model), depth=args.depth, follow=greedy,
+        draws=args.draws, cfg=build.dream_config(args.model).model_copy(update={"steps": args.steps}),
     )  # fmt: skip
     lanes = build.lanes(
         args.world, model, args.model, min(args.lanes, len(seeds)), judged_by=args.judge, horizon=args.horizon,

@@ -17,6 +17,7 @@ from imagine.types import ImagineError, Policy, RewardModel, pack_instruction, u
 
 if TYPE_CHECKING:
     from imagine.model.model import WorldActionModel
+    from imagine.world.dream import DreamConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def run(args: Args) -> dict[str, Any]:
     scorer = None
     if args.judge != "none":
         judge = build.judge(args.judge, args.model, str(model.device))
-        scorer = DreamJudge(build.dreamer(model, args.model), judge, args.seed)
+        scorer = DreamJudge(build.dreamer(model, args.model), judge, build.dream_config(args.model), args.seed)
     warm_up(policy, scorer, model)
     cfg = ServerConfig(host=args.host, port=args.port, seed=args.seed)
     with _terminated_as_interrupted(), PolicyServer(policy, model.body, scorer=scorer, cfg=cfg) as server:
@@ -79,11 +80,12 @@ def run(args: Args) -> dict[str, Any]:
 class DreamJudge:
     """A :class:`imagine.policy.scoring.Scorer` that imagines each candidate and has its end judged."""
 
-    def __init__(self, model: WorldActionModel, judge: RewardModel, seed: int = 0):
+    def __init__(self, model: WorldActionModel, judge: RewardModel, cfg: DreamConfig | None = None, seed: int = 0):
         from imagine.agents.planner import DreamScorer
         from imagine.policy.policy import JointPolicy
 
-        self.eyes, self.score, self.seed = JointPolicy(model), DreamScorer(model, judge), seed
+        self.score = DreamScorer(model, judge, **({} if cfg is None else {"cfg": cfg}))
+        self.eyes, self.seed = JointPolicy(model), seed
 
     def __call__(
         self, observation: dict[str, np.ndarray], start: dict[str, np.ndarray]

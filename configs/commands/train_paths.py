@@ -25,7 +25,7 @@ from imagine.rewards.calibrate import auroc
 from imagine.rewards.trajectory import TrajectoryConfig, TrajectoryJudge
 from imagine.train.fit import FitConfig, fit, write_json
 from imagine.types import ShapeError
-from imagine.world.trajectory import PATH_CHUNKS, begun, straight
+from imagine.world.trajectory import TRAJECTORY_CHUNKS, initial, interpolate
 
 NEAR = 0.1  # m
 TOLD = 0.65  # share of a batch that is judged by what the policy was told, rather than by another question
@@ -132,8 +132,8 @@ def train_paths(
     ]
 
     def window(i: Tensor, t: Tensor) -> Tensor:
-        """(n, 1 + PATH_CHUNKS F, P + S A), as a judge is shown the path after chunk t."""
-        back = torch.arange(-PATH_CHUNKS * frames, 1)
+        """(n, 1 + TRAJECTORY_CHUNKS F, P + S A), as a judge is shown the path after chunk t."""
+        back = torch.arange(-TRAJECTORY_CHUNKS * frames, 1)
         return path[i[:, None], ((t[:, None] + 1) * frames + back).clamp(min=0)]
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -205,9 +205,9 @@ def loosened(model: WorldActionModel, path: Tensor) -> Tensor:
     """
     frames, p = model.chunk_shapes["video"][0], model.body.proprio_dim
     ends = path[:, :-frames:frames, :p]
-    told = begun(model, ends[:, 0])
+    told = initial(model, ends[:, 0])
     for k in range(1, ends.shape[1]):
-        told = straight(model, told, ends[:, k])
+        told = interpolate(model, told, ends[:, k])
     newest = path[:, -frames:].clone()
     off = (told[:, -1:, p:] - path[:, -frames - 1 : -frames, p:])[..., -len(model.anchored) :] * model.anchored
     newest[..., p:] += off.repeat(1, 1, newest[..., p:].shape[2] // len(model.anchored))

@@ -20,7 +20,7 @@ from imagine.train.fit import write_json
 from imagine.train.joint import build_model, train_codec, train_joint
 from imagine.types import ImagineError
 from imagine.world.dream import DreamConfig
-from imagine.world.fidelity import doubts
+from imagine.world.fidelity import inverse_errors
 
 
 class Training:
@@ -101,9 +101,10 @@ class Training:
         where = self.folder / "judge_fit"
         train_judge(model, self.windows, self.recipe.head, self.recipe.judge_fit, where).save(self.out)
         rows = self.windows.rows("held_out")[:2000]
-        doubt = doubts(model, self.windows, rows) if len(rows) else np.array([np.inf])
-        limit = float(np.quantile(doubt, 0.99))  # as MOReL halts: beyond what dreams from real frames ever show
-        write_json(self.out / "dream.json", DreamConfig(hallucination_limit=limit).model_dump())
+        cfg = DreamConfig()
+        errors = inverse_errors(model, self.windows, rows, cfg) if len(rows) else np.array([np.inf])
+        limit = float(np.quantile(errors, 0.99))  # as MOReL halts: beyond what dreams from real frames ever show
+        write_json(self.out / "dream.json", cfg.model_copy(update={"hallucination_limit": limit}).model_dump())
         self.metrics["judge"] = _read(where / "metrics.json")
         write_json(self.out / "judge_metrics.json", self.metrics["judge"])
 

@@ -1,52 +1,38 @@
 """Dream: the world behind an imagined environment. It asks the model DYNAMICS, and INVERSE whether to believe it.
 
-Everything stays in latents; of a chunk only the newest frame is decoded, and others when a judge or a film asks.
+Everything stays in latents; of a chunk only the newest frame is decoded, and others when a judge or a video asks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from imagine.model.batching import TILE, in_tiles
+from imagine.model.batching import named_in_tiles
 from imagine.model.blocks import compile_blocks, packed_weights
 from imagine.model.model import WorldActionModel, as_observation
-from imagine.types import Clip, Context, ImagineError, RewardModel, Score, pack_instruction
+from imagine.seeds import Stream, derive
+from imagine.types import Context, ImagineError, RewardModel, ShapeError, pack_instruction
 from imagine.world.env import Outcome
-from imagine.world.history import Memory
+from imagine.world.history import HistoryCache
 from imagine.world.spaces import action_space, observation_space
-from imagine.world.starts import Starts
-from imagine.world.step import follow
-from imagine.world.trajectory import begun, went_on
+from imagine.world.starts import Start, Starts
+from imagine.world.step import DreamConfig, EpisodeStart, judge_clip, predict_chunk
+from imagine.world.trajectory import initial
 
-
-class DreamConfig(BaseModel):
-    """How a dream is dreamt and doubted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    steps: int = 1  # denoising steps per chunk
-    tile: int = TILE  # lanes per network call; fixed, so that a lane's bytes do not depend on N; 0: all at once
-    inverse_steps: int = 2  # denoising steps of the check; 0 leaves the check out
-    hallucination_limit: float | None = None  # above it (normalised action units) a lane is no longer believable
-    adapter: str | None = None  # LoRA folder beside the weights that the dream has and the policy has not
-    memory: Literal["read", "extend", "kept", "reset"] = "read"  # see `imagine.world.history`
-    compile: bool = False  # fuse the model's blocks, whose weights never change then; needs a C++ compiler on a CPU
-    autocast: bool = False  # imagine in bfloat16: about twice as fast on chips that have it; the last bits differ
-    doubt_cost: float = 0.0  # reward lost per normalised action unit of doubt, every chunk (MOPO, arXiv:2005.13239)
+__all__ = ["Dream", "DreamConfig", "Shaping"]
 
 
 class Shaping(Protocol):
     """Pays for progress without changing which policy is best; ``imagine.rewards.progress.Potential``."""
 
-    def reset(self, lanes: Tensor | None = None) -> None:
-        """Begin an episode in the (N,) bool lanes."""
+    def reset(self, envs: Tensor | None = None) -> None:
+        """Begin an episode in the environments where the (N,) bool mask is True."""
         ...
 
     def step(self, phi: Tensor, terminal: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -63,9 +49,9 @@ class Shaping(Protocol):
 
 
 class Dream:
-    """N imagined lanes of one model, one judge and one source of starts.
+    """N imagined environments of one model, one judge and one source of starts.
 
-    Lanes are independent: a lane's noise depends on its own seed and step alone, never on its neighbours.
+    They are independent: the noise of one depends on its own seed and step alone, never on its neighbours.
     """
 
     def __init__(
@@ -82,9 +68,9 @@ class Dream:
             model: imagines.
             judge: scores what was imagined; an episode ends where its score says ``terminated``.
             starts: where episodes begin.
-            cfg: how it is dreamt and doubted.
-            shaping: makes, for a number of lanes, what pays for the judge's term ``progress``; None pays for success
-                alone.
+            cfg: how it is imagined and checked.
+            shaping: makes, for a number of environments, what pays for the judge's term ``progress``; None pays the
+                judge's reward alone.
         """
         self._make_shaping = shaping
         self.shaping: Shaping | None = None
@@ -97,7 +83,7 @@ class Dream:
         self.metadata = {"control_hz": hz, "render_fps": hz / model.body.frame_stride}
 
     def allocate(self, num_envs: int) -> None:
-        """Make room for ``num_envs`` lanes."""
+        """Make room for ``num_envs`` environments."""
         n, t, device = num_envs, self.model.cfg.context_frames, self.model.device
         _, *latent = self.model.chunk_shapes["video"]
         p = self.model.body.proprio_dim
@@ -105,15 +91,17 @@ class Dream:
         self.proprio = torch.zeros(n, t, p, device=device)
         self.start_video = torch.zeros(n, *latent, device=device)
         self.start_proprio = torch.zeros(n, p, device=device)
-        self.path = begun(self.model, self.start_proprio).clone()
+        self.trajectory = initial(self.model, self.start_proprio).clone()
         self.text = torch.zeros(n, *self.model.text_shape, device=device)
-        self.image: Tensor | None = None  # what the first frame tells some giants, from the first reset on
+        self.image: Tensor | None = None  # of models that read the first frame again; made at the first reset
         self.condition: Tensor | None = None
-        self.memory = None if self.cfg.memory == "read" else Memory(self.model, self.cfg.memory, n, self.cfg.tile)
+        self.history = None
+        if self.cfg.history != "read":
+            self.history = HistoryCache(self.model, self.cfg.history, n, self.cfg.tile)
         self.newest = torch.zeros(n, *self.model.chunk_shapes["video"], device=device)
         self.before = self.video.clone()  # the context of the newest chunk
-        seen = (n, self.model.body.canvas_height, self.model.body.canvas_width, 3)
-        self.canvas = torch.zeros(seen, dtype=torch.uint8, device=device)  # the newest frame, as anybody sees it
+        shape = (n, self.model.body.canvas_height, self.model.body.canvas_width, 3)
+        self.canvas = torch.zeros(shape, dtype=torch.uint8, device=device)  # the newest frame, as it is observed
         self.start_canvas = self.canvas.clone()
         self.shaping = self._make_shaping(n) if self._make_shaping else None
         self.instruction = [""] * n
@@ -121,192 +109,191 @@ class Dream:
         self.seeds, self.steps = np.zeros(n, np.int64), np.zeros(n, np.int64)
 
     @torch.inference_mode()
-    def reset(self, lanes: np.ndarray, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Begin an episode in some lanes.
+    def reset(self, envs: np.ndarray, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Begin an episode in some environments; if this fails, nothing has changed.
 
         Args:
-            lanes: (M,) int indices.
-            seeds: one per lane; chooses the start and all noise of the episode.
-            options: ``instruction`` (one text, or one per lane) to follow instead of the starts' own.
+            envs: (M,) int indices.
+            seeds: one per environment, in [0, 2^63); chooses the start and all noise of the episode.
+            options: ``instruction`` (one text, or one per environment) to follow instead of the starts' own.
         """
-        told = options.get("instruction")
-        each = [told] * len(lanes) if told is None or isinstance(told, str) else list(told)
-        started = [self.starts(int(s), {**options, "instruction": i}) for s, i in zip(seeds, each, strict=True)]
-        seen = as_observation(
-            np.stack([b.canvas for b in started])[:, None], np.stack([b.proprio for b in started])[:, None]
-        )
-        heard = [b.instruction for b in started]
-
-        names: list[str] = []
-
-        def encode(rows: Tensor) -> tuple[Tensor, ...]:
-            context = self.model.encode(seen.index(rows), [heard[i] for i in rows.tolist()])
-            names[:] = context.named()
-            shown = self.model.decode(context.video[:, -1:], context.video[:, :-1])[:, 0]
-            return *context.named().values(), shown
-
-        *parts, canvas = in_tiles(encode, len(started), self.cfg.tile)
-        at = torch.as_tensor(lanes, device=self.model.device)
-        for name, part in zip(names, parts, strict=True):
-            if getattr(self, name) is None:
-                setattr(self, name, part.new_zeros(len(self.seeds), *part.shape[1:]))
-            getattr(self, name)[at] = part
-        video, proprio = self.video[at], self.proprio[at]
-        self.path[at] = begun(self.model, proprio[:, -1])
-        self.start_video[at], self.start_proprio[at], self.before[at] = video[:, -1], proprio[:, -1], video
-        if self.memory is not None:
-            self.memory.begin(self.context(), lanes)
-        self.start_canvas[at] = canvas  # judges compare what was decoded with what was decoded
-        self.canvas[at] = seen.canvas[:, -1].to(self.canvas)  # whoever acts sees what the robot sees
-        self.newest[at] = video[:, -1:].expand(-1, self.newest.shape[1], -1, -1, -1)
-        for lane, seed, start in zip(lanes, seeds, started, strict=True):
-            self.instruction[lane] = start.instruction
-            self.packed[lane] = pack_instruction(start.instruction)
-            self.seeds[lane], self.steps[lane] = seed, 0
+        asked = options.get("instruction")
+        each = [asked] * len(envs) if asked is None or isinstance(asked, str) else list(asked)
+        starts = [self.starts(int(s), {**options, "instruction": i}) for s, i in zip(seeds, each, strict=True)]
+        packed = np.stack([pack_instruction(s.instruction) for s in starts])
+        numbers = np.asarray(seeds, np.int64)
+        at = torch.as_tensor(envs, device=self.model.device)
+        self._write(at, self._encode(starts))
+        if self.history is not None:
+            self.history.begin(self.context(), envs)
+        for i, start in zip(envs.tolist(), starts, strict=True):
+            self.instruction[i] = start.instruction
+        self.packed[envs], self.seeds[envs], self.steps[envs] = packed, numbers, 0
         if self.shaping is not None:
             self.shaping.reset(torch.zeros(len(self.seeds), dtype=torch.bool).index_fill(0, at.cpu(), True))
         return {
-            "instruction": np.array([b.instruction for b in started], object),
-            "start_id": np.array([b.start_id for b in started], object),
+            "instruction": np.array([s.instruction for s in starts], object),
+            "start_id": np.array([s.start_id for s in starts], object),
         }
 
+    def _encode(self, starts: Sequence[Start]) -> dict[str, Tensor]:
+        """The fields of a context for M starts, the frame as observed (``canvas``) and as decoded."""
+        canvas, proprio = np.stack([s.canvas for s in starts]), np.stack([s.proprio for s in starts])
+        observed = as_observation(canvas[:, None], proprio[:, None])
+
+        def encode(rows: Tensor) -> dict[str, Tensor]:
+            context = self.model.encode(observed.index(rows), [starts[i].instruction for i in rows.tolist()])
+            shown = self.model.decode(context.video[:, -1:], context.video[:, :-1])[:, 0]
+            return {**context.named(), "start_canvas": shown}
+
+        encoded = named_in_tiles(encode, len(starts), self.cfg.tile)
+        return {**encoded, "canvas": observed.canvas[:, -1].to(self.canvas)}
+
+    def _write(self, at: Tensor, fields: Mapping[str, Tensor]) -> None:
+        """Begin an episode in rows ``at``: judges compare decoded frames, whoever acts sees what the robot sees."""
+        video, proprio = fields["video"], fields["proprio"]
+        derived = {
+            "before": video,
+            "start_video": video[:, -1],
+            "start_proprio": proprio[:, -1],
+            "trajectory": initial(self.model, proprio[:, -1]),
+            "newest": video[:, -1:].expand(-1, self.newest.shape[1], -1, -1, -1),
+        }
+        for name, part in {**fields, **derived}.items():
+            if getattr(self, name) is None:
+                setattr(self, name, part.new_zeros(len(self.seeds), *part.shape[1:]))
+            whole = getattr(self, name)
+            whole[at] = part.to(whole)
+
     def judge_by(self, instructions: Sequence[str]) -> None:
-        """Until their next reset, judge all lanes by other instructions than those they were told."""
+        """Until their next reset, judge all environments by other instructions than those that are observed."""
         self.instruction = list(instructions)
 
     def context(self) -> Context:
-        """What the model is given in every lane now."""
+        """What the model is given in every environment now."""
         return Context(self.video, self.proprio, self.text, self.image, self.condition)
 
     @torch.inference_mode()
     def step(self, actions: np.ndarray) -> Outcome:
-        """Imagine one chunk in every lane.
+        """Imagine one chunk in every environment.
 
         Args:
             actions: (N, K, A) float32, robot units, relative to the chunk's first state where the embodiment says so.
 
         Raises:
             ShapeError: the actions are misshapen, not finite or in wrong units.
+            ImagineError: there is shaping, but the judge reports no progress.
         """
-        chunk = self.model.body.check_action(actions)
-        robot_units = torch.from_numpy(chunk).to(self.model.device)
-        action = self.model.normalise_action(robot_units)
-        seeds = [int(s) * 1_000_003 + int(k) for s, k in zip(self.seeds, self.steps, strict=True)]
-        names: list[str] = []
-
-        def imagine(rows: Tensor) -> tuple[Tensor, ...]:
-            picked = rows.tolist()
-            video, proprio, doubt = self._imagine(rows, action[rows], [seeds[i] for i in picked])
-            passed = torch.cat([self.video[rows], video[:, :-1]], 1)
-            canvas = self.model.decode(video[:, -1:], passed)[:, 0]
-            score = self._judge(rows, video, proprio, canvas, robot_units[rows], doubt)
-            names[:] = score.terms
-            numbers = (score.reward, score.success, *score.terms.values())
-            reward, success, *terms = (x.float() for x in numbers)  # a judge may answer in the model's precision
-            return video, proprio, canvas, doubt.float(), reward, success, score.valid, score.terminated, *terms
-
+        commanded = torch.from_numpy(self.model.body.check_action(actions)).to(self.model.device)
         packed = packed_weights(self.model.device) if self.cfg.compile else nullcontext()
         with packed, torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.cfg.autocast):
-            video, proprio, self.canvas, doubt, reward, success, valid, terminated, *terms = in_tiles(
-                imagine, len(chunk), self.cfg.tile
-            )
-        video, proprio = video.float(), proprio.float()
-        after = self.model.after(self.context(), video, proprio)
-        self.before, self.newest, self.video, self.proprio = self.video, video, after.video, after.proprio
-        self.path = went_on(self.model, self.path, proprio, robot_units)
-        self.steps = self.steps + 1
-        limit = self.cfg.hallucination_limit
-        told = {"hallucination": doubt, "success_probability": success, "valid": valid}
-        info: dict[str, Any] = {k: v.cpu().numpy() for k, v in told.items()}
-        parts = {k: v.cpu() for k, v in zip(names, terms, strict=True)}
-        valid, done = valid.cpu(), terminated.cpu()
-        reward = torch.where(valid, reward.cpu(), torch.zeros(len(chunk)))
+            out = named_in_tiles(lambda rows: self._imagine(rows, commanded[rows]), len(commanded), self.cfg.tile)
+        outcome = self._outcome(out)
+        after = self.model.after(self.context(), out["video"], out["proprio"])
+        self.before, self.newest, self.video, self.proprio = self.video, out["video"], after.video, after.proprio
+        self.canvas, self.trajectory, self.steps = out["canvas"], out["trajectory"], self.steps + 1
+        return outcome
+
+    def _imagine(self, rows: Tensor, commanded: Tensor) -> dict[str, Tensor]:
+        """The next chunk of some environments, and its judgement; terms of the reward under ``terms/NAME``."""
+        model, picked = self.model, rows.tolist()
+        context, action = self.context().index(rows), model.normalise_action(commanded)
+        seeds = [derive(int(self.seeds[i]), int(self.steps[i]), Stream.WORLD) for i in picked]
+        if self.history is None:
+            chunk = predict_chunk(model, context, action, self.cfg, seeds=seeds)
+        else:
+            chunk = self.history.predict(rows, context, action, self.cfg, seeds)
+        canvas = model.decode(chunk.video[:, -1:], torch.cat([context.video, chunk.video[:, :-1]], 1))[:, 0]
+        start = EpisodeStart(self.start_video[rows], self.start_proprio[rows], self.start_canvas[rows])
+        clip = judge_clip(model, start, self.trajectory[rows], context, chunk, commanded, canvas)
+        score = self.judge(clip, [self.instruction[i] for i in picked])
+        error = torch.zeros(len(rows), device=commanded.device) if chunk.inverse_error is None else chunk.inverse_error
+        assert clip.trajectory is not None
+        numbers = {
+            **{"video": chunk.video, "proprio": chunk.proprio, "trajectory": clip.trajectory, "inverse_error": error},
+            **{"reward": score.reward, "success": score.success, **{f"terms/{k}": v for k, v in score.terms.items()}},
+        }
+        flags = {"valid": score.valid, "terminated": score.terminated}
+        return {**{k: v.float() for k, v in numbers.items()}, **flags, "canvas": canvas}  # a judge may answer in halves
+
+    def _outcome(self, out: Mapping[str, Tensor]) -> Outcome:
+        """Reward and end of a step, of what :meth:`_imagine` gave for all N environments."""
+        error, success, reward, valid, terminated = (
+            out[k].cpu() for k in ("inverse_error", "success", "reward", "valid", "terminated")
+        )
+        terms = {k.removeprefix("terms/"): v.cpu() for k, v in out.items() if k.startswith("terms/")}
+        reward = torch.where(valid, reward, torch.zeros_like(reward))
         if self.shaping is not None:
-            if "progress" not in parts:
+            if "progress" not in terms:
                 raise ImagineError(
                     f"shaping pays for the judge's term 'progress', but {type(self.judge).__name__} reports "
-                    f"{sorted(parts) or 'no terms'}; give a judge with that term, or leave shaping out."
+                    f"{sorted(terms) or 'no terms'}; give a judge with that term, or leave shaping out."
                 )
-            parts["shaping"] = self.shaping.step(parts["progress"], done, valid & ~parts["progress"].isnan())
-            reward = reward + parts["shaping"]
-        if self.cfg.doubt_cost:
-            parts["doubt_cost"] = -self.cfg.doubt_cost * doubt.cpu()
-            reward = reward + parts["doubt_cost"]
-        info["reward_terms"] = {k: v.numpy() for k, v in parts.items()}
-        return Outcome(
-            reward.numpy(),
-            done.numpy(),
-            np.ones(len(chunk), bool) if limit is None else info["hallucination"] <= limit,
-            info,
-        )
-
-    def _imagine(self, rows: Tensor, action: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Next frames, proprioception and doubt of some lanes; doubt is (n,), normalised action units.
-
-        Doubt is the root mean square between the action and the one that INVERSE reads from what was imagined.
-        """
-        context = self.context().index(rows)
-        ask: dict[str, Any] = {"steps": self.cfg.steps, "inverse_steps": self.cfg.inverse_steps}
-        if self.memory is None:
-            seen = follow(self.model, context, action, seeds=seeds, **ask)
-        else:
-            seen = self.memory.follow(rows, context, action, seeds=seeds, **ask)
-        return seen.video, seen.proprio, seen.doubt
-
-    def _judge(
-        self, rows: Tensor, video: Tensor, proprio: Tensor, canvas: Tensor, action: Tensor, doubt: Tensor
-    ) -> Score:
-        latents = torch.cat([self.start_video[rows, None], video], 1)
-        anchor, anchored = self.model.anchor, self.model.anchored
-        before = self.model.restore_proprio(self.proprio[rows, -1])[:, anchor] * anchored
-        moved = action + before[:, None]
-        clip = Clip(
-            latents=latents,
-            proprio=torch.cat([self.start_proprio[rows, None], proprio], 1),
-            decode=self.model.film(
-                latents, {0: self.start_canvas[rows], video.shape[1]: canvas}, before=self.video[rows]
-            ),
-            action=moved,
-            pose=torch.where(anchored > 0, before, moved[:, 0]),  # an absolute command tells no pose; none is assumed
-            doubt=doubt if self.cfg.inverse_steps else None,
-            path=went_on(self.model, self.path[rows], proprio, action),
-        )
-        return self.judge(clip, [self.instruction[i] for i in rows.tolist()])
+            known = valid & ~terms["progress"].isnan()
+            terms["shaping"] = self.shaping.step(terms["progress"], terminated, known)
+            reward = reward + terms["shaping"]
+        if self.cfg.inverse_error_cost:
+            terms["inverse_error_cost"] = -self.cfg.inverse_error_cost * error
+            reward = reward + terms["inverse_error_cost"]
+        limit = self.cfg.hallucination_limit
+        info: dict[str, Any] = {"hallucination": error, "success_probability": success, "valid": valid}
+        info = {k: v.numpy() for k, v in info.items()} | {"reward_terms": {k: v.numpy() for k, v in terms.items()}}
+        believable = torch.ones_like(valid) if limit is None else error <= limit
+        return Outcome(reward.numpy(), terminated.numpy(), believable.numpy(), info)
 
     @torch.inference_mode()
     def observe(self) -> dict[str, np.ndarray]:
-        """The newest observation of every lane, in the spaces of the real robot."""
+        """The newest observation of every environment, in the spaces of the real robot."""
         canvas = self.canvas.cpu().numpy().copy()  # a later reset writes into ours
         proprio = self.model.restore_proprio(self.proprio[:, -1]).cpu().numpy()
         return {**self.model.body.untile(canvas), "proprio": proprio, "instruction": self.packed.copy()}
 
     @torch.inference_mode()
-    def frames(self, lane: int) -> np.ndarray:
-        """(F, H, W, 3) uint8, the newest chunk of one lane."""
-        one = slice(lane, lane + 1)
+    def frames(self, env: int) -> np.ndarray:
+        """(F, H, W, 3) uint8, the newest chunk of one environment."""
+        one = slice(env, env + 1)
         return self.model.motion(self.newest[one], self.before[one])[0].cpu().numpy()
 
     _STATE = (
         *("video", "proprio", "canvas", "text", "image", "condition", "newest", "before", "packed", "seeds", "steps"),
-        *("start_video", "start_proprio", "start_canvas", "path"),
+        *("start_video", "start_proprio", "start_canvas", "trajectory"),
     )
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything that the future of all lanes depends on."""
+        """Everything that the future of all environments depends on."""
         copy = {k: _copy(getattr(self, k)) for k in self._STATE}
-        paid = None if self.shaping is None else self.shaping.snapshot()
-        known = None if self.memory is None else self.memory.snapshot()
-        return {**copy, "instruction": list(self.instruction), "shaping": paid, "memory": known}
+        shaping = None if self.shaping is None else self.shaping.snapshot()
+        history = None if self.history is None else self.history.snapshot()
+        return {**copy, "instruction": list(self.instruction), "shaping": shaping, "history": history}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a snapshot; it can be restored any number of times."""
+        """Go back to a snapshot; it can be restored any number of times.
+
+        Raises:
+            ShapeError: it was taken of another dream; nothing has changed then.
+        """
+        self._check_snapshot(state)
+        if self.shaping is not None:
+            self.shaping.restore(state["shaping"])
+        if self.history is not None:
+            self.history.restore(state["history"])
         for name in self._STATE:
             setattr(self, name, _copy(state[name]))
         self.instruction = list(state["instruction"])
-        if self.shaping is not None:
-            self.shaping.restore(state["shaping"])
-        if self.memory is not None:
-            self.memory.restore(state["memory"])
+
+    def _check_snapshot(self, state: Mapping[str, Any]) -> None:
+        own = {k: getattr(self, k) for k in (*self._STATE, "shaping", "history")}
+        if wrong := sorted({*own, "instruction"} ^ set(state)):
+            raise ShapeError(f"the snapshot differs from this dream in {wrong}; restore it in the dream it is from.")
+        for name, mine in own.items():
+            theirs, optional = state[name], name in ("image", "condition")
+            if optional and (mine is None or theirs is None):
+                continue
+            a, b = (None if x is None else tuple(getattr(x, "shape", ())) for x in (mine, theirs))
+            if (a != b) if name in self._STATE else ((a is None) != (b is None)):
+                raise ShapeError(
+                    f"the snapshot's {name} is {b}, expected {a}; restore it in the dream that it was taken of."
+                )
 
 
 def _copy(value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Can this dream be believed? Measured against what really happened under the same actions.
+"""How far a dream can be believed, measured against what really happened under the same actions.
 
 A dream that ignores its actions scores the same with the true and with shuffled ones; one that draws nothing scores
-like repeating the last frame; one whose motion is not the commanded motion is betrayed by INVERSE.
+like repeating the last frame; one whose motion is not the commanded motion has a low INVERSE R^2.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from torch import Tensor
 
 from imagine.data.windows import WindowBatch, Windows
 from imagine.model.model import WorldActionModel
-from imagine.questions import DYNAMICS, INVERSE, POLICY
+from imagine.questions import INVERSE, POLICY
 from imagine.sampler import sample
 from imagine.types import Context, DatasetError
-from imagine.world.step import follow
+from imagine.world.step import DreamConfig, predict_chunk
 
-Tell = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
+BATCH = 64
+"""Windows per batch of a measurement."""
+
+_DEFAULT = DreamConfig()
 
 
 def clip_mse(a: Tensor, b: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -73,8 +77,8 @@ def one_chunk(
     windows: Windows,
     rows: np.ndarray,
     *,
-    steps: int = 1,
-    tell: Tell | None = None,
+    cfg: DreamConfig = _DEFAULT,
+    on_progress: Progress | None = None,
     actor: WorldActionModel | None = None,
 ) -> dict[str, np.ndarray]:
     """Per window: error of the dream under true and shuffled actions, of the last frame repeated, of the codec alone.
@@ -83,8 +87,8 @@ def one_chunk(
         model: the model.
         windows: canvas windows (built without an encoder) with ``model.cfg.context_frames`` context frames.
         rows: (n,) window numbers.
-        steps: denoising steps of the dream.
-        tell: progress.
+        cfg: denoising steps of the dream and of INVERSE, at least 1 of each.
+        on_progress: called with how many windows are done, and how many there are.
         actor: asked for POLICY; the same model when None.
 
     Returns:
@@ -92,87 +96,106 @@ def one_chunk(
         ``inverse_r2``, ``inverse_r2_imagined``, ``policy_rms``, ``policy_rms_wrong`` scalars.
     """
     out: dict[str, list[Tensor]] = {}
-    real, imagined = _Sums(), _Sums()
-    policy = {"policy_rms": [0.0, 0.0], "policy_rms_wrong": [0.0, 0.0]}
-    for begin in range(0, len(rows), 64):
-        part = rows[begin : begin + 64]
-        batch = windows.batch(part)
+    sums = {"inverse_r2": _Sums(), "inverse_r2_imagined": _Sums()}
+    rms = {"policy_rms": [0.0, 0.0], "policy_rms_wrong": [0.0, 0.0]}
+    for begin in range(0, len(rows), BATCH):
+        part = rows[begin : begin + BATCH]
+        batch, seeds = windows.batch(part), [int(r) for r in part]
         context, truth, latents, proprio = encode(model, batch)
         action = model.normalise_action(batch.action.to(model.device))
-        cache, seeds = model.prefill(context), [int(r) for r in part]
-        valid = batch.video_valid.to(model.device)
+        cache, known = model.prefill(context), batch.action_valid.to(model.device)
         other = torch.roll(torch.arange(len(part)), max(1, len(part) // 2))
-        dreams = {
-            name: sample(model, DYNAMICS, context, action=a, steps=steps, seeds=seeds, cache=cache)
-            for name, a in {"true": action, "shuffled": action[other]}.items()
-        }
-        shown = {k: model.decode(v.video) for k, v in dreams.items()}  # type: ignore[arg-type]
-        shown["copy"] = batch.video[:, model.cfg.context_frames - 1, None].to(model.device).expand_as(truth)
-        shown["codec"] = model.decode(latents)
-        for name, frames in shown.items():
-            out.setdefault(name, []).append(clip_mse(frames, truth, valid))
-        out.setdefault("episode", []).append(batch.episode)
-        known = batch.action_valid.to(model.device)
-        dream = dreams["true"]
-        for sums, v, p in ((real, latents, proprio), (imagined, dream.video, dream.proprio)):
-            read = sample(model, INVERSE, context, video=v, proprio=p, steps=4, seeds=seeds, cache=cache).action
-            sums.add(read, action, known)  # type: ignore[arg-type]
-        imitate = (batch.policy_valid & batch.action_valid).to(model.device)
-        for name, ctx in {"policy_rms": context, "policy_rms_wrong": _wrong(model, context, batch)}.items():
-            read = sample(actor or model, POLICY, ctx, steps=4, seeds=seeds).action
+        dream = predict_chunk(model, context, action, cfg, seeds=seeds, cache=cache)
+        shuffled = predict_chunk(model, context, action[other], _unchecked(cfg), seeds=seeds, cache=cache)
+        real = sample(
+            model, INVERSE, context, video=latents, proprio=proprio, steps=cfg.inverse_steps, seeds=seeds, cache=cache
+        )
+        for total, read in zip(sums.values(), (real.action, dream.inverse), strict=True):
             assert read is not None
-            policy[name][0] += float(((read - action).square().mean(2) * imitate).sum())
-            policy[name][1] += float(imitate.sum())
-        if tell is not None:
-            tell(begin + len(part), len(rows))
-    scalars = {k: np.sqrt(a / max(b, 1.0)) for k, (a, b) in policy.items()}
-    scalars |= {"inverse_r2": real.r2, "inverse_r2_imagined": imagined.r2}
+            total.add(read, action, known)
+        shown = {
+            "true": model.decode(dream.video),
+            "shuffled": model.decode(shuffled.video),
+            "copy": batch.video[:, model.cfg.context_frames - 1, None].to(model.device).expand_as(truth),
+            "codec": model.decode(latents),
+        }
+        for name, frames in shown.items():
+            out.setdefault(name, []).append(clip_mse(frames, truth, batch.video_valid.to(model.device)))
+        out.setdefault("episode", []).append(batch.episode)
+        _add_policy(rms, actor or model, {"policy_rms": context, "policy_rms_wrong": _wrong(model, context, batch)},
+                    batch, action, seeds)  # fmt: skip
+        if on_progress is not None:
+            on_progress(begin + len(part), len(rows))
+    scalars = {k: v.r2 for k, v in sums.items()} | {k: np.sqrt(a / max(b, 1.0)) for k, (a, b) in rms.items()}
     return {k: torch.cat(v).cpu().numpy() for k, v in out.items()} | {k: np.asarray(v) for k, v in scalars.items()}
+
+
+def _add_policy(
+    rms: dict[str, list[float]],
+    actor: WorldActionModel,
+    contexts: dict[str, Context],
+    batch: WindowBatch,
+    action: Tensor,
+    seeds: list[int],
+) -> None:
+    """Add up the squared errors of POLICY, and their number, where the policy is to imitate the recording."""
+    imitate = (batch.policy_valid & batch.action_valid).to(action.device)
+    for name, context in contexts.items():
+        read = sample(actor, POLICY, context, steps=4, seeds=seeds).action
+        assert read is not None
+        rms[name][0] += float(((read - action).square().mean(2) * imitate).sum())
+        rms[name][1] += float(imitate.sum())
+
+
+def _unchecked(cfg: DreamConfig) -> DreamConfig:
+    return cfg.model_copy(update={"inverse_steps": 0})
 
 
 def _wrong(model: WorldActionModel, context: Context, batch: WindowBatch) -> Context:
     """The same contexts under another instruction each, going through all that the windows know."""
     names = batch.instructions
-    told = [names[(int(i) + 1 + k % max(1, len(names) - 1)) % len(names)] for k, i in enumerate(batch.instruction_id)]
-    return replace(context, text=model.embed_text(told))
+    others = [names[(int(i) + 1 + k % max(1, len(names) - 1)) % len(names)] for k, i in enumerate(batch.instruction_id)]
+    return replace(context, text=model.embed_text(others))
 
 
 @torch.inference_mode()
-def doubts(
-    model: WorldActionModel, windows: Windows, rows: np.ndarray, *, steps: int = 1, inverse: int = 2
+def inverse_errors(
+    model: WorldActionModel, windows: Windows, rows: np.ndarray, cfg: DreamConfig = _DEFAULT
 ) -> np.ndarray:
-    """(n,) doubt of one-chunk dreams under recorded actions, as :class:`imagine.world.dream.Dream` reports it.
+    """(n,) inverse errors of one-chunk dreams under recorded actions, as :class:`imagine.world.dream.Dream` has them.
 
-    Its high quantiles say from where on a dream is less believable than any that starts from real frames.
+    Their high quantiles say from where on a dream is less believable than any that starts from real frames.
 
     Args:
         model: the model.
         windows: latent windows.
         rows: window numbers.
-        steps: denoising steps of the dream.
-        inverse: denoising steps of the check.
+        cfg: denoising steps of the dream and of INVERSE, at least 1 of each.
     """
     out = []
-    for part in np.array_split(rows, max(1, len(rows) // 64)):
+    for part in np.array_split(rows, max(1, len(rows) // BATCH)):
         batch, t = windows.batch(part), model.cfg.context_frames
         proprio = model.normalise_proprio(batch.proprio[:, :t].to(model.device))
-        told = [batch.instructions[i] for i in batch.instruction_id]
-        context = model.context(batch.video[:, :t].to(model.device, torch.float32), proprio, told)
-        action = model.normalise_action(batch.action.to(model.device))
-        seeds = [int(r) for r in part]
-        out.append(follow(model, context, action, steps=steps, inverse_steps=inverse, seeds=seeds).doubt.cpu().numpy())
+        instructions = [batch.instructions[i] for i in batch.instruction_id]
+        context = model.context(batch.video[:, :t].to(model.device, torch.float32), proprio, instructions)
+        action, seeds = model.normalise_action(batch.action.to(model.device)), [int(r) for r in part]
+        chunk = predict_chunk(model, context, action, cfg, seeds=seeds)
+        assert chunk.inverse_error is not None
+        out.append(chunk.inverse_error.cpu().numpy())
     return np.concatenate(out)
 
 
 @torch.inference_mode()
-def horizon(model: WorldActionModel, windows: Windows, chains: np.ndarray, *, steps: int = 1) -> dict[str, Any]:
+def horizon(
+    model: WorldActionModel, windows: Windows, chains: np.ndarray, cfg: DreamConfig = _DEFAULT
+) -> dict[str, Any]:
     """Dream chunk after chunk on its own frames, under the recorded actions, from each episode's first frame.
 
     Args:
         model: the model.
         windows: canvas windows.
         chains: (E, H) from ``windows.chains``.
-        steps: denoising steps.
+        cfg: denoising steps of the dream.
 
     Returns:
         ``mse``, ``copy`` (E, H): errors of the dream, and of the first frame held, against what really happened;
@@ -184,26 +207,20 @@ def horizon(model: WorldActionModel, windows: Windows, chains: np.ndarray, *, st
     if not len(chains):
         raise DatasetError("no held-out episode is long enough for this horizon; record more episodes or fewer chunks.")
     context, *_ = encode(model, windows.batch(chains[:, 0]))
-    first = windows.batch(chains[:, 0]).video[:, model.cfg.context_frames - 1, None]
-    scores: list[Tensor] = []
-    copies: list[Tensor] = []
-    seen: list[Tensor] = []
-    true: list[Tensor] = []
+    first = windows.batch(chains[:, 0]).video[:, model.cfg.context_frames - 1, None].to(model.device)
+    parts: list[tuple[Tensor, ...]] = []
     for h in range(chains.shape[1]):
-        batch = windows.batch(chains[:, h])
+        batch, seeds = windows.batch(chains[:, h]), [int(r) for r in chains[:, h]]
         action = model.normalise_action(batch.action.to(model.device))
-        dream = sample(model, DYNAMICS, context, action=action, steps=steps, seeds=[int(r) for r in chains[:, h]])
-        assert dream.video is not None and dream.proprio is not None
+        chunk = predict_chunk(model, context, action, _unchecked(cfg), seeds=seeds)
         truth = batch.video[:, model.cfg.context_frames :].to(model.device)
-        frames = model.decode(dream.video)
-        scores.append(clip_mse(frames, truth))
-        copies.append(clip_mse(first.to(model.device).expand_as(truth), truth))
-        seen.append(frames)
-        true.append(truth)
-        context = model.after(context, dream.video, dream.proprio)
+        frames = model.decode(chunk.video)
+        parts.append((clip_mse(frames, truth), clip_mse(first.expand_as(truth), truth), frames, truth))
+        context = model.after(context, chunk.video, chunk.proprio)
+    mse, copy, shown, true = zip(*parts, strict=True)
     return {
-        "mse": torch.stack(scores, 1).cpu().numpy(),
-        "copy": torch.stack(copies, 1).cpu().numpy(),
-        "frames": torch.cat(seen, 1).cpu().numpy(),
+        "mse": torch.stack(mse, 1).cpu().numpy(),
+        "copy": torch.stack(copy, 1).cpu().numpy(),
+        "frames": torch.cat(shown, 1).cpu().numpy(),
         "truth": torch.cat(true, 1).cpu().numpy(),
     }

@@ -1,10 +1,10 @@
-"""The way of a robot's hands since an episode began, as a judge is told it: :attr:`imagine.types.Clip.path`.
+"""How a robot moved since its episode began, as a judge is shown it: :attr:`imagine.types.Clip.trajectory`.
 
-What was imagined of the robot drifts from where its actions lead, by a centimetre or two after a few chunks at the
-table; where the actions lead knows nothing of what stands in the way. So a row of a path, one per frame, has both side
-by side: proprioception (P numbers, normalised), and dead reckoning at each of the S ticks since the frame before (S A
-numbers, oldest first): actions relative to the state are added up from the first frame on, in the units of
-proprioception, and others are as commanded.
+Imagined proprioception drifts from where the actions lead, by a centimetre or two after a few chunks at the table;
+where the actions lead knows nothing of obstacles. So a row of a trajectory, one per frame, holds both: proprioception
+(P numbers, normalised), and dead reckoning at each of the S ticks since the frame before (S A numbers, oldest first).
+Actions that are differences (relative to the state, or per tick) are added up from the first frame on, in the units of
+the proprioception that they are relative to; absolute ones are as commanded.
 """
 
 from __future__ import annotations
@@ -14,43 +14,55 @@ from torch import Tensor
 
 from imagine.model.model import WorldActionModel
 
-PATH_CHUNKS = 4
-"""Chunks that a path goes back, before which there is one frame more."""
+TRAJECTORY_CHUNKS = 4
+"""Chunks that a trajectory goes back; in front of them stands one frame more."""
 
 
-def begun(model: WorldActionModel, proprio: Tensor) -> Tensor:
-    """The path (B, T, P + S A) of episodes that begin at proprioception (B, P): its first frame again and again."""
+def initial(model: WorldActionModel, proprio: Tensor) -> Tensor:
+    """The trajectory (B, T, P + S A) of episodes that begin at ``proprio`` (B, P), normalised: that frame repeated."""
     frames = model.chunk_shapes["video"][0]
     still = _reckoned(model, proprio)[:, None].expand(-1, _ticks(model), -1)
-    return torch.cat([proprio, still.flatten(1)], 1)[:, None].expand(-1, 1 + PATH_CHUNKS * frames, -1)
+    return torch.cat([proprio, still.flatten(1)], 1)[:, None].expand(-1, 1 + TRAJECTORY_CHUNKS * frames, -1)
 
 
-def went_on(model: WorldActionModel, path: Tensor, proprio: Tensor, action: Tensor) -> Tensor:
-    """A path (B, T, P + S A) one chunk later.
+def extend(model: WorldActionModel, trajectory: Tensor, proprio: Tensor, action: Tensor) -> Tensor:
+    """A trajectory one chunk later.
 
     Args:
         model: knows the units.
-        path: until now.
+        trajectory: (B, T, P + S A) float, until now.
         proprio: (B, F, P) float, normalised, of the chunk.
         action: (B, K, A) float32, robot units, relative where the embodiment says so.
+
+    Returns:
+        Same shape and dtype as ``trajectory``.
     """
-    since = path[:, -1:, -action.shape[2] :]  # where the newest tick led
-    led = torch.where(model.anchored > 0, action / model.proprio_std[model.anchor] + since, action)
-    rows = torch.cat([proprio, led.to(proprio).reshape(*proprio.shape[:2], -1)], 2)
-    return torch.cat([path, rows], 1)[:, -path.shape[1] :]
+    since = trajectory[:, -1:, -action.shape[2] :]  # where the newest tick led
+    moved = displacements(model, action) / torch.where(model.anchored > 0, model.proprio_std[model.anchor], 1.0)
+    led = torch.where(torch.as_tensor(model.body.is_difference, device=action.device), moved + since, action)
+    rows = torch.cat([proprio.to(trajectory), led.to(trajectory).reshape(*proprio.shape[:2], -1)], 2)
+    return torch.cat([trajectory, rows], 1)[:, -trajectory.shape[1] :]
 
 
-def straight(model: WorldActionModel, path: Tensor, now: Tensor) -> Tensor:
-    """A path (B, T, P + S A) one chunk later, of which is known that it led to proprioception (B, P), and no more.
+def interpolate(model: WorldActionModel, trajectory: Tensor, now: Tensor) -> Tensor:
+    """A trajectory one chunk later, of which nothing is known but that it led to ``now`` (B, P), normalised.
 
-    The way there is taken to be straight, and reckoning starts anew where it ends.
+    The robot is taken to have moved on a straight line, and reckoning starts anew at its end.
     """
     frames, ticks, p = model.chunk_shapes["video"][0], _ticks(model), now.shape[1]
     share = torch.arange(1, frames * ticks + 1, device=now.device)[:, None] / (frames * ticks)
-    before = path[:, -1:, :p]
-    way = (before + share * (now[:, None] - before)).unflatten(1, (frames, ticks))
-    rows = torch.cat([way[:, :, -1], _reckoned(model, way).flatten(2)], 2)
-    return torch.cat([path, rows], 1)[:, -path.shape[1] :]
+    before = trajectory[:, -1:, :p]
+    line = (before + share * (now[:, None] - before)).unflatten(1, (frames, ticks))
+    rows = torch.cat([line[:, :, -1], _reckoned(model, line).flatten(2)], 2)
+    return torch.cat([trajectory, rows], 1)[:, -trajectory.shape[1] :]
+
+
+def displacements(model: WorldActionModel, action: Tensor) -> Tensor:
+    """(B, K, A) actions in robot units, those per tick added up, so that each tick says how far the chunk has led."""
+    per_tick = [a.mode == "delta" for a in model.body.action for _ in range(a.size)]
+    return (
+        torch.where(torch.tensor(per_tick, device=action.device), action.cumsum(1), action) if any(per_tick) else action
+    )
 
 
 def _reckoned(model: WorldActionModel, proprio: Tensor) -> Tensor:
