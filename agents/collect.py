@@ -20,9 +20,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from imagine.data.finalize import leftovers
 from imagine.data.processes import SPAWN, process_pool
 from imagine.data.writer import DatasetWriter, EpisodeData
+from imagine.files import leftovers
 from imagine.types import DatasetError, ImagineError
 
 RESERVED_SEED = 900_000

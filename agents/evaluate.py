@@ -17,6 +17,7 @@ import numpy as np
 
 from imagine.agents.rollout import EpisodeRecord, Lanes, Tell, rollout
 from imagine.agents.statistics import success_rate
+from imagine.files import atomic_path
 from imagine.types import ImagineError, Policy
 
 if TYPE_CHECKING:
@@ -115,15 +116,14 @@ def carry_out(
     missing = [part for part in wanted if not files[part].is_file()]
     done, total = sum(len(p.seeds) for p in wanted if p not in missing), sum(len(p.seeds) for p in wanted)
     for part, rows in _answers(missing, make, ray, workers):
-        temporary = files[part].with_suffix(".tmp")
-        pq.write_table(pa.Table.from_pylist(rows, schema()), temporary)
-        temporary.rename(files[part])
+        with atomic_path(files[part]) as temporary:
+            pq.write_table(pa.Table.from_pylist(rows, schema()), temporary)
         done += len(part.seeds)
         if tell is not None:
             tell(done, total)
     table = pa.concat_tables([pq.read_table(files[part]) for part in wanted])
-    pq.write_table(table, folder / "episodes.tmp")
-    (folder / "episodes.tmp").rename(folder / "episodes.parquet")
+    with atomic_path(folder / "episodes.parquet") as temporary:
+        pq.write_table(table, temporary)
     return table
 
 

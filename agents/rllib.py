@@ -33,6 +33,7 @@ from imagine.agents.cluster import connected, errors_as_ours, local_cluster, qui
 from imagine.agents.rollout import Tell
 from imagine.agents.statistics import mean_interval
 from imagine.agents.steer import Agent
+from imagine.files import atomic_path, recover_folder
 from imagine.types import ImagineError
 from imagine.world.env import WorldModelVectorEnv
 
@@ -324,23 +325,14 @@ def _summary(history: list[dict[str, Any]], window: int) -> dict[str, Any]:
 
 
 def _save(algorithm: Algorithm, path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint beside, then rename."""
-    new, old = path.with_name(".checkpoint.new"), path.with_name(".checkpoint.old")
-    for stale in (new, old):
-        shutil.rmtree(stale, ignore_errors=True)
-    algorithm.save_to_path(str(new.absolute()))
-    (new / "history.json").write_text(json.dumps(state))
-    if path.is_dir():
-        path.rename(old)
-    new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    with atomic_path(path) as temporary:
+        algorithm.save_to_path(str(temporary.absolute()))
+        (temporary / "history.json").write_text(json.dumps(state))
 
 
 def _past(path: Path) -> dict[str, Any]:
     """``history`` of updates and ``seconds`` so far; empty and 0 without a checkpoint."""
-    old = path.with_name(".checkpoint.old")
-    if old.is_dir() and not path.is_dir():  # killed between the two renames
-        old.rename(path)
+    recover_folder(path)
     file = path / "history.json"
     return json.loads(file.read_text()) if file.is_file() else {"history": [], "seconds": 0.0}
 

@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from imagine.agents.rollout import Tell
 from imagine.agents.steer import Agent
+from imagine.files import atomic_path
 from imagine.types import ImagineError
 from imagine.world.env import WorldModelVectorEnv
 
@@ -278,9 +279,8 @@ class _Curve(BaseCallback):
 
     def save(self) -> None:
         """Write the agent whole: under another name first, then renamed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.model.save(self.folder / "model.tmp.zip")
-        (self.folder / "model.tmp.zip").rename(self.folder / "model.zip")
+        with atomic_path(self.folder / "model.zip") as temporary:
+            self.model.save(temporary)
 
     def points(self) -> list[dict[str, Any]]:
         """The learning curve; a point without episodes is left out."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagine.configs.runfolder import write_whole
+from imagine.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,7 +113,7 @@ class Report:
 
     def write(self, path: str | Path) -> Path:
         """Write the page, whole or not at all; returns its path."""
-        write_whole(Path(path), self.html().encode())
+        atomic_write(Path(path), self.html())
         return Path(path)
 
     def _add(self, kind: str, **values: Any) -> Report:

@@ -6,12 +6,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from imagine.files import atomic_write
 
 UNRECORDED = ("out", "json", "workers", "stages")
 """Options that say where and how fast, not what to do; they do not tell two runs apart."""
@@ -64,7 +65,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole: under a temporary name first, then renamed."""
-        write_whole(self / name, text.encode())
+        atomic_write(self / name, text)
 
     def _refuse_another_run(self) -> None:
         file = self / "config.yaml"
@@ -75,14 +76,6 @@ class RunFolder:
         changed = [k for k in {**before, **self.config} if before.get(k) != self.config.get(k)]
         was, now = ({k: c.get(k) for k in changed} for c in (before, self.config))
         raise _imagine_error(f"run folder {self.path} holds results of {was}, not {now}; choose another --out")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write bytes to a temporary name beside ``path``, then rename, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
 
 
 def plain(value: Any) -> Any:

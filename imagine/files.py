@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _TEMPORARY = re.compile(r"^\..+\.(\d+)-[0-9a-f]{8}\.tmp$")
 
@@ -50,6 +52,11 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
     """Write a whole file so that a reader finds the old content or the new; text as UTF-8, as it is."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file as :func:`atomic_write` does, indented."""
+    atomic_write(path, json.dumps(content, indent=2))
 
 
 def replace_folder(new: Path, path: Path) -> None:

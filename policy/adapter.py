@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imagine.files import atomic_write
 from imagine.model.model import WorldActionModel, load_weights
 from imagine.types import CheckpointMismatch
 
@@ -96,15 +97,16 @@ class Learner:
 
     def save(self, folder: str | Path, values: dict[str, Tensor] | None = None) -> Path:
         """Write the adapter (or ``values`` in its place) as peft does, float16, by rename; returns the folder."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder, values = Path(folder), self.parameters() if values is None else values
         named = {_PREFIX + k.replace(".default.weight", ".weight"): v for k, v in values.items()}
         folder.mkdir(parents=True, exist_ok=True)
         self._peft.peft_config["default"].save_pretrained(str(folder))  # type: ignore[index, union-attr]
-        temporary = folder / "adapter_model.safetensors.tmp"
-        save_file({k: v.detach().cpu().half().contiguous() for k, v in named.items()}, temporary)
-        temporary.rename(folder / "adapter_model.safetensors")
+        atomic_write(
+            folder / "adapter_model.safetensors",
+            save({k: v.detach().cpu().half().contiguous() for k, v in named.items()}),
+        )
         return folder
 
 

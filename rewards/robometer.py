@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from imagine.files import atomic_write
 from imagine.rewards.local import LocalVLM
 from imagine.rewards.pictures import QwenPictures
 from imagine.types import CheckpointMismatch, Clip, Score, ShapeError
@@ -167,8 +168,7 @@ class RobometerJudge:
         """
         folder = Path(folder)
         state = {self._named(k): v.detach().cpu().contiguous() for k, v in self.heads.state_dict().items()}
-        save_file(state, folder / "heads.safetensors.tmp")
-        (folder / "heads.safetensors.tmp").rename(folder / "heads.safetensors")
+        atomic_write(folder / "heads.safetensors", save(state))
         (folder / "robometer.json").write_text(self.cfg.model_dump_json(indent=1))
 
     # ---------------------------------------------------------------- judging

@@ -183,7 +183,7 @@ def test_a_killed_collection_goes_on_where_it_stopped(tmp_path: Path) -> None:
     out = tmp_path / "d"
     written(out)  # never finalized
     marker_path(out, 1).unlink()  # killed before shard 1 was complete, with a file half written
-    left = out / "data/chunk-000/file-001.parquet.tmp-4194305"
+    left = out / "data/chunk-000/.file-001.parquet.4194305-0123abcd.tmp"
     left.write_bytes(b"half")
     (out / "videos/observation.images.hand/chunk-000/file-002.mp4").write_bytes(b"")  # and shard 2 lost a video
     with pytest.raises(DatasetError, match="unfinished"):
@@ -210,7 +210,7 @@ def test_a_failing_episode_is_named_and_other_shards_are_kept(tmp_path: Path) ->
     with pytest.raises(ImagineError, match="seed 4 failed: RuntimeError: the robot fell over"):
         record(tmp_path / "d", workers=1, fail_at=4)
     assert [marker_path(tmp_path / "d", i).exists() for i in range(3)] == [True, False, True]
-    assert not list((tmp_path / "d").rglob("*.tmp-*"))
+    assert not list((tmp_path / "d").rglob("*.tmp"))
 
 
 def test_other_settings_than_the_dataset_was_started_with_are_refused(tmp_path: Path) -> None:

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from imagine.agents.finetune.cloning import newest_alone
 from imagine.data.windows import WindowBatch, Windows, WindowSampler
+from imagine.files import write_json
 from imagine.model.model import WorldActionModel
 from imagine.noise import expand, loss_weight, mix, schedule
 from imagine.policy.adapter import DREAM_TARGETS, TARGETS, Learner, merged
 from imagine.questions import QUESTIONS, Question, require
 from imagine.sampler import sample
-from imagine.train.fit import FitConfig, fit, write_json
+from imagine.train.fit import FitConfig, fit
 from imagine.train.losses import JointConfig, disturb, masked_mse, to_tensors
 from imagine.types import Chunk, Context, DatasetError, NoiseLevels
 from imagine.wan.guidance import Guided

@@ -26,6 +26,7 @@ from imagine.agents.finetune.grpo import FlowGRPO
 from imagine.agents.finetune.kernel import FlowKernel
 from imagine.agents.finetune.nft import DiffusionNFT
 from imagine.agents.rollout import DreamLanes
+from imagine.files import atomic_path
 from imagine.model.model import WorldActionModel
 from imagine.noise import schedule
 from imagine.policy.adapter import Learner, merged
@@ -280,9 +281,8 @@ class Improver:
             "told": json.dumps({"curve": self.curve, "alarm": self.alarm}),
             "monitor": json.dumps(self.monitor.state() if self.monitor else {}),
         }
-        temporary = self.folder / "state.pt.tmp"
-        torch.save(state, temporary)
-        temporary.rename(self.folder / "state.pt")
+        with atomic_path(self.folder / "state.pt") as temporary:
+            torch.save(state, temporary)
 
     def _resume(self) -> None:
         path = self.folder / "state.pt"

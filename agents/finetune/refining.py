@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from imagine.data.windows import Windows, WindowSampler
+from imagine.files import write_json
 from imagine.model.blocks import compile_blocks
 from imagine.model.model import WorldActionModel
 from imagine.noise import Shares
 from imagine.policy.adapter import DREAM_TARGETS, Learner
-from imagine.train.fit import FitConfig, fit, write_json
+from imagine.train.fit import FitConfig, fit
 from imagine.train.losses import JointConfig, joint_loss, on_own_frames
 from imagine.types import DatasetError
 

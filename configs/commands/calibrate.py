@@ -116,10 +116,10 @@ def run(args: Args) -> dict[str, Any]:
     folder.save_metrics(answer)
     _picture(curves, folder / "reliability.png")
     if args.write:
-        from imagine.configs.runfolder import write_whole
+        from imagine.files import atomic_write
 
-        write_whole(path / SETTINGS, settings.model_dump_json(indent=1).encode())
-        write_whole(path / "metrics.json", (folder / "metrics.json").read_bytes())
+        atomic_write(path / SETTINGS, settings.model_dump_json(indent=1))
+        atomic_write(path / "metrics.json", (folder / "metrics.json").read_bytes())
         console.print(f"calibration written to {path / SETTINGS}")
     console.print(f"reliability diagram: {folder / 'reliability.png'}")
     return answer

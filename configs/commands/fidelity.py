@@ -52,8 +52,8 @@ def run(args: Args) -> dict[str, Any]:
         if getattr(args, name) < 1:
             raise ImagineError(f"--{name} is {getattr(args, name)}, expected at least 1.")
     from imagine.configs import build, heldout
+    from imagine.files import write_json
     from imagine.model.model import WorldActionModel, resolve
-    from imagine.train.fit import write_json
 
     home = resolve(args.model)
     if args.write and not Path(args.model).is_dir():

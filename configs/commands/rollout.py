@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from imagine.configs.commands.worlds import Episodes, bar
-from imagine.configs.runfolder import RunFolder, write_whole
+from imagine.configs.runfolder import RunFolder
+from imagine.files import atomic_write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ def run(args: Args) -> dict[str, Any]:
     episodes = []
     for r in records:
         name = f"{args.world}-{r.seed}.mp4"
-        write_whole(folder / name, encode_mp4(r.frames, fps))
+        atomic_write(folder / name, encode_mp4(r.frames, fps))
         worst = round(max(r.hallucination), 4) if r.hallucination else None
         episodes.append(
             {"seed": r.seed, "instruction": r.instruction, "success": r.success, "hallucination": worst, "video": name}

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from imagine.configs.commands.imagined import Imagined, imagined
 from imagine.data.windows import Windows, WindowSampler
+from imagine.files import write_json
 from imagine.model.model import WorldActionModel
 from imagine.model.text import vocabulary
 from imagine.rewards.latent import HeadConfig, JudgeConfig, LatentJudge
-from imagine.train.fit import FitConfig, fit, write_json
+from imagine.train.fit import FitConfig, fit
 from imagine.types import DatasetError
 
 DREAMS = 9000  # real frames to dream on from; each gives up to three imagined frames with real labels

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from imagine.configs.build import families_of
 from imagine.configs.commands.train_rollouts import RolloutConfig, dreams, nearness, verdicts
 from imagine.embodiment import Embodiment
+from imagine.files import write_json
 from imagine.model.model import WorldActionModel
 from imagine.policy.robots.g1_table.mirror import Mirror
 from imagine.policy.robots.g1_table.scene import COLOURS
@@ -23,7 +24,7 @@ from imagine.policy.robots.g1_table.tasks import Task
 from imagine.policy.robots.g1_table.truth import accomplished, is_there, place
 from imagine.rewards.calibrate import auroc
 from imagine.rewards.trajectory import TrajectoryConfig, TrajectoryJudge
-from imagine.train.fit import FitConfig, fit, write_json
+from imagine.train.fit import FitConfig, fit
 from imagine.types import ShapeError
 from imagine.world.trajectory import TRAJECTORY_CHUNKS, initial, interpolate
 

@@ -19,10 +19,11 @@ from imagine.configs.commands.train_judge import LATENT_NOISE, calibrate
 from imagine.configs.commands.worlds import bar
 from imagine.configs.material import FAST_LANES, rollouts
 from imagine.data.processes import process_pool
+from imagine.files import atomic_path, write_json
 from imagine.model.model import WorldActionModel
 from imagine.rewards.calibrate import auroc
 from imagine.rewards.latent import LatentJudge
-from imagine.train.fit import FitConfig, fit, write_json
+from imagine.train.fit import FitConfig, fit
 
 WORKERS = 2
 MOST = 20.0  # of a normalised latent; wild actions may drive a dream out of half precision
@@ -182,12 +183,11 @@ def _dream(job: tuple[range, RolloutConfig, int, Path]) -> int:
         model, name, seeds, lambda done, of: None, kinds=cfg.policies, workers=0, chunks=cfg.chunks, fast=True,
         blocks=blocks,
     )  # fmt: skip
-    with open(file.with_suffix(".tmp"), "wb") as out:
+    with atomic_path(file) as temporary, open(temporary, "wb") as out:
         np.savez(
             out, latents=r.latents, path=r.path, truths=r.truths, label=r.label, seed=r.seeds, kind=r.kind,
             instruction=np.array(r.instruction),
         )  # fmt: skip
-    file.with_suffix(".tmp").rename(file)
     return len(seeds)
 
 

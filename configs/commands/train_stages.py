@@ -14,9 +14,9 @@ from imagine.configs.runfolder import RunFolder
 from imagine.data.read import LeRobotDataset
 from imagine.data.windows import Windows, build_cache
 from imagine.embodiment import Embodiment
+from imagine.files import write_json
 from imagine.model.codec import FrameCodec
 from imagine.model.model import WorldActionModel, load_weights, resolve
-from imagine.train.fit import write_json
 from imagine.train.joint import build_model, train_codec, train_joint
 from imagine.types import ImagineError
 from imagine.world.dream import DreamConfig

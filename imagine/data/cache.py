@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -22,6 +20,7 @@ from torch import Tensor
 from imagine.data.processes import process_pool
 from imagine.data.read import LeRobotDataset
 from imagine.embodiment import Embodiment
+from imagine.files import atomic_path
 from imagine.types import ShapeError
 
 Encode = Callable[[Tensor], Tensor]
@@ -68,10 +67,8 @@ def build_cache(
     identity = _identity(dataset, embodiment, "canvas" if encode is None else f"latents {tag}")
     if is_current(final, identity):
         return final
-    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with atomic_path(final) as temporary:
+        temporary.mkdir()
         arrays, instructions = _read_arrays(dataset, embodiment, has_state, has_action)
         np.savez(temporary / "arrays.npz", **arrays)  # type: ignore[arg-type]
         _write_video(dataset, embodiment, encode, temporary / "video.npy", arrays, (workers, batch), progress)
@@ -79,10 +76,6 @@ def build_cache(
         about |= {"kind": "canvas" if encode is None else "latents", "has_action": has_action, "has_state": has_state}
         about |= {"has_success": "next.success" in dataset.layout.features}
         (temporary / "cache.json").write_text(json.dumps(about, indent=1))
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 

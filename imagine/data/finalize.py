@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from imagine.data.shard import (
     write_table,
 )
 from imagine.data.stats import QUANTILES, Stats, array_stats, merge_stats
+from imagine.files import write_json
 from imagine.types import DatasetError
 
 _QUANTILE_ROWS_PER_SHARD = 2000
@@ -53,9 +52,9 @@ def finalize(root: Path) -> dict[str, Any]:
     stats |= _image_stats(rows, spec)
     write_table(root / "meta/episodes/chunk-000/file-000.parquet", [pa.Table.from_pylist(rows)], {})
     _write_tasks(root / "meta/tasks.parquet", tasks)
-    _write_json(root / "meta/stats.json", {k: {s: v.tolist() for s, v in each.items()} for k, each in stats.items()})
+    write_json(root / "meta/stats.json", {k: {s: v.tolist() for s, v in each.items()} for k, each in stats.items()})
     info = _info(spec, len(rows), start, len(tasks))
-    _write_json(root / "meta/info.json", info)  # last: without it the folder is not taken for a dataset
+    write_json(root / "meta/info.json", info)  # last: without it the folder is not taken for a dataset
     return info
 
 
@@ -155,20 +154,3 @@ def _write_tasks(path: Path, tasks: dict[str, int]) -> None:
     ]
     pandas = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}
     write_table(path, [table], {b"pandas": json.dumps(pandas).encode()})
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2))
-    temporary.replace(path)
-
-
-def leftovers(root: Path) -> Iterator[Path]:
-    """Files that a writer of this machine left under temporary names when it was killed."""
-    for path in root.rglob("*.tmp-*"):
-        try:
-            os.kill(int(path.name.rpartition("-")[2]), 0)  # signal 0 only asks whether the process lives
-        except (ProcessLookupError, OverflowError):
-            yield path
-        except (PermissionError, ValueError):
-            continue

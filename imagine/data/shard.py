@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from imagine.data.stats import Stats, array_stats, image_stats
 from imagine.data.video import VideoWriter
 from imagine.data.writer import DatasetWriter, EpisodeData
+from imagine.files import atomic_path, temporary_path
 from imagine.types import ShapeError
 
 CHUNK_FILES = 1000
@@ -57,16 +57,14 @@ def read_marker(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def write_table(path: Path, groups: Iterator[pa.Table] | Sequence[pa.Table], metadata: Mapping[bytes, bytes]) -> None:
     """Write row groups to a parquet file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    writer: pq.ParquetWriter | None = None
-    for table in groups:
-        table = table.replace_schema_metadata(dict(metadata))
-        writer = writer or pq.ParquetWriter(temporary, table.schema)
-        writer.write_table(table)
-    assert writer is not None
-    writer.close()
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        writer: pq.ParquetWriter | None = None
+        for table in groups:
+            table = table.replace_schema_metadata(dict(metadata))
+            writer = writer or pq.ParquetWriter(temporary, table.schema)
+            writer.write_table(table)
+        assert writer is not None
+        writer.close()
 
 
 def describe(episode: EpisodeData, names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
@@ -100,10 +98,7 @@ class ShardFiles:
         self._features: dict[str, dict[str, Any]] = {}
         self._tables: list[pa.Table] = []
         self._videos: dict[str, VideoWriter] = {}
-
-    def _temporary(self, final: Path) -> Path:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        return final.with_name(f"{final.name}.tmp-{os.getpid()}")
+        self._temporary: dict[str, Path] = {}  # where each video is until the commit
 
     def add(self, episode: EpisodeData) -> None:
         """Append one episode to the data file and every video."""
@@ -114,7 +109,9 @@ class ShardFiles:
             self._features = features
             for key, path in files_of(self._writer.root, self._shard, list(episode.views)).videos.items():
                 size = episode.views[key].shape[1:3]
-                self._videos[key] = VideoWriter(self._temporary(path), self._writer.fps, size[0], size[1])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._temporary[key] = temporary_path(path)
+                self._videos[key] = VideoWriter(self._temporary[key], self._writer.fps, size[0], size[1])
         if features != self._features:
             raise ShapeError(
                 f"episode {number} (seed {episode.seed}) has features {features}, expected {self._features} as in the "
@@ -159,7 +156,7 @@ class ShardFiles:
         write_data(files.data, self._tables, {i: t for t, i in self._tasks.items()})
         for key, path in files.videos.items():
             self._videos[key].close()
-            self._temporary(path).replace(path)
+            self._temporary[key].replace(path)
         spec = {"features": self._features, "fps": self._writer.fps, "robot_type": self._writer.robot_type}
         spec |= {"shard_size": self._writer.shard_size}
         spec |= {"video_bytes": {key: path.stat().st_size for key, path in files.videos.items()}}
@@ -169,8 +166,8 @@ class ShardFiles:
 
     def clean(self) -> None:
         """Remove what is left under temporary names."""
-        for path in files_of(self._writer.root, self._shard, list(self._videos)).videos.values():
-            self._temporary(path).unlink(missing_ok=True)
+        for path in self._temporary.values():
+            path.unlink(missing_ok=True)
 
 
 def write_data(path: Path, groups: Sequence[pa.Table], tasks: Mapping[int, str]) -> None:

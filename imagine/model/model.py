@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from imagine.files import atomic_write
 from imagine.model.action_registers import filled
 from imagine.model.checkpoint import SHIPPED, load_into, load_weights, resolve
 from imagine.model.codec import CodecConfig, FrameCodec
@@ -322,14 +323,11 @@ class WorldActionModel(nn.Module):
             from imagine.wan.load import save_giant
 
             return save_giant(self, folder)
-        folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in self.state_dict().items()}
         for name, prefix in self._files().items():
             part = {k.removeprefix(prefix): state.pop(k) for k in list(state) if k.startswith(prefix)}
-            save_file(part, folder / f"{name}.tmp")
-            (folder / f"{name}.tmp").rename(folder / name)
-        (folder / "config.json.tmp").write_text(self.cfg.model_dump_json(indent=1))
-        (folder / "config.json.tmp").rename(folder / "config.json")
+            atomic_write(folder / name, save(part))
+        atomic_write(folder / "config.json", self.cfg.model_dump_json(indent=1))
 
     def _files(self) -> dict[str, str]:
         """Weight files of a folder and the prefix of what is in each; the last one takes the rest."""

@@ -5,7 +5,6 @@ A step's randomness depends on (seed, step) alone, so a run killed at any moment
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from imagine.files import recover_folder, replace_folder, write_json
 from imagine.types import ImagineError
 
 
@@ -117,9 +117,9 @@ def fit(
     at = _Step()
     if ema is not None:
         acc.register_for_checkpointing(at, ema, _Weights(module))
-    state, old, first_process = folder / "state", folder / "state.old", acc.is_main_process
-    if first_process and old.is_dir() and not state.is_dir():  # killed between the two renames of save_state
-        old.rename(state)
+    state, first_process = folder / "state", acc.is_main_process
+    if first_process:
+        recover_folder(state)
     acc.wait_for_everyone()
     if state.is_dir():
         if shards is None:
@@ -200,25 +200,14 @@ def save_state(acc: Any, folder: Path, write: Callable[[Path], None]) -> None:
     """Write ``state/`` by rename, so that a kill at any moment leaves a whole one; all processes together."""
     import shutil
 
-    new, old = folder / "state.new", folder / "state.old"
+    new = folder / "state.new"  # the same for all processes, each of which writes its part
     if acc.is_main_process:
         shutil.rmtree(new, ignore_errors=True)
     acc.wait_for_everyone()
     write(new)
     acc.wait_for_everyone()
     if acc.is_main_process:
-        shutil.rmtree(old, ignore_errors=True)
-        if (folder / "state").exists():
-            (folder / "state").rename(old)
-        new.rename(folder / "state")
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write by rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.rename(path)
+        replace_folder(new, folder / "state")
 
 
 def columns() -> tuple[Any, ...]:

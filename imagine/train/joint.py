@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from imagine.data.windows import WindowBatch, Windows, WindowSampler, statistics
+from imagine.files import write_json
 from imagine.model.blocks import compile_blocks
 from imagine.model.codec import CodecConfig, FrameCodec
 from imagine.model.dit import DiTConfig
@@ -17,7 +18,7 @@ from imagine.model.model import ModelConfig, Statistics, WorldActionModel
 from imagine.model.text import TextConfig, vocabulary
 from imagine.questions import DYNAMICS, INVERSE, POLICY
 from imagine.sampler import sample
-from imagine.train.fit import FitConfig, fit, write_json
+from imagine.train.fit import FitConfig, fit
 from imagine.train.losses import JointConfig, joint_loss, on_own_frames, sketch_loss, to_tensors
 from imagine.types import DatasetError, ImagineError
 from imagine.world.fidelity import decibel

@@ -12,7 +12,6 @@ same repacked in diffusers' folders, and any of them with a LoRA inside.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imagine.files import atomic_path
 from imagine.model.dit import DiTConfig, JointDiT
 from imagine.types import CheckpointMismatch
 from imagine.wan import names
@@ -126,16 +126,14 @@ def save_diffusers(
         raise CheckpointMismatch("a model with registers is saved with its action_horizon, the actions of a chunk.")
     if target.exists():
         raise CheckpointMismatch(f"{target} exists already; give a new folder.")
-    temporary = target.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     state = dit.state_dict()
     registers = {names.theirs(n): _turned_back(state.pop(n)) for n in list(state) if names.is_register(n)}
-    write(temporary, state, shard_bytes=shard_bytes)
-    if registers:
-        write(temporary, registers, stem=Path(REGISTERS_FILE).stem, shard_bytes=2**62)
-    (temporary / "config.json").write_text(json.dumps(_their_config(dit.cfg, action_horizon), indent=2))
-    temporary.rename(target)
+    with atomic_path(target) as temporary:
+        temporary.mkdir()
+        write(temporary, state, shard_bytes=shard_bytes)
+        if registers:
+            write(temporary, registers, stem=Path(REGISTERS_FILE).stem, shard_bytes=2**62)
+        (temporary / "config.json").write_text(json.dumps(_their_config(dit.cfg, action_horizon), indent=2))
     return target
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from imagine.embodiment import Embodiment
+from imagine.files import atomic_write
 from imagine.model.checkpoint import resolve
 from imagine.model.config import FilmConfig, ModelConfig, PromptConfig, Statistics
 from imagine.model.dit import DiTConfig, JointDiT
@@ -94,9 +95,7 @@ def adopt(folder: str | Path, embodiment: Embodiment | str | Path, out: str | Pa
         more: as :func:`describe`.
     """
     cfg, out = describe(folder, embodiment, **more), Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json.tmp").write_text(cfg.model_dump_json(indent=1))
-    (out / "config.json.tmp").rename(out / "config.json")
+    atomic_write(out / "config.json", cfg.model_dump_json(indent=1))
     return cfg
 
 
@@ -149,8 +148,7 @@ def save_giant(model: WorldActionModel, folder: str | Path, *, shard_bytes: int 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder, model.dit.state_dict(), stem="model", shard_bytes=shard_bytes)
-    (folder / "config.json.tmp").write_text(model.cfg.model_copy(update={"weights": None}).model_dump_json(indent=1))
-    (folder / "config.json.tmp").rename(folder / "config.json")
+    atomic_write(folder / "config.json", model.cfg.model_copy(update={"weights": None}).model_dump_json(indent=1))
 
 
 def rebuild(
