@@ -173,7 +173,7 @@ def make_dream_vector_env(
         raise ImagineError(f"num_envs is {num_envs}, expected at least 1 lane.")
     mind = WorldActionModel.from_pretrained(model, device=device)
     world = dream(mind, model, judged_by=judge, guarded=guarded, shaping=shaping)
-    cfg = EnvConfig(horizon=horizon, truncate_unbelievable=truncate_unbelievable)
+    cfg = EnvConfig(horizon=horizon, truncate_unbelievable=truncate_unbelievable, min_chunks=2)
     return WorldModelVectorEnv(world, num_envs, cfg=cfg, **kwargs)
 
 
@@ -191,7 +191,7 @@ def make_dream_env(
     """``gymnasium.make("imagine/G1Table-v0")``: one lane of the same dream."""
     mind = WorldActionModel.from_pretrained(model, device=device)
     world = dream(mind, model, judged_by=judge, guarded=guarded, shaping=shaping)
-    cfg = EnvConfig(horizon=horizon, truncate_unbelievable=truncate_unbelievable)
+    cfg = EnvConfig(horizon=horizon, truncate_unbelievable=truncate_unbelievable, min_chunks=2)
     return WorldModelEnv(world, cfg=cfg, **kwargs)
 
 

@@ -51,8 +51,10 @@ def layer(module: str) -> str | None:
         return "types"
     if module == "imagine.train.fit":
         return "fit"  # the training loop knows no model, so judges are taught in it too
-    if module in ("imagine.types", "imagine.world.spaces", "imagine.world.env", "imagine.world.dream"):
-        return {"dream": "env"}.get(parts[-1], parts[-1])  # the world behind the environment belongs to its layer
+    if module in ("imagine.types", "imagine.world.spaces"):
+        return parts[-1]
+    if module in ("imagine.world.env", "imagine.world.interface", "imagine.world.dream"):
+        return "env"  # the world behind the environment belongs to its layer
     if module == "imagine.policy.robots.plugin":
         return "plugin"  # what may be asked of a robot; no robot
     if module.startswith("imagine.policy.robots"):

@@ -293,3 +293,30 @@ def test_a_judged_end_needs_neither_reward_nor_a_likely_success(tiny_model: Worl
     env.reset(seed=0)
     _, reward, terminated, *_ = env.step(np.zeros(env.action_space.shape, np.float32))
     assert reward.tolist() == [-1.0, 0.0] and terminated.tolist() == [True, False]
+
+
+def test_a_snapshot_of_another_dream_is_refused_and_changes_nothing(tiny_model: WorldActionModel) -> None:
+    env = WorldModelVectorEnv(dream(tiny_model), 2)
+    env.reset(seed=1)
+    env.step(chunks(2, 1)[0])
+    own = env.snapshot()
+    cut = {**own.world, "video": own.world["video"][:, :, :, :1], "canvas": own.world["canvas"] + 1}
+    for world, match in (
+        (cut, "the snapshot's video is"),
+        ({**own.world, "shaping": torch.zeros(2)}, "the snapshot's shaping is"),
+        ({k: v for k, v in own.world.items() if k != "proprio"}, "differs from this dream in .'proprio'."),
+    ):
+        with pytest.raises(ShapeError, match=match):
+            env.restore(replace(own, world=world))
+        assert same(env.snapshot().world, own.world)
+
+
+def test_a_dream_with_an_unknown_word_is_as_it_was(tiny_model: WorldActionModel) -> None:
+    env = WorldModelVectorEnv(dream(tiny_model), 2)
+    env.reset(seed=1)
+    env.step(chunks(2, 1)[0])
+    before = env.snapshot()
+    for bad in ("push the violin", "x" * 200):
+        with pytest.raises(ImagineError):
+            env.reset(seed=2, options={"instruction": bad})
+        assert same(env.snapshot().world, before.world) and env.snapshot().episodes == before.episodes

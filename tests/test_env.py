@@ -42,9 +42,9 @@ class CounterWorld:
     def allocate(self, num_envs: int) -> None:
         self.state = np.zeros((num_envs, 3))
 
-    def reset(self, lanes: np.ndarray, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
+    def reset(self, envs: np.ndarray, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
         self.told.append(options)
-        self.state[lanes] = [(seed, 0, 0) for seed in seeds]
+        self.state[envs] = [(seed, 0, 0) for seed in seeds]
         return {
             "instruction": np.array([f"count from {s}" for s in seeds], object),
             "lucky": np.array([s % 7 for s in seeds]),
@@ -71,8 +71,8 @@ class CounterWorld:
     def restore(self, state: np.ndarray) -> None:
         self.state = state.copy()
 
-    def frames(self, lane: int) -> np.ndarray:
-        return np.full((2, 4, 4, 3), self.state[lane, 2], np.uint8)
+    def frames(self, env: int) -> np.ndarray:
+        return np.full((2, 4, 4, 3), self.state[env, 2], np.uint8)
 
 
 class ScalarCounter(gym.Env[np.ndarray, np.ndarray]):
@@ -203,6 +203,30 @@ def test_disbelief_only_truncates_when_asked_to() -> None:
     actions[0, 1, 1] = 0.9
     _, _, _, truncated, info = env.step(actions)
     assert info["unbelievable"].all() and not truncated.any()
+
+
+def test_an_unbelievable_first_chunk_ends_the_episode_one_chunk_later_and_pays_nothing_more() -> None:
+    world = CounterWorld()
+    env = WorldModelVectorEnv(world, 3, cfg=EnvConfig(horizon=HORIZON, min_chunks=2), autoreset_mode="SameStep")
+    env.reset(seed=0)
+    lost, won = quiet(3), quiet(3)
+    lost[0, 1, 1] = 0.9
+    won[:2, 0, 0] = 0.9
+    _, reward, terminated, truncated, info = env.step(lost)
+    assert info["unbelievable"].tolist() == [True, False, False] and not (truncated | terminated).any()
+    assert reward[0] > 0, "the chunk itself is paid as it was judged"
+    state, after = env.snapshot(), []
+    for _ in range(2):
+        env.restore(state)
+        after.append(env.step(won))
+        _, reward, terminated, truncated, info = after[-1]
+        assert info["final_info"]["unbelievable"].tolist() == [True, False, False]
+        assert truncated.tolist() == [True, False, False] and terminated.tolist() == [False, True, False]
+        assert reward[0] == 0 and (reward[1:] > 0).all()
+    late = quiet(3)
+    late[2, 1, 1] = 0.9
+    assert env.step(late)[3].tolist() == [False, False, True], "later chunks end it at once"
+    assert not env.step(quiet(3))[4]["unbelievable"].any()
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
@@ -414,9 +438,12 @@ def test_gymnasium_makes_it() -> None:
     ("actions", "sentence"),
     [
         (np.zeros((2, 2), np.float32), r"shape \(2, 2\), expected \(2, 2, 2\)"),
-        (np.zeros((3, 2, 2)), r"shape \(3, 2, 2\), expected \(2, 2, 2\); give one chunk per lane"),
-        (np.array([[[0, 0], [0, 0]], [[0, np.nan], [0, 0]]]), r"lanes \[1\] hold NaN or infinity, expected finite"),
-        (np.full((2, 2, 2), np.inf), r"lanes \[0, 1\] hold NaN"),
+        (np.zeros((3, 2, 2)), r"shape \(3, 2, 2\), expected \(2, 2, 2\); give one chunk per environment"),
+        (
+            np.array([[[0, 0], [0, 0]], [[0, np.nan], [0, 0]]]),
+            r"environments \[1\] hold NaN or infinity, expected numbers",
+        ),
+        (np.full((2, 2, 2), np.inf), r"environments \[0, 1\] hold NaN"),
         ("wave", r"no array of numbers .* expected float32 \(2, 2, 2\)"),
         ([[1], [1, 2]], r"no array of numbers"),
     ],
@@ -432,8 +459,8 @@ def test_bad_actions_are_refused_in_a_sentence(actions: Any, sentence: str) -> N
 @pytest.mark.parametrize(
     ("kwargs", "sentence"),
     [
-        ({"num_envs": 0}, "got 0 lanes"),
-        ({"max_episode_steps": 0}, "of 0 chunks"),
+        ({"num_envs": 0}, "num_envs is 0"),
+        ({"max_episode_steps": 0}, "horizon 0 chunks"),
         ({"autoreset_mode": "sometimes"}, "'sometimes' is unknown, expected one of NextStep, SameStep, Disabled"),
         ({"render_mode": "human"}, "'human' is unknown, expected None or 'rgb_array'"),
     ],
@@ -443,10 +470,33 @@ def test_bad_arguments_are_refused_in_a_sentence(kwargs: dict[str, Any], sentenc
         make(**kwargs)
 
 
-@pytest.mark.parametrize("seed", [[1], [1, -1], -3, [1, 2, 3]])
+@pytest.mark.parametrize("seed", [[1], [1, -1], -3, [1, 2, 3], 2**63, 2**63 - 1])
 def test_bad_seeds_are_refused(seed: Any) -> None:
-    with pytest.raises(ShapeError, match="expected 2 from 0 up"):
+    with pytest.raises(ShapeError, match=r"expected 2 in \[0, 2\^63\)"):
         make(2).reset(seed=seed)
+
+
+class Refusing(CounterWorld):
+    """Has no start for even seeds."""
+
+    def reset(self, envs: np.ndarray, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
+        if any(s % 2 == 0 for s in seeds) or options.get("refuse"):
+            raise ImagineError("no such start.")
+        return super().reset(envs, seeds, options)
+
+
+def test_a_reset_that_fails_changes_nothing() -> None:
+    for make_env in (lambda: WorldModelVectorEnv(Refusing(), 1), lambda: WorldModelEnv(Refusing())):
+        env: Any = make_env()
+        env.reset(seed=3)
+        before, generator = env.snapshot(), copy.deepcopy(env.np_random.bit_generator.state)
+        for bad in ({"seed": 4}, {"seed": 2**63}, {"options": {"refuse": True}}):
+            with pytest.raises(ImagineError):
+                env.reset(**bad)
+            now = env.snapshot()
+            assert now.episodes == before.episodes and now.generator == before.generator
+            assert (now.world == before.world).all() and (now.elapsed == before.elapsed).all()
+            assert env.np_random.bit_generator.state == generator
 
 
 @pytest.mark.parametrize("mask", [np.zeros(2, bool), np.ones(3, bool), np.ones(2), [True, False]])
@@ -462,19 +512,26 @@ def test_nothing_goes_on_before_a_reset_after_the_end_or_when_closed() -> None:
     for early in (lambda: env.step(quiet(2)), env.render, env.snapshot):
         with pytest.raises(gym.error.ResetNeeded, match="call reset first"):
             early()
-    with pytest.raises(gym.error.ResetNeeded, match="reset all lanes first"):
+    with pytest.raises(gym.error.ResetNeeded, match="reset all environments first"):
         env.reset(options={"reset_mask": np.array([True, False])})
     env.reset(seed=0)
     state = env.snapshot()
-    with pytest.raises(ShapeError, match="has 2 lanes, expected 3"):
+    with pytest.raises(ShapeError, match="has 2 environments, expected 3"):
         make(3).restore(state)
     actions = quiet(2)
     actions[1, 0, 0] = 0.9
     env.step(actions)
-    with pytest.raises(gym.error.ResetNeeded, match=r"lanes \[1\] are over"):
+    with pytest.raises(gym.error.ResetNeeded, match=r"environments \[1\] are over"):
         env.step(quiet(2))
     env.reset(options={"reset_mask": np.array([False, True])})
     env.step(quiet(2))
     env.close()
+    later = (env.reset, lambda: env.step(quiet(2)), env.render, env.snapshot, lambda: env.restore(state))
+    for late in later:
+        with pytest.raises(gym.error.ClosedEnvironmentError, match="is closed; build a new one"):
+            late()
+    alone = WorldModelEnv(CounterWorld())
+    alone.reset(seed=0)
+    alone.close()
     with pytest.raises(gym.error.ClosedEnvironmentError):
-        env.reset()
+        alone.step(quiet(1)[0])

@@ -71,7 +71,7 @@ def test_dream_and_robot_share_spaces_and_starts() -> None:
 
 def test_the_shipped_dream_passes_gymnasiums_checker() -> None:
     # Gymnasium samples 24 unrelated actions, which no dream can follow; it also forbids truncation after one step.
-    env = gym.make("imagine/G1Table-v0", render_mode="rgb_array", truncate_unbelievable=False)
+    env = gym.make("imagine/G1Table-v0", render_mode="rgb_array")
     check_env(env.unwrapped)
 
 
