@@ -31,6 +31,9 @@ class Calibrator(BaseModel):
     temperature: float = 1.0
     bias: float = 0.0
     threshold: float = 0.5  # on p; at or above it the judge says yes
+    threshold_ci: tuple[float, float] | None = None  # 95 % bootstrap interval of the threshold, over clips
+    n: int = 0  # clips it was fitted on
+    positives: int = 0  # of them
 
 
 class Calibration(BaseModel):
@@ -85,14 +88,26 @@ def fit_calibrator(margin: np.ndarray, label: np.ndarray, *, most_false: float |
         found = minimize(cost, np.zeros(2), method="Nelder-Mead", options={"maxiter": 2000, "xatol": 1e-5}).x
         slope, offset = float(np.exp(found[0])), float(found[1])
     p = _sigmoid(slope * margin + offset)
+    if min(yes, no) < LEAST:
+        _log.warning("a calibrator is fitted on %d successes and %d failures, expected %d of each.", yes, no, LEAST)
+    drawn = np.random.default_rng(0).integers(len(p), size=(200, len(p)))
+    low, high = np.quantile([_operating(p[i], label[i], most_false) for i in drawn], [0.025, 0.975])
+    return Calibrator(
+        temperature=1 / slope, bias=-offset / slope, threshold=_operating(p, label, most_false),
+        threshold_ci=(float(low), float(high)), n=len(p), positives=yes,
+    )  # fmt: skip
+
+
+def _operating(p: np.ndarray, label: np.ndarray, most_false: float | None) -> float:
+    """The operating threshold of probabilities (n,); see :func:`fit_calibrator`."""
+    yes = int(label.sum())
     if most_false is None:
         order = np.sort(np.concatenate([p, [0.0, 1.0]]))[::-1]
         threshold = float(order[yes : yes + 2].mean())  # the 1 that was added comes first
     else:
-        threshold = float(np.quantile(p[~label], 1 - most_false, method="higher")) if no else 0.5
-    return Calibrator(
-        temperature=1 / slope, bias=-offset / slope, threshold=float(np.clip(np.nextafter(threshold, 1), 0.05, 0.999))
-    )
+        no = p[~label]
+        threshold = float(np.quantile(no, 1 - most_false, method="higher")) if len(no) else 0.5
+    return float(np.clip(np.nextafter(threshold, 1), 0.05, 0.999))
 
 
 class ThresholdFit(BaseModel):
@@ -152,7 +167,7 @@ def fit_threshold(
         best: (n,) float in [0, 1], the largest success probability in each episode.
         success: (n,) bool, the truth.
         default: kept where there are fewer than ``LEAST`` successes or failures; a warning says so.
-        folds: parts of the data, dealt at random.
+        folds: parts of the data, drawn at random.
 
     Raises:
         ImagineError: there is no episode.
@@ -197,6 +212,15 @@ def _share(wrong: np.ndarray) -> tuple[float, tuple[float, float]]:
         return 0.0, (0.0, 1.0)
     low, high = wilson(int(wrong.sum()), len(wrong))
     return float(wrong.mean()), (low, high)
+
+
+def by_kind(judged: np.ndarray, true: np.ndarray, kind: np.ndarray) -> dict[str, dict[str, float]]:
+    """Judged and true share of success, each (n,) bool, by ``kind`` (n,)."""
+    rows = {str(k): kind == k for k in dict.fromkeys(kind.tolist())}
+    return {
+        k: {"judged": float(judged[r].mean()), "true": float(true[r].mean()), "n": int(r.sum())}
+        for k, r in rows.items()
+    }
 
 
 def wilson(k: int, n: int) -> tuple[float, float]:

@@ -93,9 +93,9 @@ class EndpointVLM:
             RewardUnavailable: likewise.
         """
         free = [{"max_tokens": tokens, "temperature": temperature, "seed": seed} for seed in range(votes)]
-        said = self._server.replies(_contents(clips, asks), free)
-        self._settle(said)
-        texts = iter([reply.text if isinstance(reply, Reply) else "" for reply in said])
+        replies = self._server.replies(_contents(clips, asks), free)
+        self._settle(replies)
+        texts = iter([reply.text if isinstance(reply, Reply) else "" for reply in replies])
         return [[[next(texts) for _ in free] for _ in a] for a in asks]
 
     def _settle(self, replies: Sequence[Reply | Unanswered]) -> None:

@@ -1,4 +1,4 @@
-"""Any ``transformers`` image-text-to-text checkpoint as a judge's eyes: P(yes) from one forward pass, no generation.
+"""Any ``transformers`` image-text-to-text checkpoint as a judge: P(yes) from one forward pass, no generation.
 
 A prompt is a path through the clip: the pictures up to some moment, then a question. Prompts about one clip share
 their beginning, so all of them are packed behind one copy of it: each question sees the pictures up to its own moment
@@ -156,10 +156,10 @@ class LocalVLM:
         every = range(len(asks[0]))
         groups = [list(every)] if share and self.kind in PACKABLE else [[j] for j in every]
         parts = [self.answer_logits(clips, [[a[j] for j in group] for a in asks]) for group in groups]
-        said = torch.log_softmax(torch.cat(parts, 1).float(), -1)
-        margin, coverage = torch.empty(said.shape[:2]), torch.empty(said.shape[:2])
+        log_p = torch.log_softmax(torch.cat(parts, 1).float(), -1)
+        margin, coverage = torch.empty(log_p.shape[:2]), torch.empty(log_p.shape[:2])
         for j, first in enumerate(asks[0]):
-            yes, no = (torch.logsumexp(said[:, j, self._words(w)], -1) for w in (first.yes, first.no))
+            yes, no = (torch.logsumexp(log_p[:, j, self._words(w)], -1) for w in (first.yes, first.no))
             margin[:, j], coverage[:, j] = (yes - no).cpu(), (yes.exp() + no.exp()).cpu()
         return Answers(margin, coverage, torch.tensor([self._understands(a) for a in asks]))
 
@@ -177,8 +177,8 @@ class LocalVLM:
             packed = [self._pack(tuple((q.moments, q.text) for q in a), grid, views) for a in asks]
             inputs = {**self._assembled(packed), **self.pictures.pixels(shown)}
         else:
-            said = [self._rendered(a[0].moments * shown.shape[2], a[0].text) for a in asks]
-            inputs = {**self.pictures.plain(shown, said), "logits_to_keep": torch.tensor([-1])}
+            prompts = [self._rendered(a[0].moments * shown.shape[2], a[0].text) for a in asks]
+            inputs = {**self.pictures.plain(shown, prompts), "logits_to_keep": torch.tensor([-1])}
         moved = {k: v.to(device) for k, v in inputs.items()}
         return self.model(**moved, use_cache=False).logits
 
@@ -205,15 +205,15 @@ class LocalVLM:
             for q in row:
                 # As so many rows: generate's own num_return_sequences fails on a Qwen3-VL without deepstack.
                 inputs = self._alone_inputs(clip[None, : q.moments].expand(votes, *[-1] * 6), q)
-                said = self.model.generate(**inputs, **sampling, max_new_tokens=tokens, pad_token_id=self._padding)
-                new = said[:, inputs["input_ids"].shape[1] :]
+                sampled = self.model.generate(**inputs, **sampling, max_new_tokens=tokens, pad_token_id=self._padding)
+                new = sampled[:, inputs["input_ids"].shape[1] :]
                 texts.append(self.tokenizer.batch_decode(new, skip_special_tokens=True))
         return out
 
     def _alone_inputs(self, clips: Tensor, ask: Ask) -> dict[str, Tensor]:
         """One prompt about each clip as the model takes it for generation."""
-        said = self._rendered(clips.shape[1] * clips.shape[2], ask.text)
-        inputs = self.pictures.plain(clips, [said] * len(clips))
+        prompt = self._rendered(clips.shape[1] * clips.shape[2], ask.text)
+        inputs = self.pictures.plain(clips, [prompt] * len(clips))
         return {k: v.to(self.model.device) for k, v in inputs.items()}
 
     # ---------------------------------------------------------------- prompts

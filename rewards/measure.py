@@ -1,4 +1,4 @@
-"""Measures a judge that reads log odds: calibrated on some questions, reported on others, and tried by negative controls.
+"""Measures a judge that reads log odds: calibrated on some questions, reported on others, tried by negative controls.
 
 Nothing that is reported was fitted on what it is reported of: every fold is calibrated by the others.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from imagine.rewards.calibrate import Calibration, fit_calibrator, reliability, report
+from imagine.rewards.calibrate import Calibration, by_kind, fit_calibrator, reliability, report
 from imagine.rewards.negative_controls import VIDEO_CONTROLS, false_positive_rate, video_control
 from imagine.rewards.rules import blurred, noisy
 from imagine.rewards.vlm import VLMJudge
@@ -99,12 +99,7 @@ class Study:
     def by(self, kind: np.ndarray) -> dict[str, Any]:
         """Judged and true share of success by kind."""
         (p, threshold), use = self.judged(), self.measured
-        rows = {str(k): use & (kind == k) for k in dict.fromkeys(kind.tolist())}
-        return {
-            k: {"judged": float((p >= threshold)[r].mean()), "true": float(self.label[r].mean()), "n": int(r.sum())}
-            for k, r in rows.items()
-            if r.any()
-        }
+        return by_kind((p >= threshold)[use], self.label[use], kind[use])
 
     def curve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See :func:`imagine.rewards.calibrate.reliability`."""
@@ -112,7 +107,7 @@ class Study:
 
 
 def cross_folds(cluster: np.ndarray, folds: int = 5) -> np.ndarray:
-    """(N,) int: clusters dealt at random into folds, so that questions about one episode stay together."""
+    """(N,) int: clusters put into folds at random, so that questions about one episode stay together."""
     names, group = np.unique(cluster, return_inverse=True)
     return (np.random.default_rng(0).permutation(len(names)) % min(folds, len(names)))[group]
 
@@ -203,7 +198,7 @@ class Rater:
     def video_controls(
         self, calibration: Calibration, videos: np.ndarray, instructions: Sequence[str], seed: int
     ) -> dict[str, np.ndarray]:
-        """Verdicts on videos that cannot show success, by kind; see :func:`imagine.rewards.negative_controls.video_control`."""
+        """Verdicts on videos that cannot show success, by kind of ``negative_controls.video_control``."""
         # Played backwards, a video begins with the task done, where yes is true: only its end must not be a success.
         begin = {"reversed": videos.shape[1] - 2}
         return {

@@ -1,4 +1,4 @@
-"""Negative controls: what cannot have succeeded, how often a judge says that it did, and a second judge to compare with.
+"""Negative controls: what cannot have succeeded, how often a judge says it did, and a second judge to compare with.
 
 A policy that learns from a judge finds whatever the judge mistakes for success, so the judge is regularly shown such
 controls, and a judge of another architecture, that nothing is trained on, is asked about the same rollouts.

@@ -24,7 +24,7 @@ class Pictures(Protocol):
         """Size of every picture of (R, M, V, G, H, W, 3) clips, in the model's own terms."""
         ...
 
-    def ids(self, said: str, pictures: int, grid: Grid) -> tuple[int, ...]:
+    def ids(self, prompt: str, pictures: int, grid: Grid) -> tuple[int, ...]:
         """Token ids of a rendered prompt with so many pictures, each placeholder repeated as the model wants it."""
         ...
 
@@ -36,7 +36,7 @@ class Pictures(Protocol):
         """The model's pixel arguments for (R, M, V, G, H, W, 3) uint8 clips."""
         ...
 
-    def plain(self, clips: Tensor, said: Sequence[str]) -> dict[str, Tensor]:
+    def plain(self, clips: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The model's whole input for one rendered prompt per clip, padded on the left; positions are the model's."""
         ...
 
@@ -60,11 +60,11 @@ class QwenPictures:
         height, width = (max(1, round(side / unit)) * self.merge for side in clips.shape[4:6])
         return height, width
 
-    def ids(self, said: str, pictures: int, grid: Grid) -> tuple[int, ...]:
+    def ids(self, prompt: str, pictures: int, grid: Grid) -> tuple[int, ...]:
         """See :class:`Pictures`."""
         each = grid[0] * grid[1] // self.merge**2
         out: list[int] = []
-        for i in self.tokenizer.encode(said, add_special_tokens=False):
+        for i in self.tokenizer.encode(prompt, add_special_tokens=False):
             out += [i] * (each if i == self.token else 1)
         return tuple(out)
 
@@ -94,10 +94,10 @@ class QwenPictures:
         flat = x.reshape(n * rows * columns, 3 * self.merged * p * p)
         return {"pixel_values": flat, "image_grid_thw": torch.tensor([[1, rows, columns]] * n)}
 
-    def plain(self, clips: Tensor, said: Sequence[str]) -> dict[str, Tensor]:
+    def plain(self, clips: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """See :class:`Pictures`."""
         grid, n = self.grid(clips), clips.shape[1] * clips.shape[2]
-        rows = [self.ids(text, n, grid) for text in said]
+        rows = [self.ids(text, n, grid) for text in prompts]
         longest = max(len(r) for r in rows)
         ids = torch.full((len(rows), longest), int(self.tokenizer.pad_token_id or 0))
         mask = torch.zeros_like(ids)
@@ -122,10 +122,10 @@ class ProcessorPictures:
         height, width = clips.shape[4:6]
         return height, width
 
-    def ids(self, said: str, pictures: int, grid: Grid) -> tuple[int, ...]:
+    def ids(self, prompt: str, pictures: int, grid: Grid) -> tuple[int, ...]:
         """See :class:`Pictures`."""
         blank = [np.zeros((*grid, 3), np.uint8)] * pictures
-        made = self.processor(text=said, images=[blank], add_special_tokens=False, **self.options)
+        made = self.processor(text=prompt, images=[blank], add_special_tokens=False, **self.options)
         ids = made["input_ids"]
         return tuple(ids[0] if isinstance(ids[0], list) else ids)
 
@@ -139,11 +139,11 @@ class ProcessorPictures:
         made = self.processor.image_processor(images=nested, return_tensors="pt", **self.options)
         return {k: v for k, v in made.items() if isinstance(v, Tensor)}
 
-    def plain(self, clips: Tensor, said: Sequence[str]) -> dict[str, Tensor]:
+    def plain(self, clips: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """See :class:`Pictures`."""
         nested = [[picture.numpy() for picture in row.flatten(0, 2)] for row in clips.cpu()]
         made = self.processor(
-            text=list(said), images=nested, padding=True, padding_side="left", return_tensors="pt", **self.options
+            text=list(prompts), images=nested, padding=True, padding_side="left", return_tensors="pt", **self.options
         )
         return dict(made)
 
@@ -160,7 +160,7 @@ def pictures_of(model: Any, tokenizer: Any, path: str | Path) -> Pictures:
     if kind.startswith("qwen"):
         images = AutoImageProcessor.from_pretrained(path)
         return QwenPictures(model, tokenizer, images.image_mean, images.image_std)
-    if kind == "smolvlm":  # its own processor wants torchvision for films; pictures are Idefics3's
+    if kind == "smolvlm":  # its own processor wants torchvision for videos; pictures are Idefics3's
         from transformers import Idefics3Processor
 
         length = int(model.model.image_seq_len)

@@ -51,52 +51,52 @@ def shaping(before: Tensor, after: Tensor, terminal: Tensor, gamma: float) -> Te
 
 
 class Potential:
-    """The last potential of each lane, so that an environment can pay shaping step by step."""
+    """The last potential of each environment, so that an environment can pay shaping step by step."""
 
-    def __init__(self, lanes: int, gamma: float) -> None:
-        """Start all lanes at Phi = 0.
+    def __init__(self, num_envs: int, gamma: float) -> None:
+        """Start all of them at Phi = 0.
 
         Args:
-            lanes: how many environments there are.
+            num_envs: how many environments there are.
             gamma: the agent's discount per environment step (one chunk), in (0, 1].
 
         Raises:
-            ImagineError: no lanes, or gamma is not in (0, 1].
+            ImagineError: no environments, or gamma is not in (0, 1].
         """
         _check_gamma(gamma)
-        if lanes < 1:
-            raise ImagineError(f"got {lanes} lanes, expected 1 or more; pass the environment's num_envs.")
+        if num_envs < 1:
+            raise ImagineError(f"got {num_envs} environments, expected 1 or more; pass their num_envs.")
         self.gamma = gamma
-        self._last = torch.zeros(lanes)
+        self._last = torch.zeros(num_envs)
 
     def __len__(self) -> int:
         return len(self._last)
 
-    def reset(self, lanes: Tensor | None = None, phi: Tensor | None = None) -> None:
+    def reset(self, rows: Tensor | None = None, phi: Tensor | None = None) -> None:
         """Begin new episodes.
 
         Args:
-            lanes: (B,) bool, which lanes begin; None is all.
-            phi: (B,) float, Phi of the first state, read only in those lanes. None is 0: that shifts all returns from
+            rows: (B,) bool, which environments begin; None is all.
+            phi: (B,) float, Phi of the first state, read only there. None is 0: that shifts all returns from
                 one start alike and changes no policy.
 
         Raises:
             ShapeError: a wrong shape or dtype, or a potential that is not finite.
         """
-        lanes = torch.ones(len(self), dtype=torch.bool) if lanes is None else lanes
-        _check_mask("lanes", lanes, self._last.shape)
+        rows = torch.ones(len(self), dtype=torch.bool) if rows is None else rows
+        _check_mask("rows", rows, self._last.shape)
         start = torch.zeros(len(self)) if phi is None else phi
         _check("phi", start, self._last.shape)
-        lanes = lanes.to(self._last.device)
-        self._last = self._finite(torch.where(lanes, start.to(self._last), self._last))
+        rows = rows.to(self._last.device)
+        self._last = self._finite(torch.where(rows, start.to(self._last), self._last))
 
     def step(self, phi: Tensor, terminal: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Pay one step of every lane and remember where it led.
+        """Pay one step of every environment and remember where it led.
 
         Args:
-            phi: (B,) float, Phi(s'), also where the step was truncated; reset the lane afterwards.
-            terminal: (B,) bool, whether s' is a success that ends the task. Such a lane remembers 0.
-            valid: (B,) bool, False where the judge could not tell; the lane's last potential then stands for s' too,
+            phi: (B,) float, Phi(s'), also where the step was truncated; reset the row afterwards.
+            terminal: (B,) bool, whether s' is a success that ends the task. Its potential is then 0.
+            valid: (B,) bool, False where the judge could not tell; the row's last potential then stands for s' too,
                 so that nothing is lost or gained by a judgement that is missing. None is all valid.
 
         Returns:
@@ -123,7 +123,7 @@ class Potential:
         """Go back to a snapshot.
 
         Raises:
-            ShapeError: it is of another number of lanes, or not finite.
+            ShapeError: it is of another number of environments, or not finite.
         """
         _check("snapshot", snapshot, self._last.shape)
         self._last = self._finite(snapshot.float().clone())
@@ -141,9 +141,9 @@ def _check_gamma(gamma: float) -> None:
 
 def _check(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(x.shape) != tuple(shape) or not x.is_floating_point():
-        raise ShapeError(f"{name} is {tuple(x.shape)} {x.dtype}, expected {tuple(shape)} float; give one per lane.")
+        raise ShapeError(f"{name} is {tuple(x.shape)} {x.dtype}, expected {tuple(shape)} float; one per environment.")
 
 
 def _check_mask(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(x.shape) != tuple(shape) or x.dtype != torch.bool:
-        raise ShapeError(f"{name} is {tuple(x.shape)} {x.dtype}, expected {tuple(shape)} bool; give one per lane.")
+        raise ShapeError(f"{name} is {tuple(x.shape)} {x.dtype}, expected {tuple(shape)} bool; one per environment.")

@@ -95,10 +95,10 @@ class Prompt:
         Raises:
             ImagineError: the instruction is empty.
         """
-        said = instruction.strip().rstrip(".")
-        if not said:
+        text = instruction.strip().rstrip(".")
+        if not text:
             raise ImagineError("the instruction is empty, expected what the robot was told; pass it as text.")
-        return self.text.replace("{instruction}", said)
+        return self.text.replace("{instruction}", text)
 
 
 SUCCESS = Prompt("success", 1, "Has the robot done what it was told: {instruction}? Answer yes or no.")

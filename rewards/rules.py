@@ -1,4 +1,4 @@
-"""Rules that need no judge: is a commanded chunk within the robot's limits, and does the dream still look like a film?
+"""Rules that need no judge: is a commanded chunk within the robot's limits, and does the dream still look like a video?
 
 What this is: closed-form terms, each 0 where all is well and growing with the breach, so that a reward can subtract
 them and ``info`` can name them. What this is not: a safety function. It sees commands and pixels, never forces; a real
@@ -98,7 +98,7 @@ def frozen(frames: Tensor, moved: Tensor, *, still: float = STILL, least: float 
         raise ShapeError("moved holds a negative or non-finite displacement, expected 0 or more; pass its magnitude.")
     change = torch.stack(
         [(b.int() - a.int()).abs().flatten(1).float().mean(1) for a, b in pairwise(frames.unbind(1))], 1
-    )  # pair by pair: a whole film as float would be four times its size at once
+    )  # pair by pair: a whole video as float would be four times its size at once
     return ((change.amax(1) < still) & (moved.to(change.device) > least)).float()
 
 

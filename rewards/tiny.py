@@ -31,7 +31,7 @@ class TinyConfig(BaseModel):
 
     width: int = 128
     heads: int = 4
-    eye_layers: int = 4
+    image_layers: int = 4
     layers: int = 3
     patch: int = 8
     grid: int = 12  # learned places along a side, stretched over the picture
@@ -56,15 +56,15 @@ def build_tiny(cfg: TinyConfig, sentences: Iterable[str]) -> LocalVLM:
             "mrope_section": [turn - 2 * (turn // 3), turn // 3, turn // 3],
         },
     }  # fmt: skip
-    eye = {
-        "depth": cfg.eye_layers, "hidden_size": cfg.width, "intermediate_size": 4 * cfg.width,
+    image = {
+        "depth": cfg.image_layers, "hidden_size": cfg.width, "intermediate_size": 4 * cfg.width,
         "num_heads": cfg.heads, "patch_size": cfg.patch, "spatial_merge_size": 2, "temporal_patch_size": 2,
         "out_hidden_size": cfg.width, "num_position_embeddings": cfg.grid**2,
         "deepstack_visual_indexes": list(cfg.deepstack),
     }  # fmt: skip
     config = Qwen3VLConfig(
         text_config=text,
-        vision_config=eye,
+        vision_config=image,
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),

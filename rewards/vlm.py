@@ -36,7 +36,7 @@ class JudgeSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: str = "imagine"
-    slot: int = 0  # tokens reserved per question, so that a lane's bits do not depend on its neighbours' instructions
+    slot: int = 0  # tokens reserved per question, so that a clip's bits do not depend on the others' instructions
     calibration: dict[Domain, Calibration] = {}
 
     @classmethod
@@ -153,15 +153,15 @@ class VLMJudge:
         return Score(reward, success, valid, terms, terminated=done)
 
     def score(self, frames: Tensor | np.ndarray, instruction: Sequence[str]) -> Score:
-        """Judge films.
+        """Judge videos.
 
         Args:
             frames: (B, T, H, W, 3) uint8, first frame first.
-            instruction: one per film.
+            instruction: one per video.
 
         Raises:
-            ShapeError: no frames, wrong dtype, or not one instruction per film.
-            ImagineError: an instruction is empty, or a film is shorter than the stride.
+            ShapeError: no frames, wrong dtype, or not one instruction per video.
+            ImagineError: an instruction is empty, or a video is shorter than the stride.
         """
         frames = _checked(frames)
         moments = self.protocol.frames.moments(frames.shape[1])
@@ -185,18 +185,18 @@ class VLMJudge:
             raise ImagineError(f"the protocol asks for {first.votes} votes and reads no logits; choose another preset.")
         frames = _checked(frames)
         shown = self._pictures(frames[:, [0, *self.protocol.frames.moments(frames.shape[1])]])
-        answers = self.backend.ask(shown, self._asks([first], self._told(frames, instruction), shown))
+        answers = self.backend.ask(shown, self._asks([first], self._instructions(frames, instruction), shown))
         return answers.margin[:, 0], ~self._probability(answers)[:, 0].isnan()
 
     def progress(
         self, frames: Tensor | np.ndarray, instruction: Sequence[str], *, points: int = 8, share: bool = True
     ) -> Tensor:
-        """How far each film has got, at evenly spread moments, from one copy of its pictures.
+        """How far each video has got, at evenly spread moments, from one copy of its pictures.
 
         Args:
             frames: (B, T, H, W, 3) uint8, first frame first.
-            instruction: one per film.
-            points: how many moments; the last one is the film's last frame.
+            instruction: one per video.
+            points: how many moments; the last one is the video's last frame.
             share: see :meth:`imagine.rewards.local.LocalVLM.ask`.
 
         Returns:
@@ -208,11 +208,11 @@ class VLMJudge:
         frames = _checked(frames)
         if not 1 <= points < frames.shape[1]:
             raise ShapeError(
-                f"asked for {points} points of a film of {frames.shape[1]} frames, expected 1 to {frames.shape[1] - 1}."
+                f"asked for {points} points of {frames.shape[1]} frames, expected 1 to {frames.shape[1] - 1}."
             )
         at = np.linspace(0, frames.shape[1] - 1, points + 1).round().astype(int)
         shown = self._pictures(frames[:, at])
-        text = [PROGRESS.fill(i) for i in self._told(frames, instruction)]
+        text = [PROGRESS.fill(i) for i in self._instructions(frames, instruction)]
         asks = [[Ask(t, k + self._extra, YES, NO) for k in range(1, points + 1)] for t in text]
         return self._probability(self.backend.ask(shown, asks, share=share))
 
@@ -223,7 +223,7 @@ class VLMJudge:
         """Moments shown before the first one that is judged."""
         return 0 if self._pairs else 1
 
-    def _told(self, frames: Tensor, instruction: Sequence[str]) -> list[str]:
+    def _instructions(self, frames: Tensor, instruction: Sequence[str]) -> list[str]:
         if isinstance(instruction, str) or len(instruction) != len(frames):
             got = f"the text {instruction!r}" if isinstance(instruction, str) else f"{len(instruction)} instructions"
             raise ShapeError(f"got {got} for {len(frames)} clips, expected a list with one per clip.")
@@ -239,45 +239,45 @@ class VLMJudge:
         return torch.stack([each[:, :1].expand_as(each[:, 1:]), each[:, 1:]], 3)
 
     def _score(self, frames: Tensor, instruction: Sequence[str]) -> Score:
-        told, shown = self._told(frames, instruction), self._pictures(frames)
+        instructions, shown = self._instructions(frames, instruction), self._pictures(frames)
         asked = [p for p in self.protocol.questions if not p.votes]
         voted = [p for p in self.protocol.questions if p.votes]
         p, valid, verdict = {}, {}, {}
         if asked:
-            answers = self.backend.ask(shown, self._asks(asked, told, shown))
+            answers = self.backend.ask(shown, self._asks(asked, instructions, shown))
             chance = self._probability(answers)
             for j, prompt in enumerate(asked):
                 p[prompt.name], valid[prompt.name] = chance[:, j], ~chance[:, j].isnan()
             first = self.protocol.questions[0]
             if first in asked:
-                honest, threshold = self.calibration.apply(answers.margin[:, asked.index(first)].numpy(), told)
+                honest, threshold = self.calibration.apply(answers.margin[:, asked.index(first)].numpy(), instructions)
                 success = torch.from_numpy(honest).float()
                 p[first.name] = torch.where(valid[first.name], success, torch.nan)
                 verdict[first.name] = p[first.name] >= torch.from_numpy(threshold).float()
         for prompt in voted:
-            p[prompt.name], verdict[prompt.name] = self._vote(shown, prompt, told)
+            p[prompt.name], verdict[prompt.name] = self._vote(shown, prompt, instructions)
             valid[prompt.name] = ~p[prompt.name].isnan()
         name = self.protocol.questions[0].name
         ok = valid[name]
         done = verdict[name] & ok
         return Score(done.float(), p[name].nan_to_num(0.0), ok, p, terminated=done)
 
-    def _asks(self, prompts: Sequence[Prompt], told: Sequence[str], shown: Tensor) -> list[list[Ask]]:
+    def _asks(self, prompts: Sequence[Prompt], instructions: Sequence[str], shown: Tensor) -> list[list[Ask]]:
         moments = shown.shape[1]
-        return [[Ask(p.fill(i), moments, p.yes, p.no) for p in prompts] for i in told]
+        return [[Ask(p.fill(i), moments, p.yes, p.no) for p in prompts] for i in instructions]
 
     def _probability(self, answers: Answers) -> Tensor:
         """(B, J) probability of yes, NaN where it is not valid."""
         good = (answers.coverage >= self.least_coverage) & answers.understood[:, None]
         return torch.where(good, torch.sigmoid(answers.margin), torch.nan)
 
-    def _vote(self, shown: Tensor, prompt: Prompt, told: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def _vote(self, shown: Tensor, prompt: Prompt, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Smoothed mean of the votes (B,), NaN where too few can be read, and the verdict (B,) bool."""
-        said = self.backend.say(
-            shown, self._asks([prompt], told, shown), prompt.votes, prompt.tokens, prompt.temperature
+        answers = self.backend.say(
+            shown, self._asks([prompt], instructions, shown), prompt.votes, prompt.tokens, prompt.temperature
         )
-        p, verdict = torch.full((len(told),), torch.nan), torch.zeros(len(told), dtype=torch.bool)
-        for i, (texts,) in enumerate(said):
+        p, verdict = torch.full((len(instructions),), torch.nan), torch.zeros(len(instructions), dtype=torch.bool)
+        for i, (texts,) in enumerate(answers):
             found = [re.findall(prompt.answer, text.lower()) for text in texts]
             votes = [prompt.scale[f[-1]] for f in found if f]
             if votes and len(votes) >= self.least_coverage * len(texts):

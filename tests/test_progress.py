@@ -130,7 +130,7 @@ def test_what_cannot_be_shaped_is_refused() -> None:
     for gamma in (0.0, 1.1, math.nan):
         with pytest.raises(ImagineError, match="gamma"):
             Potential(1, gamma)
-    with pytest.raises(ImagineError, match="lanes"):
+    with pytest.raises(ImagineError, match="0 environments"):
         Potential(0, GAMMA)
     one, no = torch.zeros(1), torch.tensor([False])
     lane = Potential(1, GAMMA)

@@ -19,7 +19,7 @@ from imagine.types import CheckpointMismatch, Clip, RewardModel, ShapeError
 TOKEN = "<|prog_token|>"
 CONFIG = RobometerConfig(prompt="task {instruction}", max_frames=4)
 TOLD = ["push the red bowl", "reach"]
-SIZE = TinyConfig(width=32, heads=2, eye_layers=2, layers=2, patch=8, grid=4)
+SIZE = TinyConfig(width=32, heads=2, image_layers=2, layers=2, patch=8, grid=4)
 
 
 @pytest.fixture(scope="module")

@@ -556,7 +556,7 @@ def test_judge_tiny_is_trained_resumed_and_loads_like_any_other(tmp_path: Path) 
         data, "imagine.policy.robots.g1_table.episodes:episode", 6, 100, 1, options=options, progress=lambda *_: None
     )
     small = "vlm.dreams=8,vlm.chunks=1,vlm_fit.batch=4,vlm_fit.eval_every=9,vlm_fit.save_every=2,vlm_fit.warmup=1"
-    small += ",vlm.tiny.width=32,vlm.tiny.eye_layers=1,vlm.tiny.layers=1,vlm_fit.log_every=9"
+    small += ",vlm.tiny.width=32,vlm.tiny.image_layers=1,vlm.tiny.layers=1,vlm_fit.log_every=9"
 
     def train(out: str, steps: int) -> Path:
         line = f"train --stages vlm --init g1-table-tiny --dataset {data} --out {tmp_path / out} --json --set "

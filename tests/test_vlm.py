@@ -196,7 +196,7 @@ def test_a_clip_shorter_than_the_stride_and_an_unknown_preset_are_refused(checkp
         VLMJudge.load(checkpoints["qwen3_vl"], "worldgym").score(films(), INSTRUCTIONS)
     with pytest.raises(ImagineError, match="did you mean 'worldgym'"):
         preset("wordgym")
-    with pytest.raises(ShapeError, match="8 points of a film of 5 frames"):
+    with pytest.raises(ShapeError, match="8 points of 5 frames"):
         VLMJudge.load(checkpoints["qwen3_vl"]).progress(films(), INSTRUCTIONS)
 
 

@@ -18,7 +18,7 @@ SENTENCES = [p.fill(i) for preset in PRESETS.values() for p in preset.questions 
 
 def qwen3_vl(folder: Path) -> Path:
     torch.manual_seed(0)
-    cfg = TinyConfig(width=32, heads=2, eye_layers=2, layers=2, deepstack=(0,))
+    cfg = TinyConfig(width=32, heads=2, image_layers=2, layers=2, deepstack=(0,))
     save_tiny(build_tiny(cfg, SENTENCES), folder)
     return folder
 

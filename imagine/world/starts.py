@@ -54,6 +54,21 @@ class RobotStarts:
         return Start(canvas, seen["proprio"], unpack_instruction(seen["instruction"]), f"seed-{seed}")
 
 
+class EnvStarts:
+    """Starts are what an environment shows right after ``reset(seed=...)``: dream and simulator then begin alike."""
+
+    def __init__(self, env: Any, body: Embodiment):
+        """``env`` is one of ``RobotPlugin.make_env``, made with the options that its episodes shall have."""
+        self.env, self.body = env, body
+
+    def __call__(self, seed: int, options: Mapping[str, Any]) -> Start:
+        """Reset the environment and look."""
+        text = options.get("instruction")
+        seen, _ = self.env.reset(seed=seed, options=None if text is None else {"instruction": text})
+        canvas = self.body.tile({v.name: seen[v.name] for v in self.body.views})
+        return Start(canvas, seen["proprio"], unpack_instruction(seen["instruction"]), f"seed-{seed}")
+
+
 class MixedStarts:
     """A share of the seeds starts elsewhere; which seeds do is a function of the seed alone."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from imagine.files import atomic_write
 from imagine.labels import LabelledPairs, PairSource
-from imagine.rewards.calibrate import auroc, fit_threshold
+from imagine.rewards.calibrate import auroc, by_kind, fit_threshold
 from imagine.rewards.latent import HeadConfig, LatentJudge
 from imagine.train.fit import FitConfig, fit
 
@@ -32,6 +32,7 @@ def train_head(
     folder: Path,
     *,
     replays: PairSource | None = None,
+    kinds: np.ndarray | None = None,
     trace: float = 1.0,
     name: str = "judge",
 ) -> LatentJudge:
@@ -44,6 +45,7 @@ def train_head(
         run: how long and how fast.
         folder: resumes what it holds.
         replays: held-out clips of whole episodes, by which the threshold is set; None leaves it alone.
+        kinds: whose each of those episodes is, for a table of judged and true success.
         trace: lambda of progress's TD(lambda) targets; 1 is the recorded outcome alone.
         name: shown in the progress bar.
 
@@ -83,6 +85,8 @@ def train_head(
         threshold, how = fit_threshold(best, success, default=ema.cfg.at)
         ema.calibrate(threshold, how)
         found = {"threshold": threshold, **how.numbers()}
+        if kinds is not None:
+            found["policies"] = by_kind(best > threshold, success, kinds)
     atomic_write(folder / "metrics.json", json.dumps({"step": run.steps, **evaluate(ema), **found}, indent=1))
     return ema
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from imagine.files import atomic_write
 from imagine.labels import Flip, LabelledRollouts, Questions
-from imagine.rewards.calibrate import auroc, fit_threshold
+from imagine.rewards.calibrate import auroc, by_kind, fit_threshold
 from imagine.rewards.trajectory import TrajectoryJudge
 from imagine.train.fit import FitConfig, fit
 
@@ -110,10 +110,11 @@ def train_trajectory(
     ema = fit(judge, loss, run, folder, evaluate=evaluate, name="trajectory")
     assert isinstance(ema, TrajectoryJudge)
     with torch.no_grad():
-        best = lessons.chances(ema, rows).max(1)
-    threshold, how = fit_threshold(best, lessons.done[rows, 0].any(1).numpy(), default=ema.cfg.at)
+        best, success = lessons.chances(ema, rows).max(1), lessons.done[rows, 0].any(1).numpy()
+    threshold, how = fit_threshold(best, success, default=ema.cfg.at)
     ema.calibrate(threshold, how)
-    found = {"step": run.steps, **evaluate(ema), "threshold": threshold, **how.numbers()}
+    policies = by_kind(best > threshold, success, rollouts.kind[rows])
+    found = {"step": run.steps, **evaluate(ema), "threshold": threshold, **how.numbers(), "policies": policies}
     atomic_write(folder / "metrics.json", json.dumps(found, indent=1))
     return ema
 
