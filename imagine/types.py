@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-INSTRUCTION_BYTES = 96
+INSTRUCTION_BYTES = 512
+"""Room for an instruction in an observation, UTF-8 bytes; recorded task sentences take 20 to 300."""
 
 
 class ImagineError(ValueError):
@@ -249,16 +250,15 @@ class Robot(Protocol):
 
 
 def pack_instruction(text: str) -> np.ndarray:
-    """UTF-8 bytes of an instruction, zero padded to (96,) uint8, so that it can live in an observation.
+    """UTF-8 bytes of an instruction, zero padded to (512,) uint8, so that it can live in an observation.
 
     Raises:
-        ShapeError: the text is empty or longer than 96 bytes.
+        ShapeError: the text is empty or longer than 512 bytes.
     """
     raw = text.strip().encode()
     if not 0 < len(raw) <= INSTRUCTION_BYTES:
         raise ShapeError(
-            f"instruction {text[:40]!r} has {len(raw)} bytes, expected 1 to {INSTRUCTION_BYTES}; "
-            "say it in one short sentence."
+            f"instruction {text[:40]!r} has {len(raw)} bytes, expected 1 to {INSTRUCTION_BYTES}; say it more briefly."
         )
     out = np.zeros(INSTRUCTION_BYTES, np.uint8)
     out[: len(raw)] = np.frombuffer(raw, np.uint8)
@@ -266,7 +266,7 @@ def pack_instruction(text: str) -> np.ndarray:
 
 
 def unpack_instruction(packed: np.ndarray) -> str:
-    """Inverse of :func:`pack_instruction`; (96,) uint8 to text."""
+    """Inverse of :func:`pack_instruction`; (512,) uint8 to text."""
     return bytes(np.asarray(packed, np.uint8)).rstrip(b"\0").decode("utf-8", "replace")
 
 

@@ -31,7 +31,7 @@ TRUTH = "observation.environment_state"
 """LeRobot's name for what only a simulator or a motion-capture rig knows."""
 
 _GROUP_EPISODES = 25
-_FORMAT = 2
+_FORMAT = 3
 
 
 def build_cache(
@@ -89,12 +89,14 @@ def is_current(cache_dir: Path, identity: str) -> bool:
 
 
 def _identity(dataset: LeRobotDataset, embodiment: Embodiment, kind: str) -> str:
-    """Hash of everything a cache depends on: format, encoder, embodiment, and the dataset's files with sizes."""
+    """Hash of all that a cache depends on: format, encoder, embodiment, tasks, and the dataset's files with sizes."""
     paths = {p for e in dataset.layout.episodes for p in [e.data, *(v.path for v in e.videos.values())]}
     paths.add(dataset.root / "meta/info.json")
     files = sorted((p.relative_to(dataset.root).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in paths)
-    episodes = [e.index for e in dataset.layout.episodes]
-    return hashlib.sha256(json.dumps([_FORMAT, kind, embodiment.model_dump(), files, episodes]).encode()).hexdigest()
+    layout = dataset.layout
+    said = [(e.index, e.length, e.tasks, e.seed) for e in layout.episodes]
+    parts = [_FORMAT, kind, embodiment.model_dump(), files, said, sorted(layout.tasks.items())]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def tick_rows(length: int, fps: float, control_hz: float) -> np.ndarray:
@@ -147,7 +149,8 @@ def _read_arrays(
 def _held_out(seeds: Sequence[int | None]) -> np.ndarray:
     """(E,) bool. By seed where there are seeds, so that a dataset that grows keeps its split."""
     last = len(seeds) - max(1, len(seeds) // HELD_OUT_EVERY) if len(seeds) > 1 else len(seeds)
-    return np.array([i >= last if s is None else s % HELD_OUT_EVERY == 0 for i, s in enumerate(seeds)])
+    held = np.array([i >= last if s is None else s % HELD_OUT_EVERY == 0 for i, s in enumerate(seeds)])
+    return np.arange(len(seeds)) >= last if held.all() else held  # something must be left to learn from
 
 
 def _groups(dataset: LeRobotDataset) -> list[list[int]]:

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from imagine.data.format import EpisodeRecord, Layout, read_layout
-from imagine.data.video import decode, mp4_fault
+from imagine.data.video import decode, decode_picture, mp4_fault
 from imagine.embodiment import Embodiment
 from imagine.types import DatasetError
 
 Columns = dict[str, np.ndarray]
+_SEEN = ("video", "image")  # dtypes of cameras
 _OPEN_TABLES = 2  # data files kept in memory; episodes are read in order
 _OTHER_BODY = "use the embodiment this dataset was recorded with."
 _REPAIR = "copy it again from where the dataset came from, or collect the episode again."
@@ -89,24 +91,34 @@ class LeRobotDataset:
 
     @property
     def cameras(self) -> list[str]:
-        """Video keys."""
-        return [k for k, f in self.layout.features.items() if f.get("dtype") == "video"]
+        """Keys of the cameras, recorded as videos or as pictures in the data files."""
+        return [k for k, f in self.layout.features.items() if f.get("dtype") in _SEEN]
 
     def features(self, i: int, keys: Sequence[str] | None = None) -> Columns:
-        """Per-row features of the i-th episode: ``{key: (T, d) or (T,)}``, ``keys`` only or all but the videos.
+        """Per-row features of the i-th episode: ``{key: (T, d) or (T,)}``, ``keys`` only or all but the cameras.
+
+        Rows are in the order of ``frame_index``, whatever their order in the file. Floating-point features of one
+        number, which LeRobot stores as plain columns, are (T, 1); what it counts or flags, and its ``timestamp``, (T,).
 
         Raises:
             DatasetError: the data file cannot be read, lacks a key, or holds another number of rows.
         """
         record = self[i]
         table = self._table(record)
-        rows = np.flatnonzero(table["episode_index"] == record.index)
-        if len(rows) != record.length:
-            raise _fault(record.data, record, f"holds {len(rows)} rows of it, expected {record.length}")
+        rows = self.rows_of(record, table)
         for key in keys or ():
             if key not in table:
                 raise _fault(record.data, record, f"has no column {key!r}, expected it among {sorted(table)}")
         return {key: table[key][rows] for key in (table if keys is None else keys)}
+
+    def rows_of(self, record: EpisodeRecord, table: Columns) -> np.ndarray:
+        """(T,) positions of an episode's rows in its data file, in the order of their ``frame_index``."""
+        rows = np.flatnonzero(table["episode_index"] == record.index)
+        if len(rows) != record.length:
+            raise _fault(record.data, record, f"holds {len(rows)} rows of it, expected {record.length}")
+        if "frame_index" in table:
+            rows = rows[np.argsort(table["frame_index"][rows], kind="stable")]
+        return rows
 
     def instructions(self, i: int) -> list[str]:
         """The instruction at every row of the i-th episode."""
@@ -126,7 +138,7 @@ class LeRobotDataset:
 
         Args:
             i: position of the episode.
-            camera: a video key.
+            camera: the key of a camera.
             rows: ascending row numbers within the episode.
             size: (height, width) to resize to, or None to leave as recorded.
 
@@ -146,8 +158,12 @@ class LeRobotDataset:
     ) -> Iterator[np.ndarray]:
         """As :meth:`frames`, frame by frame, for (episode, rows) pairs that follow one another in one video file."""
         record = self[wanted[0][0]]
-        if camera not in record.videos:
+        if camera not in self.cameras:
             raise DatasetError(f"{self.root} has no camera {camera!r}, expected one of {self.cameras}; check the key.")
+        if camera not in record.videos:
+            for i, rows in wanted:
+                yield from self._pictures(self[i], camera, np.asarray(rows, np.int64), size)
+            return
         path = record.videos[camera].path
         starts = [round(self[i].videos[camera].start * self.fps) for i, _ in wanted]
         numbers = [start + int(r) for start, (_, rows) in zip(starts, wanted, strict=True) for r in rows]
@@ -160,6 +176,21 @@ class LeRobotDataset:
         except (av.FFmpegError, EOFError, OSError, IndexError) as error:
             record = self[owner[min(done, len(owner) - 1)]]
             raise _fault(path, record, f"cannot be decoded ({error})") from error
+
+    def _pictures(
+        self, record: EpisodeRecord, camera: str, rows: np.ndarray, size: tuple[int, int] | None
+    ) -> Iterator[np.ndarray]:
+        """Frames of an episode whose camera is a column of encoded pictures (dtype image) in its data file."""
+        try:
+            own = ds.field("episode_index") == record.index  # in file order
+            column = ds.dataset(record.data).to_table({camera: ds.field(camera)}, filter=own)[camera]
+            in_file = self.rows_of(record, self._table(record))
+            for place in np.searchsorted(np.sort(in_file), in_file[rows]):
+                cell = column[int(place)].as_py()
+                data = cell["bytes"] if cell["bytes"] is not None else (self.root / cell["path"]).read_bytes()
+                yield decode_picture(data, size)
+        except (pa.ArrowException, av.FFmpegError, OSError, KeyError, TypeError, StopIteration) as error:
+            raise _fault(record.data, record, f"holds no usable images in column {camera!r} ({error})") from error
 
     def check_embodiment(self, embodiment: Embodiment) -> tuple[bool, bool]:
         """Whether the dataset has (state, action) as the embodiment wants them; without either it is video only.
@@ -189,7 +220,7 @@ class LeRobotDataset:
         return state, state and action
 
     def _has(self, stops: dict[str, int], embodiment: str) -> bool:
-        features = {k: f for k, f in self.layout.features.items() if f.get("dtype") != "video"}
+        features = {k: f for k, f in self.layout.features.items() if f.get("dtype") not in _SEEN}
         families = {key.rpartition(".")[0] or key for key in stops}
         related = [k for k in features if k in stops or any(k == f or k.startswith(f"{f}.") for f in families)]
         if not related:
@@ -219,17 +250,31 @@ class LeRobotDataset:
 
     def _table(self, record: EpisodeRecord) -> Columns:
         if record.data not in self._tables:
-            try:
-                table = pq.read_table(record.data)
-                columns = {name: _numpy(table[name]) for name in table.column_names if _is_number(table[name].type)}
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise _fault(record.data, record, f"cannot be read ({error})") from error
-            if "episode_index" not in columns:
-                raise _fault(record.data, record, "has no column 'episode_index'")
-            self._tables[record.data] = columns
+            self._tables[record.data] = read_columns(record)
             while len(self._tables) > _OPEN_TABLES:
                 self._tables.popitem(last=False)
         return self._tables[record.data]
+
+
+def read_columns(record: EpisodeRecord, keys: Collection[str] | None = None) -> Columns:
+    """Columns of numbers of the data file that holds an episode: those of ``keys`` that it has, or all.
+
+    Raises:
+        DatasetError: it cannot be read, or does not say which row belongs to which episode.
+    """
+    try:
+        with pq.ParquetFile(record.data) as file:
+            numbers = [f.name for f in file.schema_arrow if _is_number(f.type) and (keys is None or f.name in keys)]
+            table = file.read(columns=numbers, use_threads=False)
+        columns = {name: _numpy(table[name]) for name in numbers}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _fault(record.data, record, f"cannot be read ({error})") from error
+    if "episode_index" not in columns:
+        raise _fault(record.data, record, "has no column 'episode_index'")
+    for name, column in columns.items():
+        if column.ndim == 1 and column.dtype.kind == "f" and name != "timestamp":
+            columns[name] = column[:, None]
+    return columns
 
 
 def _fault(path: Path, record: EpisodeRecord, what: str) -> DatasetError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -111,6 +112,16 @@ def decode(path: Path, fps: float, wanted: Sequence[int], size: tuple[int, int] 
     raise EOFError(f"video has frames up to {number}, expected {int(wanted[-1])}")
 
 
+def decode_picture(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+    """One encoded picture (PNG, JPEG) as (h, w, 3) uint8 RGB, resized to ``size`` (height, width) if given.
+
+    Raises:
+        av.FFmpegError: these bytes are no picture.
+    """
+    with av.open(io.BytesIO(data)) as container:
+        return _rgb(VideoReformatter(), next(container.decode(video=0)), size)
+
+
 def _rgb(reformat: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
     height, width = size or (frame.height, frame.width)
     how = Interpolation.AREA if (height, width) != (frame.height, frame.width) else Interpolation.BILINEAR
@@ -136,3 +147,43 @@ def mp4_fault(path: Path) -> str | None:
             kinds.add(kind)
             at += length
     return None if b"moov" in kinds else f"has no index (moov) among its {size} bytes; it was not closed"
+
+
+def mp4_seconds(path: Path) -> float | None:
+    """How long the video track of an mp4 file is, from its index alone; None if the index does not say."""
+    with path.open("rb") as file:
+        while len(head := file.read(16)) == 16:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            length = int.from_bytes(head[8:], "big") if length == 1 else length
+            if kind == b"moov":
+                file.seek(-8, 1)
+                return _track_seconds(file.read(length - 8))
+            if length < 8:
+                return None
+            file.seek(length - 16, 1)
+    return None
+
+
+def _track_seconds(moov: bytes) -> float | None:
+    for trak in _boxes(moov, b"trak"):
+        for media in _boxes(trak, b"mdia"):
+            header, handler = next(_boxes(media, b"mdhd"), b""), next(_boxes(media, b"hdlr"), b"")
+            if handler[8:12] != b"vide" or len(header) < 20:
+                continue
+            at, size = (20, 8) if header[0] == 1 else (12, 4)  # a version 1 header has 64-bit times
+            scale = int.from_bytes(header[at : at + 4], "big")
+            duration = int.from_bytes(header[at + 4 : at + 4 + size], "big")
+            return duration / scale if scale and duration else None
+    return None
+
+
+def _boxes(data: bytes, wanted: bytes) -> Iterator[bytes]:
+    """Contents of the boxes of one kind, of those that ``data`` is a sequence of."""
+    at = 0
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if length < 8:
+            return
+        if data[at + 4 : at + 8] == wanted:
+            yield data[at + 8 : at + length]
+        at += length

@@ -9,19 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from imagine.data.check import refuse_out_of_bounds
 from imagine.data.windows import WindowBatch, Windows, WindowSampler, statistics
 from imagine.files import write_json
 from imagine.model.blocks import compile_blocks
 from imagine.model.codec import CodecConfig, FrameCodec
 from imagine.model.dit import DiTConfig
 from imagine.model.model import ModelConfig, Statistics, WorldActionModel
-from imagine.model.text import TextConfig, vocabulary
+from imagine.model.sizes import fitted
+from imagine.model.text import TextConfig, split_words, vocabulary
 from imagine.questions import DYNAMICS, INVERSE, POLICY
 from imagine.sampler import sample
 from imagine.train.fit import FitConfig, fit
 from imagine.train.losses import JointConfig, joint_loss, on_own_frames, sketch_loss, to_tensors
 from imagine.types import DatasetError, ImagineError
 from imagine.world.fidelity import decibel
+
+MIN_WORDS = 10
+"""Instructions of a new model may have this many words even where its dataset's are shorter."""
+_CODEC_HELD_OUT = 200  # frames
 
 
 def trained_answers(cfg: JointConfig, has_actions: bool) -> tuple[str, ...]:
@@ -40,25 +46,23 @@ def trained_answers(cfg: JointConfig, has_actions: bool) -> tuple[str, ...]:
 def build_model(
     windows: Windows, codec: FrameCodec, dit: DiTConfig, joint: JointConfig, *, name: str, text_dim: int = 128
 ) -> WorldActionModel:
-    """A fresh model for a dataset: sizes from its embodiment, vocabulary and statistics from its training windows."""
+    """A fresh model for a dataset: sizes from its embodiment, vocabulary and statistics from its training windows.
+
+    Raises:
+        ImagineError: the recipe does not fit the embodiment; names the key.
+        DatasetError: the recorded actions lie outside the embodiment's bounds.
+    """
     body, stats = windows.embodiment, statistics(windows)
-    steer = body.chunk_actions * dit.patch[0] // (dit.action_patch * body.chunk_frames)
-    dit = dit.model_copy(
-        update={
-            "channels": codec.cfg.channels,
-            "text_dim": text_dim,
-            "action_dim": body.action_dim,
-            "proprio_dim": body.proprio_dim,
-            "steer_tokens": steer if dit.steer_tokens else 0,
-            "painter": dit.painter.model_copy(update={"frames": body.chunk_frames}),
-        }
-    )
+    refuse_out_of_bounds(windows)
+    sizes = {"channels": codec.cfg.channels, "text_dim": text_dim}
+    dit = fitted(dit, body, codec.cfg.factor).model_copy(update=sizes)
+    words = max(len(split_words(text)) for text in windows.instructions)
     cfg = ModelConfig(
         name=name,
         embodiment=body,
         dit=dit,
         codec=codec.cfg,
-        text=TextConfig(words=vocabulary(windows.instructions), dim=text_dim),
+        text=TextConfig(words=vocabulary(windows.instructions), length=max(MIN_WORDS, words), dim=text_dim),
         statistics=Statistics(
             proprio_mean=tuple(stats["proprio"]["mean"].tolist()),
             proprio_std=tuple(stats["proprio"]["std"].clip(1e-3).tolist()),
@@ -168,7 +172,8 @@ def train_codec(frames: np.ndarray, cfg: CodecConfig, run: FitConfig, folder: Pa
     every = max(1, len(frames) // 2000)
     mean = torch.from_numpy(frames[::every]).float().mean(0).div(127.5).sub(1).permute(2, 0, 1)
     order = np.random.default_rng(run.seed).permutation(len(frames))
-    train, held = np.sort(order[200:]), np.sort(order[:200])
+    few = min(_CODEC_HELD_OUT, len(order) // 10)
+    train, held = np.sort(order[few:]), np.sort(order[:few] if few else order)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         codec.train()

@@ -10,7 +10,7 @@ from imagine.types import INSTRUCTION_BYTES
 
 
 def observation_space(body: Embodiment) -> gym.spaces.Dict:
-    """One uint8 image per view, ``proprio`` (P,) float32 in robot units, ``instruction`` (96,) uint8 UTF-8 bytes."""
+    """One uint8 image per view, ``proprio`` (P,) float32 in robot units, ``instruction`` (512,) uint8 UTF-8 bytes."""
     images = {v.name: gym.spaces.Box(0, 255, (v.height, v.width, 3), np.uint8) for v in body.views}
     return gym.spaces.Dict(
         {

@@ -1,0 +1,256 @@
+"""Small recordings as foreign robots bring them: read rightly where they can be, refused in one sentence where not."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from imagine.data.check import Report, check_dataset
+from imagine.data.read import LeRobotDataset
+from imagine.data.windows import Windows, build_cache
+from imagine.embodiment import Embodiment
+from imagine.model.codec import CodecConfig, FrameCodec
+from imagine.model.dit import DiTConfig
+from imagine.model.sizes import fitted
+from imagine.train.joint import build_model
+from imagine.train.losses import JointConfig
+from imagine.types import DatasetError, ImagineError
+
+CAMERA, ROWS = "observation.images.top", 24
+Columns = dict[str, Any]
+
+
+def arm(**changes: Any) -> dict[str, Any]:
+    """An embodiment of two joints and one camera."""
+    both = {"key": "observation.state", "start": 0, "stop": 2}
+    return {
+        "name": "arm",
+        "robot_type": "arm",
+        "control_hz": 30,
+        "chunk_actions": 4,
+        "chunk_frames": 2,
+        "canvas_height": 16,
+        "canvas_width": 16,
+        "views": [{"name": "top", "key": CAMERA, "height": 16, "width": 16}],
+        "proprio": ["arm"],
+        "state": [{"name": "arm", **both, "unit": "m"}],
+        "action": [{"name": "arm", **both, "key": "action", "unit": "m", "low": -9, "high": 9}],
+        **changes,
+    }
+
+
+def in_radians() -> dict[str, Any]:
+    """The same arm, moved by joint angles relative to where it is."""
+    body = arm()
+    body["state"][0] |= {"unit": "rad", "kind": "joint"}
+    body["action"][0] |= {"unit": "rad", "kind": "joint", "relative_to": "arm", "low": -0.8, "high": 0.8}
+    return body
+
+
+def record(
+    root: Path, change: Callable[[Columns], Columns] = lambda c: c, *, task: str = "pick it up", episodes: int = 1
+) -> Path:
+    """Write a LeRobot v2.1 dataset; row i of every episode shows the grey level 40 + 8 i."""
+    for folder in ("data", "meta"):
+        (root / folder).mkdir(parents=True)
+    vector = {"dtype": "float32", "shape": [2], "names": None}
+    features = {CAMERA: {"dtype": "video", "shape": [16, 16, 3]}, "observation.state": vector, "action": vector}
+    info = {"codebase_version": "v2.1", "robot_type": "arm", "fps": 30, "chunks_size": 1000, "features": features}
+    info |= {"data_path": "data/{episode_index}.parquet", "video_path": "{episode_index}.mp4"}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    (root / "meta/tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": task}) + "\n")
+    lines = [{"episode_index": e, "tasks": [], "length": ROWS} for e in range(episodes)]
+    (root / "meta/episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for e in range(episodes):
+        x = np.random.default_rng(e).normal(size=(ROWS, 2)).astype(np.float32)
+        columns = {"observation.state": list(x), "action": list(x), "frame_index": np.arange(ROWS)}
+        columns |= {"episode_index": np.full(ROWS, e), "task_index": np.zeros(ROWS, int)}
+        pq.write_table(pa.table(change(columns)), root / f"data/{e}.parquet")
+        film(root / f"{e}.mp4", ROWS)
+    return root
+
+
+def film(path: Path, frames: int) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width = stream.height = 16
+        stream.pix_fmt = "yuv420p"
+        for i in range(frames):
+            grey = np.full((16, 16, 3), 40 + 8 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def declare(root: Path, **features: dict[str, Any]) -> None:
+    """Add features to a dataset's description, or replace them."""
+    path = root / "meta/info.json"
+    info = json.loads(path.read_text())
+    info["features"] |= {name.replace("__", "."): feature for name, feature in features.items()}
+    path.write_text(json.dumps(info))
+
+
+def windows(root: Path, body: dict[str, Any] | None = None) -> Windows:
+    parsed, dataset = Embodiment.model_validate(body or arm()), LeRobotDataset.open(root)
+    return Windows(build_cache(dataset, parsed, None, root / "cache", workers=0), parsed, 1)
+
+
+def check(root: Path, body: dict[str, Any] | None = None) -> Report:
+    return check_dataset(LeRobotDataset.open(root), Embodiment.model_validate(body or arm()))
+
+
+def in_degrees(columns: Columns) -> Columns:
+    degrees = np.cumsum(np.random.default_rng(0).normal(size=(ROWS + 1, 2)) * 5, 0).astype(np.float32)
+    return {**columns, "observation.state": list(degrees[:-1]), "action": list(degrees[1:])}
+
+
+# ---------------------------------------------------------------------- what can be read
+def test_a_feature_of_one_number_is_a_plain_column(tmp_path: Path) -> None:
+    root = record(tmp_path / "d", lambda c: {**c, "action.grip": np.linspace(0, 1, ROWS).astype(np.float32)})
+    declare(root, action__grip={"dtype": "float32", "shape": [1], "names": None})
+    grip = {"name": "grip", "key": "action.grip", "start": 0, "stop": 1, "unit": "1", "low": 0, "high": 1}
+    action = windows(root, arm(action=[*arm()["action"], grip]))._a["tick_action"]
+    assert action.shape == (ROWS, 3)
+    np.testing.assert_allclose(action[:, 2], np.linspace(0, 1, ROWS), rtol=1e-6)
+
+
+def test_rows_are_read_in_the_order_of_their_frame_index(tmp_path: Path) -> None:
+    order = np.random.default_rng(0).permutation(ROWS)
+    sorted_ = windows(record(tmp_path / "a"))
+    mixed = record(tmp_path / "b", lambda c: {name: [column[i] for i in order] for name, column in c.items()})
+    np.testing.assert_array_equal(windows(mixed)._a["tick_action"], sorted_._a["tick_action"])
+    assert any("order of frame_index in episode 0" in w for w in check(mixed).warnings)
+
+
+def test_pictures_in_the_data_files_are_read_as_frames(tmp_path: Path) -> None:
+    def pictures(columns: Columns) -> Columns:
+        cells = []
+        for i in range(ROWS):
+            file = io.BytesIO()
+            Image.fromarray(np.full((16, 16, 3), 40 + 8 * i, np.uint8)).save(file, "PNG")
+            cells.append({"bytes": file.getvalue(), "path": None})
+        return {name: column[::-1] for name, column in {**columns, CAMERA: cells}.items()}
+
+    root = record(tmp_path / "d", pictures, episodes=2)
+    declare(root, **{CAMERA.replace(".", "__"): {"dtype": "image", "shape": [16, 16, 3]}})
+    for file in root.glob("*.mp4"):
+        file.unlink()
+    video = windows(root).video
+    assert video.shape == (2 * ROWS // 2, 16, 16, 3)
+    np.testing.assert_array_equal(video[:12, 0, 0, 0], 40 + 16 * np.arange(12))
+
+
+def test_a_camera_without_its_pictures_is_refused(tmp_path: Path) -> None:
+    root = record(tmp_path / "d")
+    declare(root, **{CAMERA.replace(".", "__"): {"dtype": "image", "shape": [16, 16, 3]}})
+    with pytest.raises(DatasetError, match=r"\(episode 0\) holds no usable images in column"):
+        windows(root)
+
+
+def test_a_cache_follows_relabelled_tasks(tmp_path: Path) -> None:
+    root = record(tmp_path / "d", task="pick up teh blok", episodes=2)
+    assert windows(root).instructions == ("pick up teh blok",)
+    tasks = root / "meta/tasks.jsonl"
+    tasks.write_text(tasks.read_text().replace("teh blok", "the block"))
+    assert windows(root).instructions == ("pick up the block",)
+
+
+def test_a_long_instruction_is_read_word_by_word(tmp_path: Path) -> None:
+    text = "pick up the red block on the left and put it into the bowl"
+    root = record(tmp_path / "d", task=text, episodes=2)
+    codec = FrameCodec(CodecConfig(channels=4, widths=(8, 8, 8)))
+    dit = DiTConfig(layers=1, heads=2, head_dim=16, ffn_dim=32, action_patch=2)
+    model = build_model(windows(root), codec, dit, JointConfig(), name="x")
+    assert model.cfg.text.length == 14  # type: ignore[union-attr]
+    assert model.embed_text([text]).shape[1] == 14
+
+
+# ---------------------------------------------------------------------- what is refused
+def test_degrees_in_a_file_that_says_radians_are_refused(tmp_path: Path) -> None:
+    root = record(tmp_path / "d", in_degrees)
+    report = check(root, in_radians())
+    assert len(report.errors) == 1 and "are outside low -0.8 and high 0.8 rad" in report.errors[0]
+    assert any("arm (action, 0:2) reaches" in w and "looks like degrees" in w for w in report.warnings)
+    dit = DiTConfig(layers=1, heads=2, head_dim=16, ffn_dim=32, action_patch=2)
+    with pytest.raises(DatasetError, match="are the units right"):
+        build_model(windows(root, in_radians()), FrameCodec(CodecConfig()), dit, JointConfig(), name="x")
+
+
+def test_a_number_that_is_not_finite_is_named_by_column_and_episode(tmp_path: Path) -> None:
+    def spoil(columns: Columns) -> Columns:
+        state = [row.copy() for row in columns["observation.state"]]
+        if columns["episode_index"][0] == 3:
+            state[4][0] = np.nan
+        return {**columns, "observation.state": state}
+
+    report = check(record(tmp_path / "d", spoil, episodes=5))
+    assert len(report.errors) == 1
+    assert "'observation.state' holds NaN or infinity in episode 3 (" in report.errors[0]
+
+
+def test_a_video_that_ends_too_soon_is_named(tmp_path: Path) -> None:
+    root = record(tmp_path / "d", episodes=3)
+    film(root / "1.mp4", ROWS - 4)
+    (error,) = check(root).errors
+    assert "1.mp4 ends after 0.67 s, but the rows of episode 1 go on until 0.77 s" in error
+
+
+def test_lost_rows_and_angles_that_jump_are_found(tmp_path: Path) -> None:
+    def jump(columns: Columns) -> Columns:
+        angle = (np.linspace(0, 9, ROWS) + np.pi) % (2 * np.pi) - np.pi
+        state = np.stack([angle, angle], 1).astype(np.float32)
+        frame = columns["frame_index"] + (columns["frame_index"] > 9)
+        return {**columns, "observation.state": list(state), "action": list(state), "frame_index": frame}
+
+    report = check(record(tmp_path / "d", jump), in_radians())
+    assert any("frame_index does not count up by 1 in episode 0" in e for e in report.errors)
+    assert any("jumps by about 2 pi in episode 0" in w for w in report.warnings)
+
+
+def test_labels_are_explained_where_they_are_missing(tmp_path: Path) -> None:
+    root = record(tmp_path / "d")
+    assert {w.split(" (")[0] for w in check(root).warnings} == {
+        "there is no feature next.success",
+        "there is no feature is_expert",
+    }
+    never = record(tmp_path / "e", lambda c: {**c, "next.success": np.zeros(ROWS, bool)})
+    declare(never, next__success={"dtype": "bool", "shape": [1], "names": None})
+    assert any("next.success is False in every row" in w for w in check(never).warnings)
+
+
+def test_instructions_that_say_nothing_or_too_much_are_refused(tmp_path: Path) -> None:
+    assert "expected words" in check(record(tmp_path / "a", task="...")).errors[0]
+    assert "has 601 bytes, expected at most 512" in check(record(tmp_path / "b", task="word " * 120 + "x")).errors[0]
+    dataset, body = LeRobotDataset.open(record(tmp_path / "c")), Embodiment.model_validate(arm())
+    assert "holds 'pick'" in check_dataset(dataset, body, known_words={"it", "up"}).errors[0]
+
+
+# ---------------------------------------------------------------------- sizes
+@pytest.mark.parametrize(
+    ("dit", "change", "key"),
+    [
+        ({}, {"canvas_height": 72}, "canvas_height is 72, expected a multiple of 16"),
+        ({}, {"chunk_frames": 1}, "chunk_frames is 1, expected a multiple of 2"),
+        ({"action_patch": 6}, {"chunk_actions": 16, "chunk_frames": 4}, r"dit.action_patch is 6, expected one of \[1"),
+        ({"painter": {"blocks": 1, "width": 8}}, {"chunk_actions": 12, "chunk_frames": 12}, "dit.painter.width is 8"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_by_key(dit: dict[str, Any], change: dict[str, Any], key: str) -> None:
+    with pytest.raises(ImagineError, match=key):
+        fitted(DiTConfig.model_validate(dit), Embodiment.model_validate(arm(**change)), 8)
+
+
+@pytest.mark.parametrize(("actions", "frames", "patch"), [(24, 4, 6), (16, 4, 8), (12, 4, 6), (4, 4, 2), (14, 2, 7)])
+def test_the_action_patch_follows_from_the_chunk(actions: int, frames: int, patch: int) -> None:
+    body = Embodiment.model_validate(arm(chunk_actions=actions, chunk_frames=frames))
+    dit = fitted(DiTConfig(steer_tokens=1), body, 8)
+    assert dit.action_patch == patch and dit.steer_tokens == actions * 2 // (frames * patch)
