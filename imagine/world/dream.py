@@ -31,7 +31,7 @@ __all__ = ["Dream", "DreamConfig", "Shaping"]
 class Shaping(Protocol):
     """Pays for progress without changing which policy is best; ``imagine.rewards.progress.Potential``."""
 
-    def reset(self, envs: Tensor | None = None) -> None:
+    def reset(self, rows: Tensor | None = None) -> None:
         """Begin an episode in the environments where the (N,) bool mask is True."""
         ...
 

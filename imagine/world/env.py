@@ -278,7 +278,7 @@ class WorldModelVectorEnv(gym.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
 
 
 class WorldModelEnv(gym.Env[Any, np.ndarray]):
-    """One imagined environment: ``vector``, a ``WorldModelVectorEnv`` of one, without its leading axis and autoreset."""
+    """One imagined environment: ``vector``, a ``WorldModelVectorEnv`` of one, without leading axis and autoreset."""
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 

@@ -134,5 +134,5 @@ class DatasetStarts:
         n = len(self.rows)
         row = int(self.rows[seed % n if self.in_order else np.random.default_rng(seed).integers(n)])
         batch = self.windows.batch(np.array([row]))
-        told = options.get("instruction") or self.windows.instructions[int(batch.instruction_id[0])]
-        return Start(batch.video[0, 0].numpy(), batch.proprio[0, 0].numpy(), told, f"row-{row}")
+        instruction = options.get("instruction") or self.windows.instructions[int(batch.instruction_id[0])]
+        return Start(batch.video[0, 0].numpy(), batch.proprio[0, 0].numpy(), instruction, f"row-{row}")
