@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagine.agents.planner import Firsts
-from imagine.agents.scorer import Scene, Scorer
+from imagine.agents.memory import EpisodeContext
+from imagine.agents.scorer import PlanningState, Scorer
 from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
+from imagine.seeds import FreshSeeds
 from imagine.types import Context, ShapeError, pack_instruction, unpack_instruction
 
 WORST = 1e6
@@ -76,7 +77,7 @@ class DreamCost:
         each = (n_envs, 1)
         return gym.spaces.Box(np.tile(low, each), np.tile(high, each), dtype=np.float32)
 
-    def info(self, scene: Scene) -> dict[str, Tensor]:
+    def info(self, scene: PlanningState) -> dict[str, Tensor]:
         """A scene as a solver's ``info``: tensors with one row per lane."""
         told = np.stack([pack_instruction(text) for text in scene.instruction])
         return {
@@ -140,7 +141,7 @@ class DreamCost:
             )
         return self.model.restore_action(actions.reshape(-1, ticks, joints).to(self.model.device).float())
 
-    def _scene(self, rows: Mapping[str, Any]) -> Scene:
+    def _scene(self, rows: Mapping[str, Any]) -> PlanningState:
         """The scene that travelled in an info, one row per lane."""
         wanted = [f"{when}_{k}" for when in ("now", "start") for k in _PARTS] + ["told", "seed", "path"]
         if missing := [k for k in wanted if k not in rows]:
@@ -150,7 +151,7 @@ class DreamCost:
         device = self.model.device
         now, start = (Context(**{k: rows[f"{when}_{k}"].to(device) for k in _PARTS}) for when in ("now", "start"))
         told = tuple(unpack_instruction(row.cpu().numpy()) for row in rows["told"])
-        return Scene(now, start, told, tuple(int(x) for x in rows["seed"]), trajectory=rows["path"].to(device))
+        return PlanningState(now, start, told, tuple(int(x) for x in rows["seed"]), trajectory=rows["path"].to(device))
 
 
 class SolverPolicy:
@@ -165,23 +166,28 @@ class SolverPolicy:
             eyes: encodes observations as the dreaming model reads them.
         """
         self.solver, self.cost, self.eyes = solver, cost, eyes
-        self._firsts = Firsts(eyes.model)
+        self._episodes, self._fresh = EpisodeContext(eyes.model), FreshSeeds()
 
-    def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        seeds: Sequence[int] | None = None,
+        episodes: Sequence[int] | None = None,
+    ) -> np.ndarray:
         """(B, K, A) float32 in robot units. A solver draws from its own generator, so calls in a row differ."""
         now = self.eyes.context(observation)
         told = tuple(unpack_instruction(row) for row in observation["instruction"])
-        each = tuple(range(len(now))) if seeds is None else tuple(int(s) for s in seeds)
-        start, path = self._firsts(now, seeds)
-        scene = Scene(now, start, told, each, trajectory=path)
+        each = tuple(self._fresh(len(now)) if seeds is None else [int(s) for s in seeds])
+        start, path = self._episodes(now, episodes)
+        scene = PlanningState(now, start, told, each, trajectory=path)
         return self.cost.chunks(self.search(scene)).cpu().numpy()
 
-    def search(self, scene: Scene) -> Tensor:
+    def search(self, scene: PlanningState) -> Tensor:
         """What the solver finds, (B, horizon, action_dim), normalised; it begins at the policy's own chunk."""
         info = self.cost.info(scene)
         begin = self.cost.get_action(info, self.solver.horizon)  # not every solver asks for it
         return self.solver.solve(info, init_action=begin)["actions"]
 
-    def reset(self, lanes: np.ndarray | None = None) -> None:
-        """Forget where episodes began."""
-        self._firsts.forget(lanes)
+    def reset(self, episodes: Sequence[int] | None = None) -> None:
+        """Forget how these episodes began, or all."""
+        self._episodes.forget(episodes)

@@ -10,13 +10,17 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagine.agents.rollout import EpisodeRecord, Lanes, Tell, rollout
+from imagine.agents.envs import ParallelEnvs
+from imagine.agents.recorded import RecordedEpisodes
+from imagine.agents.rollout import EpisodeRecord, Instruct, OnProgress, rollout
 from imagine.agents.statistics import success_rate
+from imagine.embodiment import Embodiment
 from imagine.files import atomic_path
 from imagine.types import ImagineError, Policy
 
@@ -86,7 +90,7 @@ def row(part: Part, record: EpisodeRecord, task: str, start_id: str) -> dict[str
 
 def carry_out(
     wanted: Sequence[Part], make: Callable[[], Work], folder: Path, *, ray: str | None = None, workers: int = 1,
-    stamp: str = "", tell: Tell | None = None,
+    stamp: str = "", on_progress: OnProgress | None = None,
 ) -> pa.Table:  # fmt: skip
     """Carry out all parts that ``folder`` does not hold yet; each is written whole, so a kill loses one at most.
 
@@ -97,7 +101,7 @@ def carry_out(
         ray: address of a Ray cluster, or "local" for one on this machine; None works in this process.
         workers: Ray actors, one CPU each.
         stamp: stands for the weights behind the names; parts of other weights are not taken for these.
-        tell: progress in episodes.
+        on_progress: called with (episodes done, episodes) after every part.
 
     Returns:
         All rows, in the order of ``wanted``.
@@ -119,8 +123,8 @@ def carry_out(
         with atomic_path(files[part]) as temporary:
             pq.write_table(pa.Table.from_pylist(rows, schema()), temporary)
         done += len(part.seeds)
-        if tell is not None:
-            tell(done, total)
+        if on_progress is not None:
+            on_progress(done, total)
     table = pa.concat_tables([pq.read_table(files[part]) for part in wanted])
     with atomic_path(folder / "episodes.parquet") as temporary:
         pq.write_table(table, temporary)
@@ -184,29 +188,73 @@ def outcomes(table: pa.Table, policies: Sequence[str], world: str, seeds: Sequen
         ) from None
 
 
+EXPERT = "expert"
+"""The policy that a simulator's scripted expert is known by."""
+
+
+class Worker:
+    """Carries out parts; keeps what they share."""
+
+    def __init__(
+        self,
+        policy: Callable[[str], Policy],
+        envs: Callable[[str], ParallelEnvs],
+        task_of: Callable[[str], str],
+        body: Embodiment,
+        *,
+        instruct: Instruct | None = None,
+        recorded: RecordedEpisodes | None = None,
+    ) -> None:
+        """Say what names mean.
+
+        Args:
+            policy: makes a policy of its name; never asked for the expert, whom environments bring along.
+            envs: makes the environments of a world of its name.
+            task_of: names the task of an instruction.
+            body: of the robot; says how fast frames follow each other.
+            instruct: overrides what policies are told; see :func:`imagine.agents.rollout.rollout`.
+            recorded: episodes of a dataset, whose actions are carried out whatever the policy's name.
+        """
+        self.policy, self.envs, self.task_of = cache(policy), cache(envs), task_of
+        self.body, self.instruct, self.recorded = body, instruct, recorded
+
+    def __call__(self, part: Part) -> list[dict[str, Any]]:
+        """A row per episode of the part."""
+        kind = "seed" if self.recorded is None else "episode"
+        return [row(part, r, self.task_of(r.instruction), f"{kind}-{r.seed}") for r in self.episodes(part)]
+
+    def episodes(self, part: Part, *, frames: bool = False) -> list[EpisodeRecord]:
+        """Run them; with their frames on demand."""
+        if self.recorded is not None and part.world == "recorded":
+            return [self.recorded.happened(seed) for seed in part.seeds]
+        alone = self.recorded is not None or part.policy == EXPERT
+        policy = None if alone else self.policy(part.policy)
+        return rollout(self.envs(part.world), policy, part.seeds, instruct=self.instruct, frames=frames)
+
+
 def evaluate(
-    lanes: Lanes,
+    envs: ParallelEnvs,
     policy: Policy,
     seeds: Sequence[int],
     *,
     task_of: Callable[[str], str],
     policy_seed: int = 0,
-    tell: Tell | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[dict[str, Any], list[EpisodeRecord]]:
     """Run one episode per seed and summarise.
 
     Args:
-        lanes: the world.
+        envs: the world.
         policy: what is evaluated.
         seeds: start seeds; the same seeds in two worlds are paired starts.
         task_of: names the task of an instruction, for the breakdown.
         policy_seed: draws of the policy.
-        tell: progress.
+        on_progress: called after every group of episodes.
 
     Returns:
         ``success_rate``, ``ci_low``, ``ci_high`` (95 %, Wilson), ``n``, ``per_task``; and the episodes.
     """
-    records = rollout(lanes, policy, seeds, policy_seed=policy_seed, tell=tell)
+    records = rollout(envs, policy, seeds, policy_seed=policy_seed, on_progress=on_progress)
     return summarise([r.success for r in records], [task_of(r.instruction) for r in records]), records
 
 

@@ -11,31 +11,44 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from imagine.agents.scorer import DreamScorer, Graded, Plain, Scene, Scorer, Scores, check_candidates
+from imagine.agents.memory import EpisodeContext
+from imagine.agents.scorer import (
+    DreamScorer,
+    MultiFidelityScorer,
+    Plain,
+    PlanningState,
+    Scorer,
+    Scores,
+    check_candidates,
+)
 from imagine.agents.scorer import read as prefill
-from imagine.agents.search import Make, PlannerConfig, best_of_n, halving, mix, refine, unmix
-from imagine.agents.steer import cosines
-from imagine.model.batching import in_tiles
+from imagine.agents.search import Make, PlannerConfig, best_of_n, cosines, halving, mix, refine, unmix
 from imagine.model.kv_cache import ContextCache
 from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
-from imagine.questions import POLICY
-from imagine.sampler import draw_noise, sample
-from imagine.types import Chunk, Context, ImagineError, unpack_instruction
-from imagine.world.trajectory import initial, interpolate
+from imagine.sampler import initial_noise
+from imagine.seeds import FreshSeeds, Stream
+from imagine.types import Context, ImagineError, unpack_instruction
 
-__all__ = ["BestOfN", "DreamScorer", "Firsts", "Plain", "Plan", "Planner", "PlannerConfig", "Scene", "Scores"]
+__all__ = [
+    "BestOfN",
+    "DreamScorer",
+    "EpisodeContext",
+    "Plain",
+    "Plan",
+    "Planner",
+    "PlannerConfig",
+    "PlanningState",
+    "Scores",
+]
 
 KEPT = 16
 """Plans a planner remembers."""
-_NEXT = 7_919  # JointPolicy.propose: seeds of a lane's candidates are this far apart
-_STREAM = 3, 2  # imagine.sampler draws the action's noise from seed * 3 + 2
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ class Plan:
         chosen: (B,) int64.
         round: (N,) int64, the rung or iteration that a candidate belongs to; rungs judge the same chunk again.
         fallback: (B,) bool, where no candidate could be judged, so that the policy's own is done.
-        judged: how many judgements per lane were made.
+        judged: how many judgements per row were made.
         used_ms: how long it took.
         late: whether that was longer than the budget.
         stopped: whether the budget left candidates unjudged.
@@ -73,7 +86,7 @@ class Plan:
 
 
 class Planner:
-    """A ``Policy`` that thinks before it moves.
+    """A ``Policy`` that imagines what its candidates would bring and does the best one.
 
     With one candidate it does exactly what its policy does. Same observation and seed give the same bytes, whatever
     the batch, unless a budget cuts a decision short.
@@ -102,7 +115,7 @@ class Planner:
             ImagineError: halving with a scorer that cannot look more closely, or more cosines than a chunk has ticks.
         """
         self.policy, self.score, self.cfg, self._clock = policy, score, cfg or PlannerConfig(), clock
-        if self.cfg.method == "halving" and not isinstance(score, Graded):
+        if self.cfg.method == "halving" and not isinstance(score, MultiFidelityScorer):
             raise ImagineError(
                 f"halving looks ever more closely, but {type(score).__name__} has no at(steps); use a DreamScorer, or "
                 "another method."
@@ -113,86 +126,91 @@ class Planner:
         self._rows = cosines(slow, ticks).to(policy.model.device)
         self._dreams: WorldActionModel | None = getattr(score, "model", None)
         same = self._dreams is None or self._dreams is policy.model
-        self._eyes = policy if same else JointPolicy(self._dreams)  # type: ignore[arg-type]  # reads its own latents
+        self._encoder = policy if same else JointPolicy(self._dreams)  # type: ignore[arg-type]  # reads its own latents
         self.plans: deque[Plan] = deque(maxlen=KEPT)
-        self._firsts, self._pace, self._calls = Firsts(self._eyes.model), _Pace(), 0
+        self._episodes, self._pace, self._fresh = EpisodeContext(self._encoder.model), _Pace(), FreshSeeds()
 
-    def reset(self, lanes: np.ndarray | None = None) -> None:
-        """Forget where episodes began; ``rollout`` calls it at the start of every group."""
-        self._firsts.forget(lanes)
-        if lanes is None:
+    def reset(self, episodes: Sequence[int] | None = None) -> None:
+        """Forget how these episodes began, or all and the newest decisions too."""
+        self._episodes.forget(episodes)
+        if episodes is None:
             self.plans.clear()
 
-    def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
-        """(B, K, A) float32 in robot units, the best candidate per lane; see :class:`imagine.types.Policy`."""
-        return self.plan(observation, seeds).action
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        seeds: Sequence[int] | None = None,
+        episodes: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """(B, K, A) float32 in robot units, the best candidate per row; see :class:`imagine.types.Policy`."""
+        return self.plan(observation, seeds, episodes).action
 
     @torch.inference_mode()
-    def plan(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> Plan:
-        """Decide for every lane, and remember the decision in ``plans``.
+    def plan(
+        self,
+        observation: dict[str, np.ndarray],
+        seeds: Sequence[int] | None = None,
+        episodes: Sequence[int] | None = None,
+    ) -> Plan:
+        """Decide for every row, and remember the decision in ``plans``.
 
         Raises:
             ShapeError: the observation is another embodiment's, or the policy's chunk is not finite.
         """
         begin = self._clock()
-        now = self._eyes.context(observation)
-        start, path = self._firsts(now, seeds)
-        if seeds is None:
-            self._calls += 1
-            seeds = [self._calls * 100_003 + i for i in range(len(now))]
-        told = tuple(unpack_instruction(row) for row in observation["instruction"])
-        scene = Scene(now, start, told, tuple(int(s) for s in seeds), trajectory=path)
-        seen = now if self._eyes is self.policy else self.policy.context(observation)
-        self.plans.append(self.decide(scene, seen, begin))
+        now = self._encoder.context(observation)
+        start, path = self._episodes(now, episodes)
+        instructions = tuple(unpack_instruction(row) for row in observation["instruction"])
+        each = self._fresh(len(now)) if seeds is None else [int(s) for s in seeds]
+        state = PlanningState(now, start, instructions, tuple(each), trajectory=path)
+        seen = now if self._encoder is self.policy else self.policy.context(observation)
+        self.plans.append(self.decide(state, seen, begin))
         return self.plans[-1]
 
     @torch.inference_mode()
-    def decide(self, scene: Scene, seen: Context | None = None, begin: float | None = None) -> Plan:
-        """Decide in a scene that is at hand already.
+    def decide(self, state: PlanningState, seen: Context | None = None, begin: float | None = None) -> Plan:
+        """Decide in a state that is at hand already.
 
         Args:
-            scene: as the scorer sees it.
+            state: as the scorer sees it.
             seen: the same as the policy sees it, where that is another model.
             begin: when the decision began, by the clock; now, if not given.
         """
         begin = self._clock() if begin is None else begin
-        seen = scene.context if seen is None else seen
+        seen = state.context if seen is None else seen
         cache = prefill(self.policy.model, seen)
-        if self._dreams is not None and scene.cache is None:  # read once for all slices
-            known = cache if self._dreams is self.policy.model else prefill(self._dreams, scene.context)
-            scene = replace(scene, cache=known)
-        desk = _Desk(scene, self.score, self.cfg, self._clock, begin, self._pace)
+        if self._dreams is not None and state.cache is None:  # read once for all slices
+            known = cache if self._dreams is self.policy.model else prefill(self._dreams, state.context)
+            state = replace(state, cache=known)
+        decision = _Decision(state, self.score, self.cfg, self._clock, begin, self._pace)
         if self.cfg.method in ("best_of_n", "halving"):
-            own = self._sampled(desk, seen, cache)
+            own = self._sampled(decision, seen, cache)
         else:
-            own = self._refined(desk, seen, cache)
-        return desk.close(own)
+            own = self._refined(decision, seen, cache)
+        return decision.close(own)
 
-    def _sampled(self, desk: _Desk, seen: Context, cache: ContextCache) -> Tensor:
+    def _sampled(self, decision: _Decision, seen: Context, cache: ContextCache) -> Tensor:
         """Best-of-N and halving; returns the policy's own chunk (B, 1, K, A)."""
-        n, seeds = self.cfg.candidates, desk.scene.seeds
+        n, seeds = self.cfg.candidates, decision.state.seeds
         size = n if self.cfg.budget_ms is None else min(n, self.cfg.slice)
 
         def propose(at: slice) -> Tensor:
-            m = at.stop - at.start
-            draws = [s + _NEXT * k for s in seeds for k in range(at.start, at.stop)]
-            chunks = self.policy.act_on(seen.repeat(m), draws, cache.repeat(m))
-            return torch.from_numpy(chunks).unflatten(0, (len(seeds), m))
+            return torch.from_numpy(self.policy.propose(seen, seeds, range(at.start, at.stop), cache))
 
         first = propose(slice(0, size))  # before any clock is asked: there must be something to do
 
         def make(at: slice) -> Tensor:
             return first if at == slice(0, size) else propose(at)
 
-        (best_of_n if self.cfg.method == "best_of_n" else halving)(desk, make, self.cfg)
+        (best_of_n if self.cfg.method == "best_of_n" else halving)(decision, make, self.cfg)
         return first[:, :1]
 
-    def _refined(self, desk: _Desk, seen: Context, cache: ContextCache) -> Tensor:
+    def _refined(self, decision: _Decision, seen: Context, cache: ContextCache) -> Tensor:
         """CEM and MPPI; returns the policy's own chunk (B, 1, K, A)."""
-        policy, model, seeds = self.policy, self.policy.model, desk.scene.seeds
-        shape, (times, plus) = model.chunk_shapes["action"], _STREAM
+        policy, model, seeds = self.policy, self.policy.model, decision.state.seeds
+        shape = model.chunk_shapes["action"]
         own = torch.from_numpy(policy.act_on(seen, seeds, cache))[:, None]
-        drawn = draw_noise(shape, len(seeds), [s * times + plus for s in seeds], None).to(model.device)
+        drawn = initial_noise(shape, seeds, Stream.ACTION).to(model.device)
         point = unmix(self._rows, drawn)
         if self.cfg.space == "action":
             point = torch.zeros_like(point)
@@ -203,19 +221,12 @@ class Planner:
             return torch.minimum(torch.maximum(own.to(wave) + wave, low), high).cpu()
 
         def denoised(points: Tensor) -> Tensor:
-            b, n = points.shape[:2]
+            n = points.shape[1]
             noise = policy.temperature * (drawn[:, None] + mix(self._rows, points - point[:, None])).flatten(0, 1)
+            each = [seed for seed in seeds for _ in range(n)]
+            return torch.from_numpy(policy.act_on(seen.repeat(n), each, cache.repeat(n), noise)).unflatten(0, (-1, n))
 
-            def answer(rows: Tensor) -> tuple[Tensor, ...]:
-                lanes, start = rows // n, Chunk(action=noise[rows])
-                asked, known = seen.index(lanes), cache.index(lanes)
-                chunk = sample(model, POLICY, asked, steps=policy.steps, noise=start, cache=known).action
-                assert chunk is not None
-                return (model.restore_action(chunk),)
-
-            return in_tiles(answer, b * n)[0].cpu().unflatten(0, (b, n))
-
-        refine(desk, moved if self.cfg.space == "action" else denoised, point, own, seeds, self.cfg)
+        refine(decision, moved if self.cfg.space == "action" else denoised, point, own, seeds, self.cfg)
         return own
 
 
@@ -231,61 +242,26 @@ class BestOfN(Planner):
         super().__init__(policy, score, PlannerConfig(candidates=n))
 
 
-class Firsts:
-    """What each lane saw when its episode began, since success often means "changed since then", and its way since.
-
-    Lanes are told apart by their episode's part of the seed (``imagine.agents.rollout``: episode * 1009 + chunk), or by
-    their row where there are no seeds.
-    """
-
-    def __init__(self, model: WorldActionModel) -> None:
-        """``model`` reads what is seen."""
-        self._of: dict[Any, Context] = {}
-        self._paths: dict[Any, Tensor] = {}
-        self.model = model
-
-    def __call__(self, now: Context, seeds: Sequence[int] | None) -> tuple[Context, Tensor]:
-        """The first contexts of these lanes and their paths (B, T, P + S A); a lane that was never seen begins now.
-
-        Between two looks, a chunk apart, the way is taken to be straight.
-        """
-        keys = [("row", i) if seeds is None else int(seeds[i]) // 1_009 for i in range(len(now))]
-        for row, key in enumerate(keys):
-            here = now.index([row])
-            if key not in self._of:
-                self._of[key] = here
-                self._paths[key] = initial(self.model, here.proprio[:, -1])
-            else:
-                self._paths[key] = interpolate(self.model, self._paths[key], here.proprio[:, -1])
-        first = [self._of[key] for key in keys]
-        named = [c.named() for c in first]
-        start = Context(**{name: torch.cat([c[name] for c in named]) for name in named[0]})
-        return start, torch.cat([self._paths[key] for key in keys])
-
-    def forget(self, lanes: np.ndarray | None = None) -> None:
-        """Forget all lanes, or the rows of a (B,) bool mask; episodes of other seeds are told apart anyway."""
-        for known in (self._of, self._paths):
-            if lanes is None:
-                known.clear()
-            else:
-                for i in np.flatnonzero(lanes):
-                    known.pop(("row", int(i)), None)
-
-
 @dataclass
 class _Pace:
-    """How long the newest slice took, in seconds per lane and weight; None before the first one."""
+    """How long the newest slice took, in seconds per row and weight; None before the first one."""
 
     seconds: float | None = None
 
 
-class _Desk:
-    """One decision in the making: a :class:`imagine.agents.search.Bench` with a clock."""
+class _Decision:
+    """One decision in the making: a :class:`imagine.agents.search.Evaluator` with a clock."""
 
     def __init__(
-        self, scene: Scene, score: Scorer, cfg: PlannerConfig, clock: Callable[[], float], begin: float, pace: _Pace
+        self,
+        state: PlanningState,
+        score: Scorer,
+        cfg: PlannerConfig,
+        clock: Callable[[], float],
+        begin: float,
+        pace: _Pace,
     ) -> None:
-        self.scene, self.score, self.cfg, self.clock, self.begin, self.pace = scene, score, cfg, clock, begin, pace
+        self.state, self.score, self.cfg, self.clock, self.begin, self.pace = state, score, cfg, clock, begin, pace
         self.over = False
         self._chunks: list[Tensor] = []
         self._scores: list[Scores] = []
@@ -293,20 +269,22 @@ class _Desk:
         self._whole = -1  # newest round that was judged as a whole
 
     def judge(self, n: int, make: Make, steps: int | None = None) -> Tensor:
-        """See :class:`imagine.agents.search.Bench`."""
-        score = self.score.at(steps) if steps is not None and isinstance(self.score, Graded) else self.score
+        """See :class:`imagine.agents.search.Evaluator`."""
+        score = (
+            self.score.at(steps) if steps is not None and isinstance(self.score, MultiFidelityScorer) else self.score
+        )
         size, current = n if self.cfg.budget_ms is None else min(n, self.cfg.slice), self._whole + 1
-        low = torch.full((len(self.scene), n), -torch.inf)
+        low = torch.full((len(self.state), n), -torch.inf)
         for first in range(0, n, size):
             if not self._time_for(steps or 1):
                 self.over = True
                 return low
             began, at = self.clock(), slice(first, min(first + size, n))
             chunks = make(at)
-            check_candidates(chunks, len(self.scene), tuple(chunks.shape[2:]))
-            scores = score(self.scene, chunks)
+            check_candidates(chunks, len(self.state), tuple(chunks.shape[2:]))
+            scores = score(self.state, chunks)
             low[:, at] = scores.lower(self.cfg.pessimism).cpu()  # waits for the device
-            self.pace.seconds = (self.clock() - began) / (len(self.scene) * (steps or 1))
+            self.pace.seconds = (self.clock() - began) / (len(self.state) * (steps or 1))
             self._chunks.append(chunks)
             self._scores.append(scores)
             self._rounds += [current] * chunks.shape[1]
@@ -318,7 +296,7 @@ class _Desk:
         if self.cfg.budget_ms is None:
             return True
         left = self.cfg.budget_ms / 1000 - (self.clock() - self.begin)
-        return left > 0 and (self.pace.seconds or 0.0) * len(self.scene) * steps <= left
+        return left > 0 and (self.pace.seconds or 0.0) * len(self.state) * steps <= left
 
     def close(self, own: Tensor) -> Plan:
         """Choose; ``own`` (B, 1, K, A) is done where nothing else can be."""
@@ -330,7 +308,7 @@ class _Desk:
         scores, rounds = Scores.join(self._scores), np.array(self._rounds)
         low = scores.lower(self.cfg.pessimism).cpu()
         told = low.numpy().copy()
-        if self.cfg.method == "halving":  # a glance is no match for a closer look
+        if self.cfg.method == "halving":  # only the finest round counts
             told[:, rounds != max(self._whole, 0)] = -np.inf
         fallback = np.logical_not((told > -np.inf).any(1))
         used = 1000 * (self.clock() - self.begin)

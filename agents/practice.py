@@ -7,45 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from imagine.agents.rollout import Lanes, Tell, rollout
+from imagine.agents.envs import DreamEnvs
+from imagine.agents.rollout import rollout
 from imagine.agents.statistics import mean_interval
-from imagine.agents.steer import Agent
 from imagine.types import Policy
-from imagine.world.env import WorldModelVectorEnv
+from imagine.world.env import WorldModelVectorEnv, episode_seed
 
 
-def episodes(env: WorldModelVectorEnv, act: Agent, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (E,) and success (E,) of one whole episode per start seed; ``act`` gets observations of all lanes.
-
-    A lane that is done goes on with the next seed; autoreset had better be disabled, or its resets are in vain.
-    """
-    total, success = np.zeros(len(seeds)), np.zeros(len(seeds), bool)
-    lanes = env.num_envs
-    mine = np.arange(lanes)  # which episode each lane is in; beyond the last one it only keeps the others company
-    todo = lanes
-
-    def seed_of(episode: int) -> int:
-        return int(seeds[episode if episode < len(seeds) else 0])
-
-    observation, _ = env.reset(seed=[seed_of(e) for e in mine.tolist()])
-    while (mine < len(seeds)).any():
-        observation, reward, terminated, truncated, _ = env.step(act(observation))
-        going, done = mine < len(seeds), terminated | truncated
-        total[mine[going]] += reward[going]
-        success[mine[going]] |= terminated[going]
-        if done.any():
-            mine[done] = todo + np.arange(done.sum())
-            todo += int(done.sum())
-            next_seeds = [seed_of(e) if over else None for e, over in zip(mine.tolist(), done, strict=True)]
-            observation, _ = env.reset(seed=next_seeds, options={"reset_mask": done})
-    return total, success
-
-
-def in_reality(
-    lanes: Lanes, policy: Policy, starts: Sequence[int], draws: Sequence[int], tell: Tell | None = None
-) -> np.ndarray:
-    """Success (E,) on the robot of one episode per start; episodes from one start differ by what the policy draws."""
-    return np.array([r.success for r in rollout(lanes, policy, starts, policy_seed=draws, tell=tell)])
+def episodes(env: WorldModelVectorEnv, policy: Policy, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (E,) and success (E,) of one whole episode per start seed; the environment's world is taken over."""
+    how: dict[str, Any] = {"horizon": env.cfg.horizon, "break_off": env.cfg.truncate_unbelievable}
+    starts = [episode_seed(int(seed), 0) for seed in seeds]  # as ``env.reset(seed=seeds)`` begins
+    records = rollout(DreamEnvs(env.world, env.num_envs, **how), policy, starts)
+    return np.array([sum(r.rewards) for r in records]), np.array([r.success for r in records])
 
 
 def improvement(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
@@ -56,9 +30,9 @@ def improvement(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
         interval; ``each``: what was given, as lists.
     """
     both = {"before": np.asarray(before, float), "after": np.asarray(after, float)}
-    told = {k: _interval(v) for k, v in both.items()}
+    means = {k: _interval(v) for k, v in both.items()}
     each = {k: v.tolist() for k, v in both.items()}
-    return {**told, "gain": _interval(both["after"] - both["before"]), "each": each}
+    return {**means, "gain": _interval(both["after"] - both["before"]), "each": each}
 
 
 def _interval(values: np.ndarray) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from ray.rllib.utils.spaces.space_utils import unsquash_action
 from ray.tune import register_env
 
 from imagine.agents.cluster import connected, errors_as_ours, local_cluster, quiet
-from imagine.agents.rollout import Tell
+from imagine.agents.rollout import OnProgress
 from imagine.agents.statistics import mean_interval
 from imagine.agents.steer import Agent
 from imagine.files import atomic_path, recover_folder
@@ -175,7 +175,9 @@ def ppo_config(env: str, cfg: RLlibConfig, seed: int = 0) -> PPOConfig:
     return config.debugging(seed=_rllib_seed(seed))
 
 
-def learn_rllib(make_env: Make, cfg: RLlibConfig, folder: Path, seed: int, tell: Tell | None = None) -> dict[str, Any]:
+def learn_rllib(
+    make_env: Make, cfg: RLlibConfig, folder: Path, seed: int, tell: OnProgress | None = None
+) -> dict[str, Any]:
     """Train PPO on imagined lanes, in the Ray cluster that ``cfg`` describes or this process is connected to.
 
     Args:
@@ -264,7 +266,7 @@ def _node(runner: Any) -> str:
 
 
 def _learn(
-    algorithm: Algorithm, cfg: RLlibConfig, folder: Path, past: dict[str, Any], tell: Tell | None
+    algorithm: Algorithm, cfg: RLlibConfig, folder: Path, past: dict[str, Any], tell: OnProgress | None
 ) -> dict[str, Any]:
     from torch.utils.tensorboard import SummaryWriter
 

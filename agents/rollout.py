@@ -1,17 +1,34 @@
-"""Runs a policy in lanes, imagined or real, one episode per seed, and keeps what happened."""
+"""The one loop that runs episodes: a policy, or what the environments do by themselves, in dreams or on a robot."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import numpy as np
 
-from imagine.types import ImagineError, Policy, unpack_instruction
+from imagine.agents.envs import DreamEnvs, ParallelEnvs, RecordedEnvs, SimEnvs, StepResult
+from imagine.seeds import Stream, derive
+from imagine.types import ImagineError, Policy, pack_instruction, unpack_instruction
 
-Tell = Callable[[int, int], None]
+__all__ = ["DreamEnvs", "EpisodeRecord", "ParallelEnvs", "RecordedEnvs", "SimEnvs", "StepResult", "rollout"]
+
+OnProgress = Callable[[int, int], None]
 """Called with (episodes done, episodes)."""
+Instruct = Callable[[str, int], str]
+"""What a policy is told instead: (the episode's own instruction, start seed) to an instruction."""
+OnStep = Callable[[Sequence[int], Sequence[int]], None]
+"""Called after every reset and step with numbers of episodes and the environments that they run in."""
+
+
+def episode_id(start_seed: int, policy_seed: int = 0) -> int:
+    """What a policy knows an episode of :func:`rollout` by, in ``Policy.act(..., episodes)``."""
+    return derive(policy_seed, start_seed)
+
+
+def decision_seed(start_seed: int, chunk: int, policy_seed: int = 0) -> int:
+    """What the noise of one decision of a policy is derived from: the ``chunk``-th of an episode."""
+    return derive(policy_seed, start_seed, chunk, Stream.POLICY)
 
 
 @dataclass
@@ -20,15 +37,15 @@ class EpisodeRecord:
 
     Attributes:
         seed: start seed; the same seed is the same start in every world.
-        instruction: what the policy was told.
-        success: judged by the world's own judge: the truth on the robot, the reward model in a dream.
+        instruction: the episode's own, by which its success is measured.
+        success: judged by the world's own judge: the truth of a simulator, the reward model in a dream.
         unbelievable: a dream that broke off because it could no longer be believed.
-        hallucination: per chunk, normalised action units; empty on the robot.
-        rewards: per chunk; on the robot 1 where the task was done.
-        terms: per chunk, what the judge's reward is made of; empty on the robot.
-        observations: per chunk, the observation the policy acted on, without batch axis.
-        actions: per chunk, (K, A) float32, robot units.
-        frames: (T, H, W, 3) uint8, first frame included; empty unless filming was asked for.
+        hallucination: per chunk, normalised action units; empty outside dreams.
+        rewards: per chunk.
+        terms: per chunk, what the judge's reward is made of; empty outside dreams.
+        observations: per chunk, the observation the policy acted on, without batch axis; empty unless kept.
+        actions: per chunk, (K, A) float32, robot units; empty unless kept.
+        frames: (T, H, W, 3) uint8, first frame included; empty unless asked for.
     """
 
     seed: int
@@ -42,174 +59,114 @@ class EpisodeRecord:
     actions: list[np.ndarray] = field(default_factory=list)
     frames: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.uint8))
 
-
-class Lanes(Protocol):
-    """A few parallel episodes of one world."""
-
-    num_lanes: int
-
-    def reset(self, seeds: Sequence[int], instruction: str | None) -> dict[str, np.ndarray]:
-        """Start one episode per seed (at most ``num_lanes``); returns batched observations."""
-        ...
-
-    def step(self, lanes: Sequence[int], actions: np.ndarray) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-        """One chunk in some lanes; observations and per-lane {success, done, reward, frames}.
-
-        A dream adds {unbelievable, hallucination, terms}.
-        """
-        ...
-
-
-class RealLanes:
-    """Scalar Gymnasium environments of a robot, stepped in turn."""
-
-    def __init__(self, make: Callable[[], Any], num_lanes: int):
-        self.num_lanes = num_lanes
-        self.envs = [make() for _ in range(num_lanes)]
-
-    def reset(self, seeds: Sequence[int], instruction: str | None) -> dict[str, np.ndarray]:
-        """See :class:`Lanes`."""
-        options = {} if instruction is None else {"instruction": instruction}
-        return _stack([env.reset(seed=int(s), options=options)[0] for env, s in zip(self.envs, seeds, strict=False)])
-
-    def step(self, lanes: Sequence[int], actions: np.ndarray) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-        """See :class:`Lanes`."""
-        seen, told = [], []
-        for lane, action in zip(lanes, actions, strict=True):
-            obs, reward, terminated, truncated, info = self.envs[lane].step(action)
-            seen.append(obs)
-            done = terminated or truncated
-            told.append({"success": terminated, "done": done, "reward": reward, "frames": info["frames"]})
-        return _stack(seen), told
-
-
-class DreamLanes:
-    """Lanes of a dream, without the Gymnasium face; lanes that are done dream on unwatched."""
-
-    def __init__(
-        self, dream: Any, num_lanes: int, *, horizon: int = 8, film: bool = False, break_off: bool = True
-    ) -> None:
-        """Take possession of a :class:`imagine.world.dream.Dream`; ``break_off`` ends what cannot be believed."""
-        self.dream, self.num_lanes, self.horizon, self.film = dream, num_lanes, horizon, film
-        self.break_off = break_off
-        dream.allocate(num_lanes)
-
-    def reset(self, seeds: Sequence[int], instruction: str | None) -> dict[str, np.ndarray]:
-        """See :class:`Lanes`."""
-        full = [int(s) for s in seeds] + [int(seeds[0])] * (self.num_lanes - len(seeds))
-        self.dream.reset(np.arange(self.num_lanes), full, {} if instruction is None else {"instruction": instruction})
-        self.chunks = 0
-        return {k: v[: len(seeds)] for k, v in self.dream.observe().items()}
-
-    def step(self, lanes: Sequence[int], actions: np.ndarray) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-        """See :class:`Lanes`."""
-        full = np.zeros((self.num_lanes, *self.dream.single_action_space.shape), np.float32)
-        full[list(lanes)] = actions
-        outcome = self.dream.step(full)
-        self.chunks += 1
-        told = [
-            {
-                "success": bool(outcome.terminated[i]),
-                "unbelievable": not outcome.believable[i],
-                "done": bool(
-                    outcome.terminated[i]
-                    or (self.break_off and not outcome.believable[i])
-                    or self.chunks >= self.horizon
-                ),
-                "reward": float(outcome.reward[i]),
-                "hallucination": float(outcome.info["hallucination"][i]),
-                "terms": {k: float(v[i]) for k, v in outcome.info["reward_terms"].items()},
-                "frames": self.dream.frames(i) if self.film else None,
-            }
-            for i in lanes
-        ]
-        return {k: v[list(lanes)] for k, v in self.dream.observe().items()}, told
+    def add(self, result: StepResult) -> None:
+        """One more chunk."""
+        self.success |= result.success
+        self.unbelievable |= result.unbelievable
+        self.rewards.append(result.reward)
+        if result.hallucination is not None:
+            self.hallucination.append(result.hallucination)
+            self.terms.append(result.terms)
 
 
 def rollout(
-    lanes: Lanes,
-    policy: Policy,
+    envs: ParallelEnvs,
+    policy: Policy | None,
     seeds: Sequence[int],
     *,
     policy_seed: int | Sequence[int] = 0,
     instruction: str | None = None,
-    film: bool = False,
-    canvas: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None,
+    instruct: Instruct | None = None,
+    frames: bool = False,
     keep: bool = False,
-    tell: Tell | None = None,
+    on_step: OnStep | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[EpisodeRecord]:
-    """Run one episode per seed, ``lanes.num_lanes`` at a time.
+    """Run one episode per seed, ``envs.num_envs`` at a time.
 
     Args:
-        lanes: the world.
-        policy: acts on batches of observations; its noise depends on (policy_seed, episode seed, chunk) alone.
+        envs: the world.
+        policy: acts on batches of observations. None: the environments act by themselves, ``envs.next_actions``.
         seeds: start seeds.
         policy_seed: another one gives other draws of the same policy; or one per episode, so that several episodes from
             one seed differ in what the policy draws and in nothing else.
-        instruction: told to the policy instead of the start's own.
-        film: keep every frame; needs ``canvas`` to turn an observation into its first frame.
-        canvas: batched observations to (B, H, W, 3) uint8.
+        instruction: the episodes' instruction, in place of each start's own; success is measured by it.
+        instruct: overrides what the policy is told, and nothing else: success is measured by the episode's own.
+        frames: keep every frame.
         keep: keep observations and actions, for learning.
-        tell: progress.
+        on_step: sees the environments after every reset and step, to record what the records do not hold.
+        on_progress: called after every group of episodes.
+
+    Returns:
+        A record per seed, in their order. It depends on the seed, the policy and ``policy_seed`` alone, whatever
+        ``envs.num_envs`` is.
 
     Raises:
-        ImagineError: there are no seeds.
+        ImagineError: there are no seeds, or neither a policy nor environments that act by themselves.
     """
     if not len(seeds):
         raise ImagineError("asked for 0 episodes, expected at least 1.")
     draws = [policy_seed] * len(seeds) if isinstance(policy_seed, int) else [int(s) for s in policy_seed]
     records: list[EpisodeRecord] = []
-    for begin in range(0, len(seeds), lanes.num_lanes):
-        own = slice(begin, begin + lanes.num_lanes)
-        group = [int(s) for s in seeds[own]]
-        records += _group(lanes, policy, group, draws[own], instruction, canvas if film else None, keep)
-        if tell is not None:
-            tell(len(records), len(seeds))
+    for first in range(0, len(seeds), envs.num_envs):
+        own = slice(first, first + envs.num_envs)
+        group = _Group(envs, policy, [int(s) for s in seeds[own]], draws[own], first)
+        records += group.run(instruction, instruct, frames, keep, on_step)
+        if on_progress is not None:
+            on_progress(len(records), len(seeds))
     return records
 
 
-def _group(
-    lanes: Lanes,
-    policy: Policy,
-    seeds: list[int],
-    draws: list[int],
-    instruction: str | None,
-    canvas: Callable[[dict[str, np.ndarray]], np.ndarray] | None,
-    keep: bool,
-) -> list[EpisodeRecord]:
-    obs = lanes.reset(seeds, instruction)
-    records = [EpisodeRecord(s, unpack_instruction(i)) for s, i in zip(seeds, obs["instruction"], strict=True)]
-    film = [[f[None]] for f in canvas(obs)] if canvas is not None else [[] for _ in seeds]
-    policy.reset(None)
-    active = list(range(len(seeds)))
-    chunk = 0
-    while active:
-        noise = [(draws[i] * 1_000_003 + seeds[i]) * 1_009 + chunk for i in active]
-        actions = policy.act(obs, noise)
-        if keep:
-            for row, i in enumerate(active):
-                records[i].observations.append({k: v[row] for k, v in obs.items()})
-                records[i].actions.append(actions[row])
-        obs, told = lanes.step(active, actions)
-        going = []
-        for row, i in enumerate(active):
-            records[i].success |= told[row]["success"]
-            records[i].unbelievable |= told[row].get("unbelievable", False)
-            records[i].rewards.append(told[row]["reward"])
-            if "hallucination" in told[row]:
-                records[i].hallucination.append(told[row]["hallucination"])
-                records[i].terms.append(told[row]["terms"])
-            if canvas is not None:
-                film[i].append(told[row]["frames"])
-            if not told[row]["done"]:
-                going.append(row)
-        obs = {k: v[going] for k, v in obs.items()}
-        active, chunk = [active[r] for r in going], chunk + 1
-    for record, reel in zip(records, film, strict=True):
-        if reel:
-            record.frames = np.concatenate(reel)
-    return records
+@dataclass
+class _Group:
+    """Episodes that run side by side; ``first`` is the number of the first one."""
 
+    envs: ParallelEnvs
+    policy: Policy | None
+    seeds: list[int]
+    draws: list[int]
+    first: int
 
-def _stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
+    def run(
+        self, instruction: str | None, instruct: Instruct | None, frames: bool, keep: bool, on_step: OnStep | None
+    ) -> list[EpisodeRecord]:
+        observation = self.envs.reset(self.seeds, instruction)
+        given = [unpack_instruction(row) for row in observation["instruction"]]
+        records = [EpisodeRecord(*both) for both in zip(self.seeds, given, strict=True)]
+        told = given if instruct is None else [instruct(*both) for both in zip(given, self.seeds, strict=True)]
+        packed = np.stack([pack_instruction(text) for text in told])
+        rows, chunk = list(range(len(records))), 0
+        video: list[list[np.ndarray]] = [[f[None]] for f in self.envs.canvas(rows)] if frames else [[] for _ in rows]
+        if self.policy is not None:
+            self.policy.reset()
+        if on_step is not None:
+            on_step([self.first + row for row in rows], rows)
+        while rows:
+            seen = observation if instruct is None else {**observation, "instruction": packed[rows]}
+            actions = self._act(seen, rows, chunk)
+            if keep:
+                for at, row in enumerate(rows):
+                    records[row].observations.append({k: v[at] for k, v in seen.items()})
+                    records[row].actions.append(actions[at])
+            observation, results = self.envs.step(rows, actions)
+            for row, result in zip(rows, results, strict=True):
+                records[row].add(result)
+                if frames:
+                    video[row].append(self.envs.frames(row))
+            if on_step is not None:
+                on_step([self.first + row for row in rows], rows)
+            going = [at for at, result in enumerate(results) if not result.done]
+            observation = {k: v[going] for k, v in observation.items()}
+            rows, chunk = [rows[at] for at in going], chunk + 1
+        for record, parts in zip(records, video, strict=True):
+            if parts:
+                record.frames = np.concatenate(parts)
+        return records
+
+    def _act(self, observation: dict[str, np.ndarray], rows: list[int], chunk: int) -> np.ndarray:
+        """(M, K, A) float32, robot units."""
+        if self.policy is None:
+            return self.envs.next_actions(rows)
+        each = [(self.seeds[row], self.draws[row]) for row in rows]
+        noise = [decision_seed(start, chunk, draw) for start, draw in each]
+        return self.policy.act(observation, noise, [episode_id(start, draw) for start, draw in each])

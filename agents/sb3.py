@@ -19,7 +19,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from imagine.agents.rollout import Tell
+from imagine.agents.rollout import OnProgress
 from imagine.agents.steer import Agent
 from imagine.files import atomic_path
 from imagine.types import ImagineError
@@ -195,7 +195,7 @@ def learn_sb3(
     cfg: PPOConfig | SACConfig,
     folder: Path,
     seed: int,
-    tell: Tell | None = None,
+    tell: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Train PPO or SAC in a dream.
 
@@ -262,7 +262,7 @@ def _agent(venv: VecEnv, algorithm: str, cfg: PPOConfig | SACConfig, folder: Pat
 class _Curve(BaseCallback):
     """Collects finished episodes, and saves the agent at every point of the curve."""
 
-    def __init__(self, folder: Path, steps: int, points: int, tell: Tell | None) -> None:
+    def __init__(self, folder: Path, steps: int, points: int, tell: OnProgress | None) -> None:
         super().__init__()
         self.folder, self.steps, self.every, self.tell = folder, steps, max(1, steps // points), tell
         self.ended: list[tuple[int, float, bool]] = []  # environment steps, return, success

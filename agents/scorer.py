@@ -1,4 +1,4 @@
-"""What a planner asks: ``score(scene, candidates) -> value ± spread``, and the scorer that answers by dreaming.
+"""What a planner asks: ``score(state, candidates) -> value ± spread``, and the scorer that answers by dreaming.
 
 What this is: the only thing that a planner, ours or another library's, knows of worlds and judges. Any judge will do: a
 head on latents, a vision-language model, rules; so will any function of a context and candidates (:class:`Plain`).
@@ -18,15 +18,14 @@ from imagine.model.batching import TILE, in_tiles
 from imagine.model.kv_cache import ContextCache
 from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
+from imagine.seeds import Stream, derive
 from imagine.types import Context, ImagineError, Observation, RewardModel, Score, ShapeError
 from imagine.world.step import DreamConfig, EpisodeStart, Prediction, judge_clip, predict_chunk
 from imagine.world.trajectory import initial, interpolate
 
-_STREAM = 31, 7  # the dream's noise, of a seed; apart from the policy's, whose chunk INVERSE would else recognise
-
 
 @dataclass(frozen=True)
-class Scene:
+class PlanningState:
     """Where a decision is made, in B lanes.
 
     Attributes:
@@ -51,7 +50,7 @@ class Scene:
         told = len(self.context), len(self.start), len(self.instruction), len(self.seeds)
         if len(set(told)) > 1:
             raise ShapeError(
-                f"a scene has {told[0]} contexts, {told[1]} starts, {told[2]} instructions and {told[3]} seeds; "
+                f"a state has {told[0]} contexts, {told[1]} starts, {told[2]} instructions and {told[3]} seeds; "
                 "give one of each per lane."
             )
 
@@ -102,18 +101,18 @@ class Scores:
 class Scorer(Protocol):
     """Scores candidate chunks."""
 
-    def __call__(self, scene: Scene, candidates: Tensor) -> Scores:
-        """Score (B, N, K, A) float32 candidates in robot units, of a scene of B lanes."""
+    def __call__(self, state: PlanningState, candidates: Tensor) -> Scores:
+        """Score (B, N, K, A) float32 candidates in robot units, of a state of B lanes."""
         ...
 
 
 @runtime_checkable
-class Graded(Protocol):
+class MultiFidelityScorer(Protocol):
     """A scorer that can look more or less closely; what successive halving needs."""
 
     steps: int
 
-    def __call__(self, scene: Scene, candidates: Tensor) -> Scores:
+    def __call__(self, state: PlanningState, candidates: Tensor) -> Scores:
         """See :class:`Scorer`."""
         ...
 
@@ -131,13 +130,13 @@ class Plain:
 
     call: Callable[[Context, Tensor], Tensor | tuple[Tensor, Tensor]]
 
-    def __call__(self, scene: Scene, candidates: Tensor) -> Scores:
+    def __call__(self, state: PlanningState, candidates: Tensor) -> Scores:
         """See :class:`Scorer`.
 
         Raises:
             ShapeError: the function gave something of another shape.
         """
-        answer = self.call(scene.context, candidates)
+        answer = self.call(state.context, candidates)
         value, spread = answer if isinstance(answer, tuple) else (answer, torch.zeros_like(answer))
         for name, got in (("values", value), ("spreads", spread)):
             if tuple(got.shape) != tuple(candidates.shape[:2]):
@@ -260,21 +259,21 @@ class DreamScorer:
         return replace(self, cfg=self.cfg.model_copy(update={"steps": steps}))
 
     @torch.inference_mode()
-    def __call__(self, scene: Scene, candidates: Tensor) -> Scores:
+    def __call__(self, state: PlanningState, candidates: Tensor) -> Scores:
         """See :class:`Scorer`; a row's bytes do not depend on how many lanes and candidates are beside it.
 
         Raises:
             ShapeError: there are no candidates, or they are misshapen or not finite.
         """
-        check_candidates(candidates, len(scene), self.model.chunk_shapes["action"])
+        check_candidates(candidates, len(state), self.model.chunk_shapes["action"])
         b, n = candidates.shape[:2]
         chunks = candidates.flatten(0, 1).to(self.model.device)
-        cache = read(self.model, scene.context, self.cfg.tile) if scene.cache is None else scene.cache
+        cache = read(self.model, state.context, self.cfg.tile) if state.cache is None else state.cache
         names: list[str] = []
 
         def judge(rows: Tensor) -> tuple[Tensor, ...]:
             lanes = rows // n
-            draws = [self._draw(scene, lanes, cache.index(lanes), chunks[rows], i) for i in range(self.draws)]
+            draws = [self._draw(state, lanes, cache.index(lanes), chunks[rows], i) for i in range(self.draws)]
             values, spreads = (torch.stack([getattr(d, k) for d in draws]) for k in ("value", "spread"))
             names[:] = draws[0].terms
             terms = [torch.stack([d.terms[k] for d in draws]).mean(0) for k in names]
@@ -287,14 +286,13 @@ class DreamScorer:
         # A dream that could not be judged has no spread: minus infinity says it all.
         return Scores(value.view(b, n), spread.nan_to_num(0.0).view(b, n), shaped, video.unflatten(0, (b, n)))
 
-    def _draw(self, scene: Scene, lanes: Tensor, cache: ContextCache, chunks: Tensor, draw: int) -> Scores:
+    def _draw(self, state: PlanningState, lanes: Tensor, cache: ContextCache, chunks: Tensor, draw: int) -> Scores:
         """One dream of n rows; every field lacks the axis of lanes."""
-        times, plus = _STREAM
-        seeds = [scene.seeds[i] * times + plus + draw for i in lanes.tolist()]
-        told = [scene.instruction[i] for i in lanes.tolist()]
-        start = EpisodeStart(scene.start.video[lanes, -1], scene.start.proprio[lanes, -1])
-        before = _Begun(start, scene.been(self.model)[lanes])
-        film = self._film(scene.context.index(lanes), before, cache, chunks, told, seeds)
+        seeds = [state.seeds[i] for i in lanes.tolist()]
+        told = [state.instruction[i] for i in lanes.tolist()]
+        start = EpisodeStart(state.start.video[lanes, -1], state.start.proprio[lanes, -1])
+        before = _Begun(start, state.been(self.model)[lanes])
+        film = self._film(state.context.index(lanes), before, cache, chunks, told, seeds, draw)
         stack = {
             name: torch.stack([_term(step.score, name) for step in film])
             for name in ("progress", "spread", *film[0].score.terms)
@@ -310,17 +308,27 @@ class DreamScorer:
         return Scores(value, terms["spread"], terms, torch.cat([step.chunk.video for step in film], 1))
 
     def _film(
-        self, context: Context, before: _Begun, cache: ContextCache, plan: Tensor, told: list[str], seeds: list[int]
+        self,
+        context: Context,
+        before: _Begun,
+        cache: ContextCache,
+        plan: Tensor,
+        told: list[str],
+        seeds: list[int],
+        draw: int,
     ) -> list[_Imagined]:
         """A dream of n rows: the candidates (n, M K, A) in robot units, then what ``follow`` does, up to ``depth``."""
         given = plan.split(self.model.chunk_shapes["action"][0], 1)
         film: list[_Imagined] = []
         for k in range(max(self.depth, len(given))):
-            noise = [s + k * 104_729 for s in seeds]
+            noise = [
+                derive(s, draw, k, Stream.SCORER) for s in seeds
+            ]
+            acting = [derive(s, draw, k, Stream.POLICY) for s in seeds]
             if k:
                 context = self.model.after(context, film[-1].chunk.video, film[-1].chunk.proprio)
                 cache = self.model.prefill(context)
-            chunks = given[k] if k < len(given) else self._followed(context, told, noise).to(plan)
+            chunks = given[k] if k < len(given) else self._followed(context, told, acting).to(plan)
             film.append(self._imagine(context, before, cache, chunks, told, noise))
             before = replace(before, trajectory=film[-1].trajectory)
         return film

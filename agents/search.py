@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from imagine.sampler import draw_noise
+from imagine.seeds import Stream, derive
 from imagine.types import ImagineError
 
 Method = Literal["best_of_n", "halving", "cem", "mppi"]
@@ -99,7 +100,7 @@ class PlannerConfig:
         return min(self.candidates, max(2, self.candidates // 4)) if self.elites is None else self.elites
 
 
-class Bench(Protocol):
+class Evaluator(Protocol):
     """Judges rounds of candidates and keeps every judgement.
 
     Attributes:
@@ -113,12 +114,12 @@ class Bench(Protocol):
         ...
 
 
-def best_of_n(bench: Bench, make: Make, cfg: PlannerConfig) -> None:
+def best_of_n(evaluator: Evaluator, make: Make, cfg: PlannerConfig) -> None:
     """Judge N candidates once."""
-    bench.judge(cfg.candidates, make)
+    evaluator.judge(cfg.candidates, make)
 
 
-def halving(bench: Bench, make: Make, cfg: PlannerConfig) -> None:
+def halving(evaluator: Evaluator, make: Make, cfg: PlannerConfig) -> None:
     """Judge N candidates at a glance, the better share of them more closely, and so on.
 
     Within a lane survivors keep their order, so that ties go to the policy's own candidate.
@@ -129,19 +130,19 @@ def halving(bench: Bench, make: Make, cfg: PlannerConfig) -> None:
         chunks.append(make(at))
         return chunks[-1]
 
-    low = bench.judge(cfg.candidates, remembered, cfg.rungs[0])
+    low = evaluator.judge(cfg.candidates, remembered, cfg.rungs[0])
     alive = torch.cat(chunks, 1) if chunks else torch.empty(0)
     for steps in cfg.rungs[1:]:
         n = math.ceil(low.shape[1] * cfg.keep)
-        if bench.over or low.shape[1] == 1:
+        if evaluator.over or low.shape[1] == 1:
             return
         kept = low.sort(dim=1, descending=True, stable=True).indices[:, :n].sort(dim=1).values
         alive = take(alive, kept)
-        low = bench.judge(n, lambda at, some=alive: some[:, at], steps)  # type: ignore[misc]
+        low = evaluator.judge(n, lambda at, some=alive: some[:, at], steps)  # type: ignore[misc]
 
 
 def refine(
-    bench: Bench,
+    evaluator: Evaluator,
     decode: Callable[[Tensor], Tensor],
     mean: Tensor,
     own: Tensor,
@@ -153,7 +154,7 @@ def refine(
     The first round is drawn from the standard normal; every later one holds its own mean too.
 
     Args:
-        bench: judges.
+        evaluator: judges.
         decode: points (B, n, slow, A) to chunks (B, n, K, A) in robot units.
         mean: (B, slow, A), the policy's own point.
         own: (B, 1, K, A), the policy's own chunk: the first candidate of the first round.
@@ -162,7 +163,7 @@ def refine(
     """
     n, centre, spread = cfg.candidates, torch.zeros_like(mean), torch.ones_like(mean)
     for k in range(cfg.iterations):
-        noise = draw_noise((n, *mean.shape[1:]), len(mean), [s * 1_009 + 500_009 * (k + 1) for s in seeds], None)
+        noise = draw_noise((n, *mean.shape[1:]), len(mean), [derive(s, k, Stream.CANDIDATE) for s in seeds], None)
         points = centre[:, None] + spread[:, None] * noise.to(mean)
         points[:, 0] = mean
 
@@ -170,8 +171,8 @@ def refine(
             made = decode(points[:, at])
             return torch.cat([own, made[:, 1:]], 1) if first and at.start == 0 else made
 
-        low = bench.judge(n, make).to(mean)
-        if bench.over:
+        low = evaluator.judge(n, make).to(mean)
+        if evaluator.over:
             return
         mean, spread = fit(points, low, mean, spread, cfg)
         centre, spread = mean, spread.clamp(min=cfg.least)
@@ -192,6 +193,13 @@ def fit(points: Tensor, low: Tensor, mean: Tensor, spread: Tensor, cfg: PlannerC
     middle = (weight * elite).sum(1)
     deviation = (weight * (elite - middle[:, None]).square()).sum(1).sqrt()
     return torch.where(any_known, middle, mean), torch.where(any_known, deviation, spread)
+
+
+def cosines(slow: int, ticks: int) -> Tensor:
+    """The ``slow`` lowest rows of the orthonormal discrete cosine transform (DCT-II) over ``ticks``, (slow, ticks)."""
+    row, tick = torch.arange(slow)[:, None], torch.arange(ticks)[None]
+    wave = torch.cos(torch.pi * row * (2 * tick + 1) / (2 * ticks)) * (2 / ticks) ** 0.5
+    return torch.where(row == 0, wave / 2**0.5, wave)
 
 
 def mix(rows: Tensor, points: Tensor) -> Tensor:

@@ -18,12 +18,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from imagine.model.batching import in_tiles
+from imagine.agents.memory import EpisodeMemory
+from imagine.agents.rollout import decision_seed
+from imagine.agents.search import cosines, mix, unmix
 from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
-from imagine.questions import POLICY
-from imagine.sampler import draw_noise, sample
-from imagine.types import Chunk, Context, ImagineError
+from imagine.sampler import initial_noise
+from imagine.seeds import FreshSeeds, Stream
+from imagine.types import Context, ImagineError
 from imagine.world.dream import Dream
 from imagine.world.env import Outcome
 
@@ -31,8 +33,6 @@ Agent = Callable[[np.ndarray], np.ndarray]
 """What learnt: numbers (N, slow * A) for observations (N, D); see :class:`Steering`."""
 How = Literal["noise", "residual", "chunk"]
 Sees = Literal["latents", "nothing"]
-_STREAM = 3, 2  # imagine.sampler draws the action's noise from seed * 3 + 2
-_CHUNKS = 1_009  # imagine.agents.rollout: a policy's seed is the episode's times this, plus the chunk
 
 
 class SteerConfig(BaseModel):
@@ -103,7 +103,7 @@ class Steering:
         """What agents see, (N, D) float32.
 
         Args:
-            now: (N, ...) newest latent frame of every lane, normalised.
+            now: (N, ...) newest latent frame of every row, normalised.
             start: likewise, the episode's first one.
             proprio: (N, P), normalised.
             text: (N, L, C) word embeddings.
@@ -116,7 +116,7 @@ class Steering:
 
     @torch.inference_mode()
     def chunks(self, context: Context | None, seeds: Sequence[int], actions: np.ndarray) -> np.ndarray:
-        """What the lanes do: (N, slow * A) float32 to (N, K, A) float32 in robot units, within bounds.
+        """What the rows do: (N, slow * A) float32 to (N, K, A) float32 in robot units, within bounds.
 
         ``context`` is what the policy sees, if there is one, and ``seeds`` what it draws from.
         """
@@ -140,12 +140,11 @@ class Steering:
         """
         if self.cfg.how != "noise":
             return np.zeros((len(seeds), *self.action_space.shape), np.float32)
-        return project(self._rows, self._own_noise(seeds)).flatten(1).cpu().numpy()
+        return unmix(self._rows, self._own_noise(seeds)).flatten(1).cpu().numpy()
 
     def _own_noise(self, seeds: Sequence[int]) -> Tensor:
         """(N, K, A) float32 standard normal: what the policy would start from."""
-        times, plus = _STREAM
-        return draw_noise(self._shape, len(seeds), [s * times + plus for s in seeds], None).to(self._rows)
+        return initial_noise(self._shape, seeds, Stream.ACTION).to(self._rows)
 
     def _denoised(self, context: Context, seeds: Sequence[int], slow: Tensor) -> np.ndarray:
         """The policy's chunks from noise whose slow part is given, (N, slow, A).
@@ -153,19 +152,10 @@ class Steering:
         White noise in an orthonormal basis is white, so that N(0, I) actions are the policy itself.
         Source: DSRL, arXiv:2506.15799; there the agent sets all of the noise.
         """
-        policy = self.policy
-        assert policy is not None
-
-        def answer(rows: Tensor) -> tuple[Tensor, ...]:
-            own = self._own_noise([seeds[i] for i in rows.tolist()])
-            change = slow[rows] - project(self._rows, own)
-            noise = policy.temperature * (own + torch.einsum("sk,nsa->nka", self._rows, change))
-            asked = context.index(rows)
-            chunk = sample(policy.model, POLICY, asked, steps=policy.steps, noise=Chunk(action=noise))
-            assert chunk.action is not None
-            return (policy.model.restore_action(chunk.action),)
-
-        return in_tiles(answer, len(slow))[0].cpu().numpy()
+        assert self.policy is not None
+        own = self._own_noise(seeds)
+        change = mix(self._rows, (slow - unmix(self._rows, own))[:, None])[:, 0]
+        return self.policy.act_on(context, seeds, noise=self.policy.temperature * (own + change))
 
 
 class Steered:
@@ -223,7 +213,7 @@ class Steered:
 
     def seeds(self) -> list[int]:
         """What the policy draws from in each lane now; the same as in :func:`imagine.agents.rollout.rollout`."""
-        return [int(s) * _CHUNKS + int(k) for s, k in zip(self.dream.seeds, self.dream.steps, strict=True)]
+        return [decision_seed(int(s), int(k)) for s, k in zip(self.dream.seeds, self.dream.steps, strict=True)]
 
 
 class SteeredPolicy:
@@ -232,41 +222,72 @@ class SteeredPolicy:
     def __init__(self, steering: Steering, agent: Agent) -> None:
         """``agent`` chooses among the actions of ``steering``."""
         self.steering, self.agent = steering, agent
-        self._eyes = steering.policy or JointPolicy(steering.model)
-        self._starts: dict[int, Tensor] = {}
+        self._encoder = steering.policy or JointPolicy(steering.model)
+        self._starts = EpisodeMemory[Tensor]()
+        self._fresh = FreshSeeds()
 
-    def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        seeds: Sequence[int] | None = None,
+        episodes: Sequence[int] | None = None,
+    ) -> np.ndarray:
         """See :class:`imagine.types.Policy`. Same bytes for the same seed only if the agent draws nothing of its own.
 
-        Raises:
-            ImagineError: no seeds; they say which episode a lane is in.
+        What an episode showed first is remembered until it is reset.
         """
-        if seeds is None:
-            raise ImagineError("a steered policy remembers how an episode began by its seeds; got none.")
-        context = self._eyes.context(observation)
-        now, episodes = context.video[:, -1], [int(s) // _CHUNKS for s in seeds]
-        for i, episode in enumerate(episodes):
-            self._starts.setdefault(episode, now[i])
-        start = torch.stack([self._starts[e] for e in episodes])
+        context = self._encoder.context(observation)
+        now = context.video[:, -1]
+        keys = self._starts.keys_of(len(now), episodes)
+        start = torch.stack([self._starts.setdefault(key, now[i]) for i, key in enumerate(keys)])
         seen = self.steering.look(now, start, context.proprio[:, -1], context.text)
-        return self.steering.chunks(context, seeds, self.agent(seen))
+        each = self._fresh(len(now)) if seeds is None else seeds
+        return self.steering.chunks(context, each, self.agent(seen))
 
-    def reset(self, lanes: np.ndarray | None = None) -> None:
-        """Forget how episodes began; where only some lanes are over, the others' are still needed."""
-        if lanes is None or bool(np.all(lanes)):
-            self._starts.clear()
-
-
-def cosines(slow: int, ticks: int) -> Tensor:
-    """The ``slow`` lowest rows of the orthonormal discrete cosine transform (DCT-II) over ``ticks``, (slow, ticks)."""
-    row, tick = torch.arange(slow)[:, None], torch.arange(ticks)[None]
-    wave = torch.cos(torch.pi * row * (2 * tick + 1) / (2 * ticks)) * (2 / ticks) ** 0.5
-    return torch.where(row == 0, wave / 2**0.5, wave)
+    def reset(self, episodes: Sequence[int] | None = None) -> None:
+        """Forget how these episodes began, or all."""
+        self._starts.forget(episodes)
 
 
-def project(rows: Tensor, chunk: Tensor) -> Tensor:
-    """The slow part of (N, K, A) in orthonormal rows (slow, K): (N, slow, A)."""
-    return torch.einsum("sk,nka->nsa", rows, chunk)
+class UnsteeredPolicy:
+    """A ``Policy`` of a steered dream whose numbers leave the policy there as it is."""
+
+    def __init__(self, steering: Steering) -> None:
+        """``steering`` says what changes nothing."""
+        self.steering = steering
+        self._fresh = FreshSeeds()
+
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        seeds: Sequence[int] | None = None,
+        episodes: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """(N, slow * A) float32; see :class:`imagine.types.Policy`."""
+        return self.steering.unsteered(self._fresh(len(observation["state"])) if seeds is None else seeds)
+
+    def reset(self, episodes: Sequence[int] | None = None) -> None:
+        """Nothing to forget."""
+
+
+class AgentPolicy:
+    """A ``Policy`` of a world whose observation is one vector: what an agent does there."""
+
+    def __init__(self, agent: Agent) -> None:
+        """``agent`` chooses; its draws, if any, are its own."""
+        self.agent = agent
+
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        seeds: Sequence[int] | None = None,
+        episodes: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """See :class:`imagine.types.Policy`."""
+        return self.agent(observation["state"])
+
+    def reset(self, episodes: Sequence[int] | None = None) -> None:
+        """Nothing to forget."""
 
 
 def require_how(how: str) -> How:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from imagine.embodiment import Embodiment
+from imagine.seeds import Stream, derive
 from imagine.types import ImagineError, Policy
 
 
@@ -55,13 +56,18 @@ class Flaw:
 
 
 class Flawed:
-    """A ``Policy`` with a flaw. Its draws follow from its seeds alone, whatever else is in the batch."""
+    """A ``Policy`` with a flaw. Its draws follow from its seeds and episodes alone, whatever else is in the batch."""
 
     def __init__(self, policy: Policy, flaw: Flaw, body: Embodiment):
         """``body`` says what a chunk's numbers mean: which are differences, which targets, which grippers."""
         self.policy, self.flaw, self.body = policy, flaw, body
 
-    def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        seeds: Sequence[int] | None = None,
+        episodes: Sequence[int] | None = None,
+    ) -> np.ndarray:
         """See :class:`imagine.types.Policy`.
 
         Raises:
@@ -69,16 +75,14 @@ class Flawed:
         """
         if seeds is None:
             raise ImagineError("a flawed policy draws its flaws from seeds; got none.")
-        chunk, flaw, body = self.policy.act(observation, seeds), self.flaw, self.body
+        chunk, flaw, body = self.policy.act(observation, seeds, episodes), self.flaw, self.body
         relative = body.is_difference
         low, high, k = body.action_low, body.action_high, body.chunk_actions
         ramp = np.linspace(0, 1, k + 1)[1:, None]
         out = chunk.copy()
         for i, seed in enumerate(seeds):
-            draw = np.random.default_rng([abs(int(seed)), 17])
-            always = np.random.default_rng(
-                [abs(int(seed)) // 1_009, 18]
-            )  # imagine.agents.rollout: seed = episode * 1009 + chunk
+            draw = np.random.default_rng(derive(seed, 0, Stream.FLAW))
+            always = np.random.default_rng(derive(i if episodes is None else episodes[i], 1, Stream.FLAW))
             idle, grip = draw.uniform() < flaw.idle, draw.uniform() < flaw.grip
             off = flaw.noise * draw.normal(size=len(low)) + flaw.bias * always.normal(size=len(low))
             if flaw.delay:
@@ -97,6 +101,6 @@ class Flawed:
         modes = np.concatenate([np.full(a.size, a.mode, object) for a in self.body.action])
         return np.where(modes == "relative", ramp, np.where(modes == "delta", 1 / len(ramp), 1))
 
-    def reset(self, lanes: np.ndarray | None = None) -> None:
+    def reset(self, episodes: Sequence[int] | None = None) -> None:
         """See :class:`imagine.types.Policy`."""
-        self.policy.reset(lanes)
+        self.policy.reset(episodes)

@@ -32,7 +32,7 @@ import numpy as np
 from torch import Tensor
 
 from imagine.agents.costable import DreamCost, SolverPolicy
-from imagine.agents.scorer import DreamScorer, Scene
+from imagine.agents.scorer import DreamScorer, PlanningState
 from imagine.model.model import WorldActionModel, resolve
 from imagine.policy.policy import JointPolicy
 from imagine.policy.robots.g1_table.env import G1TableEnv
@@ -82,7 +82,7 @@ def observations(model: WorldActionModel, lanes: int, seed: int) -> dict[str, np
     return {k: np.stack([s[k] for s in seen]) for k in seen[0]}
 
 
-def cost_of(cost: DreamCost, scene: Scene, chunks: Tensor) -> Tensor:
+def cost_of(cost: DreamCost, scene: PlanningState, chunks: Tensor) -> Tensor:
     """(B,) cost of one chunk (B, K, A), normalised, per lane."""
     info = {k: v.unsqueeze(1) for k, v in cost.info(scene).items()}
     return cost.get_cost(info, chunks[:, None])[:, 0]
@@ -104,7 +104,7 @@ def main() -> None:
     obs = observations(model, args.lanes, args.seed)
     now = policy.context(obs)
     told = tuple(unpack_instruction(row) for row in obs["instruction"])
-    scene = Scene(now, now, told, tuple(1_009 * (args.seed + i) for i in range(args.lanes)))
+    scene = PlanningState(now, now, told, tuple(range(args.seed, args.seed + args.lanes)))
     ticks, joints = model.chunk_shapes["action"]
     own = cost_of(cost, scene, cost.get_action(cost.info(scene), ticks))
     how: dict[str, Any] = {"num_samples": args.samples, "batch_size": args.lanes}

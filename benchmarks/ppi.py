@@ -20,7 +20,7 @@ from imagine.agents.correction import ppi_mean
 from imagine.agents.evaluate import carry_out, outcomes, parts
 from imagine.agents.statistics import success_rate
 from imagine.configs.build import judge_name
-from imagine.configs.evaluation import Setup, Worker, stamp
+from imagine.configs.evaluation import Setup, stamp, worker
 
 MODEL = "g1-table-tiny"
 
@@ -61,9 +61,9 @@ def main() -> None:
     args = parser.parse_args()
     seeds, policies = range(args.seed, args.seed + args.episodes), args.policies.split(",")
     setup = Setup(MODEL, judge_name(args.judge, MODEL), horizon=args.horizon)
-    worker = Worker(setup)
+    here = worker(setup)
     table = carry_out(
-        parts(policies, ["real", "imagined"], seeds, 16), lambda: worker, args.out / f"within-{args.horizon}",
+        parts(policies, ["real", "imagined"], seeds, 16), lambda: here, args.out / f"within-{args.horizon}",
         stamp=stamp(setup, policies),
     )  # fmt: skip
     judged = {(r["policy"], r["seed"]): r["judged"] for r in table.to_pylist() if r["world"] == "imagined"}

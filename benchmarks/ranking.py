@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from imagine.agents.rollout import Lanes, rollout
-from imagine.agents.scorer import DreamScorer, Scene
+from imagine.agents.envs import ParallelEnvs
+from imagine.agents.rollout import decision_seed, episode_id, rollout
+from imagine.agents.scorer import DreamScorer, PlanningState
 from imagine.agents.statistics import mean_interval
 from imagine.configs import build
 from imagine.embodiment import Embodiment
 from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
+from imagine.seeds import derive
 from imagine.types import Policy, unpack_instruction
 
 MODEL = "g1-table-tiny"
@@ -44,45 +46,58 @@ def held(chunks: list[np.ndarray], depth: int, body: Embodiment) -> np.ndarray:
     return np.concatenate([*chunks, *[still.astype(np.float32)] * (depth - len(chunks))])
 
 
-def whole_plans(args: argparse.Namespace, policy: Policy, score: DreamScorer, lanes: Lanes) -> Iterator[Ranked]:
+def whole_plans(args: argparse.Namespace, policy: Policy, score: DreamScorer, envs: ParallelEnvs) -> Iterator[Ranked]:
     """Rank N whole plans per start."""
     eyes, n = JointPolicy(score.model), args.candidates
     for seed in range(args.seed, args.seed + args.starts):
-        records = rollout(lanes, policy, [seed] * n, policy_seed=range(n), keep=True)
+        records = rollout(envs, policy, [seed] * n, policy_seed=range(n), keep=True)
         start = eyes.context(batched(records[0].observations[0]))
         plans = np.stack([held(r.actions, args.depth, score.model.body) for r in records])
-        scene = Scene(start, start, (records[0].instruction,), (seed * 1_009,))
+        scene = PlanningState(start, start, (records[0].instruction,), (decision_seed(seed, 0),))
         value = score(scene, torch.from_numpy(plans)[None]).lower(args.pessimism)[0].numpy()
         won = np.array([r.success for r in records])
         yield value, won, won
 
 
-def single_chunks(args: argparse.Namespace, policy: JointPolicy, score: DreamScorer, lanes: Lanes) -> Iterator[Ranked]:
+class FirstChunk:
+    """A ``Policy`` that begins some episodes with given chunks, and then does what another one does."""
+
+    def __init__(self, policy: Policy, chunks: dict[int, np.ndarray]) -> None:
+        self.policy, self.chunks = policy, chunks
+
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        seeds: Sequence[int] | None = None,
+        episodes: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """See :class:`imagine.types.Policy`."""
+        own = self.policy.act(observation, seeds, episodes)
+        return np.stack([self.chunks.pop(e, chunk) for e, chunk in zip(episodes or (), own, strict=True)])
+
+    def reset(self, episodes: Sequence[int] | None = None) -> None:
+        """See :class:`imagine.types.Policy`."""
+        self.policy.reset(episodes)
+
+
+def single_chunks(
+    args: argparse.Namespace, policy: JointPolicy, score: DreamScorer, envs: ParallelEnvs
+) -> Iterator[Ranked]:
     """Rank N first chunks per start; the policy acts on."""
 
     def truth(seed: int, chunks: np.ndarray, draw: int) -> np.ndarray:
         """(N,) bool: carry out each chunk, then the policy: is the task done within ``depth`` chunks?"""
-        seen, won = lanes.reset([seed] * len(chunks), None), np.zeros(len(chunks), bool)
-        active = list(range(len(chunks)))
-        for k in range(args.depth):
-            now = {name: v[active] for name, v in seen.items()}
-            act = chunks[active] if k == 0 else policy.act(now, [seed * 1_009 + 500 + 100 * draw + k] * len(active))
-            rows, told = lanes.step(active, act)
-            seen = {name: v.copy() for name, v in seen.items()}
-            for row, i in enumerate(active):
-                won[i] |= told[row]["success"]
-                for name, v in rows.items():
-                    seen[name][i] = v[row]
-            active = [i for i in active if not won[i]]
-            if not active:
-                break
-        return won
+        draws = [derive(draw, i) for i in range(len(chunks))]
+        given = {episode_id(seed, d): chunk for d, chunk in zip(draws, chunks, strict=True)}
+        records = rollout(envs, FirstChunk(policy, given), [seed] * len(chunks), policy_seed=draws)
+        return np.array([r.success for r in records])
 
     for seed in range(args.seed, args.seed + args.starts):
-        seen = {k: v[:1] for k, v in lanes.reset([seed], None).items()}
-        start, told = policy.context(seen), unpack_instruction(seen["instruction"][0])
-        chunks = policy.propose(start, args.candidates, [seed * 1_009])
-        value = score(Scene(start, start, (told,), (seed * 1_009,)), torch.from_numpy(chunks))
+        seen = envs.reset([seed])
+        start, instruction = policy.context(seen), unpack_instruction(seen["instruction"][0])
+        noise = [decision_seed(seed, 0)]
+        chunks = policy.propose(start, noise, range(args.candidates))
+        value = score(PlanningState(start, start, (instruction,), tuple(noise)), torch.from_numpy(chunks))
         yield value.lower(args.pessimism)[0].numpy(), truth(seed, chunks[0], 0), truth(seed, chunks[0], 1)
 
 
@@ -111,7 +126,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=906_000)
     args = parser.parse_args()
     model = WorldActionModel.from_pretrained(MODEL)
-    lanes = build.lanes("real", model, MODEL, args.candidates, horizon=args.depth)
+    envs = build.lanes("real", model, MODEL, args.candidates, horizon=args.depth)
     answer, every = {}, []
     for name in args.policies.split(","):
         acts = build.policy(name, model, MODEL)
@@ -119,10 +134,10 @@ def main() -> None:
         if args.single:
             assert isinstance(acts, JointPolicy), "only a policy that denoises can propose several chunks"
             score = DreamScorer(build.dreamer(model, MODEL), judge, depth=args.depth, follow=acts, **how)
-            ranked = list(single_chunks(args, acts, score, lanes))
+            ranked = list(single_chunks(args, acts, score, envs))
         else:
             score = DreamScorer(build.dreamer(model, MODEL), judge, **how)
-            ranked = list(whole_plans(args, acts, score, lanes))
+            ranked = list(whole_plans(args, acts, score, envs))
         found = [pairs(value, won) for value, won, _ in ranked]
         every.append(found)
         answer[name] = {

@@ -22,7 +22,7 @@ import torch
 from imagine.agents.evaluate import carry_out, outcomes, parts
 from imagine.agents.statistics import Interval, decibel_gain, mean_interval, paired_difference, success_rate
 from imagine.configs import build, heldout
-from imagine.configs.evaluation import Setup, Worker, stamp
+from imagine.configs.evaluation import Setup, stamp, worker
 from imagine.data.windows import Windows
 from imagine.model.model import WorldActionModel
 from imagine.questions import DYNAMICS, POLICY
@@ -56,10 +56,10 @@ def episodes(names: Names, worlds: Sequence[str], steps: Sequence[int], seeds: r
     won: dict[tuple[str, str, int], np.ndarray] = {}
     for world, k in product(worlds, steps):
         setup = Setup(MODEL, "latent", steps=k, horizon=SOON if world == "imagined" else build.HORIZON)
-        worker = Worker(setup)
+        here = worker(setup)
         for name, (policy, _) in names.items():
             wanted = parts([policy], [world], seeds, 16)
-            done = carry_out(wanted, lambda w=worker: w, out / f"{name}-{world}-{k}", stamp=stamp(setup, [policy]))  # type: ignore[misc]
+            done = carry_out(wanted, lambda w=here: w, out / f"{name}-{world}-{k}", stamp=stamp(setup, [policy]))  # type: ignore[misc]
             won[world, name, k] = outcomes(done, [policy], world, seeds)[0]
             if world == "real":
                 chunks = np.array(

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from imagine.agents.rollout import DreamLanes, Lanes, RealLanes
+from imagine.agents.envs import DreamEnvs, ParallelEnvs, SimEnvs
+from imagine.agents.instruction_swap import InstructionSwap, SwappedEnvs
 from imagine.agents.steer import SteerConfig, Steered, require_how, require_sees
 from imagine.agents.zoo import Flaw, Flawed
-from imagine.configs.told import Told, ToldLanes
 from imagine.embodiment import Embodiment
 from imagine.model.model import WorldActionModel, resolve
 from imagine.model.text import split_words
@@ -20,10 +20,11 @@ from imagine.policy.adapter import merged
 from imagine.policy.policy import JointPolicy, RandomPolicy
 from imagine.policy.robots.g1_table.env import G1TableEnv, TableRobot
 from imagine.policy.robots.g1_table.limits import limits_of
-from imagine.policy.robots.g1_table.privileged import expert_chunk
 from imagine.policy.robots.g1_table.scene import COLOURS
 from imagine.policy.robots.g1_table.starts import draw_start
 from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
+from imagine.policy.robots.registry import DEFAULT as ROBOT
+from imagine.policy.robots.registry import load_robot
 from imagine.rewards.endpoint import EndpointConfig, EndpointVLM
 from imagine.rewards.guards import GuardConfig, GuardedJudge
 from imagine.rewards.latent import LatentJudge
@@ -195,36 +196,26 @@ def make_dream_env(
     return WorldModelEnv(world, cfg=cfg, **kwargs)
 
 
-class PrivilegedLanes(RealLanes):
-    """Real lanes in which the scripted expert acts, whatever the policy said; it sees the true state."""
-
-    def step(self, lanes: Sequence[int], actions: np.ndarray) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-        """See :class:`imagine.agents.rollout.Lanes`."""
-        return super().step(lanes, np.stack([expert_chunk(self.envs[i]) for i in lanes]))
-
-
 def lanes(
     world: str,
     model: WorldActionModel,
     folder: str | Path,
     n: int,
     *,
-    expert: bool = False,
-    film: bool = False,
     judged_by: str | Path = JUDGE,
-    until_told: Told | None = None,
+    until: InstructionSwap | None = None,
     horizon: int = HORIZON,
     blocks: int = 2,
     guarded: bool = True,
-) -> Lanes:
-    """Lanes of the ``real`` twin or of the ``imagined`` one, with the same starts for the same seeds.
+) -> ParallelEnvs:
+    """Environments of the ``real`` twin or of the ``imagined`` one, with the same starts for the same seeds.
 
     An episode lasts ``horizon`` chunks at most, and ``blocks`` lie on the table. A dream is scored by ``judged_by``;
     ``guarded`` is as for :func:`dream`, and ends dreams that cannot be believed. Real episodes of a misled policy end
-    when it has done what it was told, if ``until_told`` is given.
+    when it has done what it was told instead, if ``until`` is given.
 
     Raises:
-        ImagineError: another world is asked for, zero lanes, or the expert in a dream.
+        ImagineError: another world is asked for, or zero environments.
     """
     if n < 1 or horizon < 1:
         raise ImagineError(f"asked for {n} lanes of {horizon} chunks, expected at least 1 of each.")
@@ -232,15 +223,22 @@ def lanes(
         make: Callable[[], G1TableEnv] = lambda: G1TableEnv(  # noqa: E731
             model.body, max_chunks=horizon, families=families_of(model), blocks=blocks
         )
-        if until_told is not None:
-            return ToldLanes(make, n, until_told)
-        return PrivilegedLanes(make, n) if expert else RealLanes(make, n)
+        if until is not None:
+            return SwappedEnvs(make, n, model.body, until)
+        return SimEnvs(make, n, model.body, expert=load_robot(ROBOT).expert)
     if world != "imagined":
         raise ImagineError(f"--world is {world!r}, expected real or imagined.")
-    if expert:
-        raise ImagineError("the scripted expert reads the true state, which a dream has not; use --world real.")
-    asleep = dream(model, folder, judged_by=judged_by, guarded=guarded, starts=robot_starts(model, blocks))
-    return DreamLanes(asleep, n, horizon=horizon, film=film, break_off=guarded)
+    world_ = dream(model, folder, judged_by=judged_by, guarded=guarded, starts=robot_starts(model, blocks))
+    return DreamEnvs(world_, n, horizon=horizon, break_off=guarded)
+
+
+def swap(what: str, model: WorldActionModel) -> InstructionSwap | None:
+    """What a policy is told instead of an episode's own instruction: ``right`` is that itself, and so nothing.
+
+    Raises:
+        ImagineError: the robot knows no such other instruction.
+    """
+    return None if what == "right" else InstructionSwap(load_robot(ROBOT), what, {"families": families_of(model)})
 
 
 def adapter_of(name: str, folder: str | Path) -> Path | None:
@@ -269,7 +267,7 @@ def absent(model: WorldActionModel) -> Callable[[str, int], str]:
 
 
 def policy(name: str, model: WorldActionModel, folder: str | Path, *, steps: int = 4) -> Policy:
-    """A policy by name: base, novice, improved, expert, random, or the folder of an adapter or a model.
+    """A policy by name: base, novice, improved, random, or the folder of an adapter or a model.
 
     Also ``ws://HOST:PORT``, a server that speaks openpi's protocol; ``package.module:name``, a ``Policy`` of one's own
     or a function that makes one of the model; and any of them with flaws, ``base+noise=0.03+delay=6``
@@ -287,7 +285,7 @@ def policy(name: str, model: WorldActionModel, folder: str | Path, *, steps: int
         return RemotePolicy(name, chunk_actions=model.body.chunk_actions, action_dim=model.body.action_dim)
     if name == "base":
         return JointPolicy(model, steps=steps)
-    if name in ("random", "expert"):  # the expert's lanes overrule whatever is said
+    if name == "random":
         return RandomPolicy(model.body.action_low, model.body.action_high, model.body.chunk_actions)
     path = resolve(folder) / name if name in ADAPTERS else Path(name)
     if (path / "adapter_config.json").is_file():
@@ -299,7 +297,7 @@ def policy(name: str, model: WorldActionModel, folder: str | Path, *, steps: int
         return JointPolicy(other, steps=steps)
     if ":" in name:
         return _own_policy(name, model)
-    known = ", ".join(("base", *ADAPTERS, "expert", "random"))
+    known = ", ".join(("base", *ADAPTERS, "random"))
     raise ImagineError(f"no policy {name!r}; expected {known}, an adapter or model folder, module:name, or ws://….")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from imagine.agents.rollout import decision_seed, episode_id
 from imagine.configs.build import HORIZON, dream_config, dreamer, families_of, judge, policy, robot_starts
 from imagine.data.processes import process_pool
 from imagine.data.windows import Windows
@@ -18,6 +19,8 @@ from imagine.policy.robots.g1_table.env import TableRobot
 from imagine.policy.robots.g1_table.scene import COLOURS
 from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
 from imagine.policy.robots.g1_table.truth import accomplished, is_there, truth
+from imagine.policy.robots.registry import DEFAULT as ROBOT
+from imagine.policy.robots.registry import load_robot
 from imagine.types import Clip, RewardModel, Score, pack_instruction
 from imagine.world.dream import Dream
 from imagine.world.env import episode_seed
@@ -229,11 +232,11 @@ def _dreamt(
     frames = world.newest.shape[1]
     latents, path = [world.video[:, -1].half().cpu().numpy()], [world.trajectory[:, -1:].cpu().numpy()]
     for k in range(chunks):
-        seen, noise = world.observe(), [s * 1_009 + k for s in seeds]
+        seen, noise = world.observe(), [decision_seed(s, k) for s in seeds]
         if name == "misled":
             others = [_other(i, s, families_of(model)) for i, s in zip(told, seeds, strict=True)]
             seen = {**seen, "instruction": np.stack([pack_instruction(i) for i in others])}
-        act = given[:, k] if given is not None else acts.act(seen, noise)
+        act = given[:, k] if given is not None else acts.act(seen, noise, [episode_id(s) for s in seeds])
         if name == "clumsy":
             act = np.clip(act + offset[:, None], body.action_low, body.action_high).astype(np.float32)
         outcome = world.step(act)
@@ -261,9 +264,9 @@ def _offset(body: Embodiment, seed: int) -> np.ndarray:
 
 def _other(instruction: str, seed: int, families: Sequence[str]) -> str:
     """The same task with the other block."""
-    from imagine.configs.told import Told
-
-    return Told(None, "colour", families).other(instruction, seed)  # type: ignore[arg-type]
+    other = load_robot(ROBOT).other_instruction("colour", instruction, seed, {"families": families})
+    assert other is not None
+    return other
 
 
 def replayed(

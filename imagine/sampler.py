@@ -11,6 +11,7 @@ from torch import Tensor
 
 from imagine.noise import schedule
 from imagine.questions import Question, require
+from imagine.seeds import Stream, derive
 from imagine.types import Chunk, Context, NoiseLevels, ShapeError, seeded
 
 
@@ -38,10 +39,6 @@ Transition = Callable[[int, Tensor, Tensor, float, float], Tensor]
 """One move of one modality: (step, x, velocity, sigma now, sigma next) to the next x."""
 
 
-_STREAMS = ("video", "proprio", "action")
-"""Streams of noise, by modality."""
-
-
 def euler(step: int, x: Tensor, velocity: Tensor, sigma: float, to: float) -> Tensor:
     """Along the probability-flow ODE: x + (to - sigma) velocity."""
     return x + (to - sigma) * velocity
@@ -54,8 +51,19 @@ def draw_noise(
     if seeds is None:
         return torch.randn(n, *shape, generator=generator)
     if len(seeds) != n:
-        raise ShapeError(f"got {len(seeds)} seeds for {n} lanes; give one per lane.")
+        raise ShapeError(f"got {len(seeds)} seeds for {n} rows; give one per row.")
     return torch.stack([torch.randn(*shape, generator=seeded(s)) for s in seeds])
+
+
+def initial_noise(shape: tuple[int, ...], seeds: Sequence[int], stream: Stream) -> Tensor:
+    """What :func:`sample` starts a modality from at temperature 1: (len(seeds), *shape) float32 standard normal.
+
+    Args:
+        shape: of one chunk, ``model.chunk_shapes[name]``.
+        seeds: one per row, any whole numbers.
+        stream: VIDEO, PROPRIO or ACTION. Each has its own: the action noise is the same whether or not video is drawn.
+    """
+    return draw_noise(shape, len(seeds), [derive(s, stream) for s in seeds], None)
 
 
 def sample(
@@ -88,7 +96,7 @@ def sample(
         proprio: (B, F, P) clean, normalised; goes with ``video``.
         action: (B, K, A) clean, normalised; must be given exactly where the question starts action at 0.
         steps: moves along the path, each after a network call unless ``calls`` says otherwise.
-        seeds: one per lane, so that a lane's noise does not depend on its batch; else ``generator``.
+        seeds: one per row, any whole numbers: a row's noise does not depend on its batch; else ``generator``.
         generator: CPU generator for the whole batch.
         temperature: scale of the drawn noise; below 1 answers crowd round the likely ones, above 1 they spread.
         noise: the initial noise itself (any missing modality is drawn); RL in noise space steers with it.
@@ -130,9 +138,9 @@ def sample(
         else:
             start = getattr(noise, name, None) if noise is not None else None
             if start is None:
-                # A stream of its own per modality: the action noise is the same whether or not video is sampled.
-                own = None if seeds is None else [s * 3 + _STREAMS.index(name) for s in seeds]
-                start = temperature * draw_noise(model.chunk_shapes[name], len(context), own, generator)
+                shape = model.chunk_shapes[name]
+                each = None if seeds is None else [derive(s, Stream[name.upper()]) for s in seeds]
+                start = temperature * draw_noise(shape, len(context), each, generator)
             want = (len(context), *model.chunk_shapes[name])
             if tuple(start.shape) != want:
                 raise ShapeError(f"noise for {name} has shape {tuple(start.shape)}, expected {want}.")

@@ -29,7 +29,23 @@ def derive(*path: int) -> int:
     """A seed in [0, 2^63), a function of the path alone.
 
     Args:
-        path: whole numbers; a negative one is another path than its absolute value.
+        path: whole numbers of any size; a negative one is another path than its absolute value, (5,) than (5, 0).
     """
-    words = [word for number in path for word in (abs(int(number)), int(number < 0))]
+    # SeedSequence pads with zeros and cuts large numbers into words: lengths and signs keep the paths apart.
+    words = [len(path)]
+    for number in map(int, path):
+        size = (abs(number).bit_length() + 31) // 32
+        words += [2 * size + (number < 0), *((abs(number) >> 32 * i) & 0xFFFFFFFF for i in range(size))]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+
+
+class FreshSeeds:
+    """Seeds for whoever was given none: others at every call, the same again in a new process."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    def __call__(self, n: int) -> list[int]:
+        """``n`` seeds that no call before this one gave."""
+        self._calls += 1
+        return [derive(self._calls, i, Stream.POLICY) for i in range(n)]

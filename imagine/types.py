@@ -271,5 +271,9 @@ def unpack_instruction(packed: np.ndarray) -> str:
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A CPU generator; noise is drawn on the CPU per lane so that bytes do not depend on batch size or device."""
-    return torch.Generator().manual_seed(int(seed) % (2**63 - 1))
+    """A CPU generator; noise is drawn on the CPU per row so that bytes do not depend on batch size or device.
+
+    Args:
+        seed: in [0, 2^63), as :func:`imagine.seeds.derive` gives.
+    """
+    return torch.Generator().manual_seed(int(seed))

@@ -7,7 +7,7 @@ It speaks openpi's protocol to any server, RoboArena's to those that ask for ses
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +53,7 @@ class Ranking:
 
 
 class RemotePolicy:
-    """An ``imagine.types.Policy`` whose chunks are chosen elsewhere. Lanes are asked for one after the other.
+    """An ``imagine.types.Policy`` whose chunks are chosen elsewhere. Rows are asked for one after the other.
 
     A lost connection is made anew, once per request.
 
@@ -90,33 +90,45 @@ class RemotePolicy:
         self.url, self.chunk_actions, self.action_dim = url, chunk_actions, action_dim
         self.timeout, self.rename = timeout, dict(rename or {})
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
-        self._stack, self._name, self._episode = ExitStack(), uuid4().hex[:8], 0
+        self._stack, self._name, self._begun = ExitStack(), uuid4().hex[:8], 0
+        self._sessions: dict[Hashable, str] = {}
         self._connection = self._connect()
 
     # ------------------------------------------------------------------ a policy
-    def reset(self, lanes: np.ndarray | None = None) -> None:
-        """Begin a new episode where any of the (B,) bool lanes, or None for all, does."""
-        if lanes is None or np.any(lanes):
-            self._episode += 1
+    def reset(self, episodes: Sequence[int] | None = None) -> None:
+        """Begin a new session for these episodes, or for all, when they are next acted for."""
+        if episodes is None:
+            self._sessions.clear()
+        else:
+            for episode in episodes:
+                self._sessions.pop(int(episode), None)
 
-    def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
-        """One chunk (B, K, A) float32 in robot units per lane.
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        seeds: Sequence[int] | None = None,
+        episodes: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """One chunk (B, K, A) float32 in robot units per row.
 
         Args:
             observation: batched, as ``imagine.world.spaces.observation_space`` describes.
-            seeds: one per lane; passed on to servers that take them.
+            seeds: one per row; passed on to servers that take them.
+            episodes: one per row: each has a session of its own, where the server knows sessions.
 
         Raises:
             RemoteError: the server cannot be reached, refused, or its answer is no chunk of this embodiment.
         """
-        lanes = len(next(iter(observation.values())))
-        if seeds is not None and len(seeds) != lanes:
-            raise RemoteError(f"got {len(seeds)} seeds for {lanes} lanes; give one per lane.")
-        if lanes > 1 and self._has_memory:
-            raise RemoteError(f"{self.url} remembers one episode at a time but was given {lanes} lanes; use one.")
+        n = len(next(iter(observation.values())))
+        for what, given in (("seeds", seeds), ("episodes", episodes)):
+            if given is not None and len(given) != n:
+                raise RemoteError(f"got {len(given)} {what} for {n} rows; give one per row.")
+        if n > 1 and self._has_memory:
+            raise RemoteError(f"{self.url} remembers one episode at a time but was given {n}; use one.")
         chunks = []
-        for i in range(lanes):
-            message = self._message({name: values[i] for name, values in observation.items()})
+        for i in range(n):
+            episode = ("row", i) if episodes is None else int(episodes[i])
+            message = self._message({name: values[i] for name, values in observation.items()}, episode)
             if seeds is not None and "seed" in self._accepts:
                 message["seed"] = int(seeds[i])
             chunks.append(self._chunk(self._ask(message)))
@@ -173,7 +185,14 @@ class RemotePolicy:
     def _has_memory(self) -> bool:
         return bool(self.metadata.get("needs_session_id"))
 
-    def _message(self, observation: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def _session(self, episode: Hashable) -> str:
+        """The name of an episode's session; a new one where it is not under way."""
+        if episode not in self._sessions:
+            self._begun += 1
+            self._sessions[episode] = f"{self._name}-{self._begun}"
+        return self._sessions[episode]
+
+    def _message(self, observation: Mapping[str, np.ndarray], episode: Hashable = ("row", 0)) -> dict[str, Any]:
         """One observation, without batch axis, as the server wants it."""
         named: dict[str, Any] = {self.rename.get(k, k): v for k, v in observation.items() if k != "instruction"}
         if "instruction" in observation:
@@ -181,7 +200,7 @@ class RemotePolicy:
         if self._has_memory:
             named["endpoint"] = "infer"
         if self._has_memory or "session_id" in self._accepts:
-            named["session_id"] = f"{self._name}-{self._episode}"
+            named["session_id"] = self._session(episode)
         return named
 
     def _connect(self) -> ClientConnection:

@@ -23,8 +23,9 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
+from itertools import count
 from math import inf
 from typing import Annotated, Any
 
@@ -40,6 +41,7 @@ from imagine.policy.reading import describe, read_candidates, read_numbers, read
 from imagine.policy.scoring import Scorer as Scorer
 from imagine.policy.scoring import TimedScorer
 from imagine.policy.wire import LARGEST, WireError, pack, unpack
+from imagine.seeds import Stream, derive
 from imagine.types import ImagineError, Policy, ShapeError
 
 
@@ -55,32 +57,38 @@ class ServerConfig(BaseModel):
     patience: float = 600.0  # seconds without a pong after which a client is given up; DreamZero's
 
 
+REMEMBERED = 64
+"""Episodes under way that a server remembers per connection; the oldest is forgotten first."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """An episode under way: the number that the policy knows it by, and its first observation."""
+
+    number: int
+    start: dict[str, np.ndarray]
+
+
 @dataclass
-class Session:
+class Connection:
     """What the server remembers of one connection.
 
     Attributes:
-        name: ``session_id`` of the episode under way.
-        start: its first observation.
+        episodes: under way, by ``session_id``; None where the client sends none.
         calls: requests answered without a seed of their own.
         previous_ms: from the arrival of the previous request to its answer being sent.
     """
 
-    name: str | None = None
-    start: dict[str, np.ndarray] | None = None
+    episodes: dict[str | None, Episode] = field(default_factory=dict)
     calls: int = 0
     previous_ms: float | None = None
-
-    def start_at(self, name: str | None, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Where the episode ``name`` began, if this is the newest observation of it."""
-        return observation if self.start is None or name != self.name else self.start
 
 
 class PolicyServer:
     """Listens from the moment it is made; use it as a context manager or :meth:`close` it.
 
-    Clients are independent: each has its own session and noise. One thread thinks for all, first come first served, so
-    the model is never used by two.
+    Clients are independent: each has its own session and noise. One worker thread computes for all, first come
+    first served, so the model is never used by two.
     """
 
     def __init__(
@@ -95,7 +103,7 @@ class PolicyServer:
         """Bind and begin to serve in the background.
 
         Args:
-            policy: must keep no history, since all clients share it.
+            policy: shared by all clients; what it remembers is keyed on episodes, of which each session is one.
             body: what observations and actions must look like.
             scorer: answers ``score``; without it such requests are refused.
             cfg: where and how.
@@ -106,9 +114,10 @@ class PolicyServer:
         """
         self.policy, self.body, self.cfg, self.clock = policy, body, cfg or ServerConfig(), clock
         self.counts: Counter[str] = Counter()
-        self._mind, self._lock = ThreadPoolExecutor(1, "mind"), threading.Lock()
+        self._numbers = count()
+        self._worker, self._lock = ThreadPoolExecutor(1, "worker"), threading.Lock()
         size = self.cfg.slice_size
-        self._score = None if scorer is None else TimedScorer(scorer, self._mind, slice_size=size, clock=clock)
+        self._score = None if scorer is None else TimedScorer(scorer, self._worker, slice_size=size, clock=clock)
         self.metadata = describe(body, scores=scorer is not None)
         self._open: set[ServerConnection] = set()
         self._closing = False
@@ -133,12 +142,12 @@ class PolicyServer:
         return f"ws://{host}:{self._port}"
 
     def close(self) -> None:
-        """Stop listening, finish the thought under way, and say goodbye to every client."""
+        """Stop listening, finish the request under way, and close every connection."""
         with self._lock:
             self._closing, leaving = True, list(self._open)
         for connection in leaving:
             connection.close(CloseCode.GOING_AWAY, "the server stops")
-        self._mind.shutdown(wait=False, cancel_futures=True)
+        self._worker.shutdown(wait=False, cancel_futures=True)
         self._server.shutdown()
         self._thread.join()
 
@@ -153,7 +162,7 @@ class PolicyServer:
             self.counts[what] += 1
 
     def _converse(self, connection: ServerConnection) -> None:
-        session = Session()
+        session = Connection()
         self._count("clients")
         with self._lock:
             self._open.add(connection)
@@ -171,12 +180,13 @@ class PolicyServer:
         except ConnectionClosed:
             pass
         except Exception:
-            if not self._closing:  # then it is only that thinking has stopped
+            if not self._closing:  # then only the worker has stopped
                 self._count("failed")
                 self._last_words(connection, traceback.format_exc())
         finally:
             with self._lock:
                 self._open.discard(connection)
+            self._forget(session)
 
     def _last_words(self, connection: ServerConnection, said: str) -> None:
         try:
@@ -185,7 +195,7 @@ class PolicyServer:
         except ConnectionClosed:
             pass  # nobody is left to hear it
 
-    def _answer(self, message: str | bytes, session: Session, begin: float) -> str | bytes:
+    def _answer(self, message: str | bytes, session: Connection, begin: float) -> str | bytes:
         """The answer to one message; a refused one leaves the session as it was."""
         request = unpack(message) if isinstance(message, bytes) else message
         if not isinstance(request, dict):
@@ -194,29 +204,39 @@ class PolicyServer:
         if endpoint is not None and str(endpoint) not in ("infer", "reset", "score"):
             raise ImagineError(f"there is no endpoint {str(endpoint)[:40]!r}, expected none, infer, reset or score.")
         if endpoint == "reset":
-            session.name = session.start = None
+            self._forget(session)
             return "reset successful"
         observation = read_observation(request, self.body)
         name = None if request.get("session_id") is None else str(request["session_id"])
-        start = session.start_at(name, observation)
+        episode = session.episodes.get(name) or Episode(next(self._numbers), observation)
         if endpoint == "score":
-            answer: Any = self._judge(request, observation, start, begin)
+            answer: Any = self._judge(request, observation, episode.start, begin)
         else:
-            answer = {"actions": self._act(request, observation, session)}
-        session.name, session.start = name, start
+            answer = {"actions": self._act(request, observation, session, episode.number)}
+        session.episodes[name] = episode
+        if len(session.episodes) > REMEMBERED:
+            self._forget(session, next(iter(session.episodes)))
         self._count("scored" if endpoint == "score" else "acted")
         timing = {"infer_ms": 1000 * (self.clock() - begin)}
         if session.previous_ms is not None:
             timing["prev_total_ms"] = session.previous_ms
         return pack(answer["actions"] if endpoint == "infer" else {**answer, "server_timing": timing})
 
-    def _act(self, request: Mapping[str, Any], observation: dict[str, np.ndarray], session: Session) -> np.ndarray:
+    def _forget(self, session: Connection, *names: str | None) -> None:
+        """Episodes of these names, or all of a connection, are over."""
+        over = [session.episodes.pop(name).number for name in names or tuple(session.episodes)]
+        if over and not self._closing:
+            self._worker.submit(self.policy.reset, over)
+
+    def _act(
+        self, request: Mapping[str, Any], observation: dict[str, np.ndarray], session: Connection, episode: int
+    ) -> np.ndarray:
         seed = request.get("seed")
         if seed is None:
-            seed = self.cfg.seed * 1_000_003 + session.calls
+            seed = derive(self.cfg.seed, session.calls, Stream.POLICY)
         elif isinstance(seed, bool) or not isinstance(seed, int | np.integer):
             raise ShapeError(f"seed is {str(seed)[:40]!r}, expected a whole number.")
-        chunk = self._mind.submit(self.policy.act, observation, [int(seed)]).result()[0]
+        chunk = self._worker.submit(self.policy.act, observation, [int(seed)], [episode]).result()[0]
         if not np.isfinite(chunk).all():
             raise ImagineError("the policy answered NaN or infinity, which no robot should be sent; check the model.")
         session.calls += request.get("seed") is None

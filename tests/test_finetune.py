@@ -16,12 +16,12 @@ from test_agents import FarRight
 from test_dream import SeededStarts
 from torch import Tensor
 
+from imagine.agents.envs import DreamEnvs
 from imagine.agents.finetune.algorithms import ALGORITHMS
 from imagine.agents.finetune.experience import Experience, advantages, gather, velocity
 from imagine.agents.finetune.grpo import FlowGRPO
-from imagine.agents.finetune.improve import ImproveConfig, Improver, Look
+from imagine.agents.finetune.improve import Check, ImproveConfig, Trainer
 from imagine.agents.finetune.kernel import LEAST, FlowKernel, Moves
-from imagine.agents.rollout import DreamLanes
 from imagine.model.model import WorldActionModel
 from imagine.noise import schedule
 from imagine.policy.adapter import Learner, merged, weights_hash
@@ -130,13 +130,13 @@ def test_a_lanes_noise_depends_on_its_seed_alone() -> None:
 
 
 # ---------------------------------------------------------------------- experience
-def lanes_of(model: WorldActionModel, n: int = 8, threshold: float = 0.5) -> DreamLanes:
-    return DreamLanes(Dream(model, FarRight(threshold), SeededStarts(), DreamConfig(inverse_steps=1)), n, horizon=3)
+def envs_of(model: WorldActionModel, n: int = 8, threshold: float = 0.5) -> DreamEnvs:
+    return DreamEnvs(Dream(model, FarRight(threshold), SeededStarts(), DreamConfig(inverse_steps=1)), n, horizon=3)
 
 
 @pytest.fixture
 def lived(tiny_model: WorldActionModel) -> Experience:
-    return gather(lanes_of(tiny_model, threshold=0.6), tiny_model, KERNELS[0], [1, 2, 3], 4, draw=0, steps=3)
+    return gather(envs_of(tiny_model, threshold=0.6), tiny_model, KERNELS[0], [1, 2, 3], 4, draw=0, steps=3)
 
 
 def test_a_group_shares_start_and_dream_noise_and_differs_in_the_policys_draws(
@@ -148,9 +148,9 @@ def test_a_group_shares_start_and_dream_noise_and_differs_in_the_policys_draws(
     assert not torch.equal(rows.chain[first[0]], rows.chain[first[1]])
     assert lived.group.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     # The same draws of the policy lead to the same dream: the group's only randomness is the policy's.
-    again = gather(lanes_of(tiny_model, threshold=0.6), tiny_model, KERNELS[0], [1, 2, 3], 4, draw=0, steps=3)
+    again = gather(envs_of(tiny_model, threshold=0.6), tiny_model, KERNELS[0], [1, 2, 3], 4, draw=0, steps=3)
     assert [r.rewards for r in again.records] == [r.rewards for r in lived.records]
-    lanes = lanes_of(tiny_model)
+    lanes = envs_of(tiny_model)
     lanes.reset([1] * 8, None)
     lanes.step(range(8), np.full((8, 4, 2), 0.1, np.float32))
     assert all(torch.equal(lanes.dream.video[0], v) for v in lanes.dream.video)
@@ -159,7 +159,7 @@ def test_a_group_shares_start_and_dream_noise_and_differs_in_the_policys_draws(
 def test_decisions_belong_to_the_episode_that_made_them(tiny_model: WorldActionModel, lived: Experience) -> None:
     rows = lived.decisions
     assert len(rows) == sum(len(r.rewards) for r in lived.records)
-    policy, lanes = JointPolicy(tiny_model, steps=3), lanes_of(tiny_model, threshold=0.6)
+    policy, lanes = JointPolicy(tiny_model, steps=3), envs_of(tiny_model, threshold=0.6)
     seen = lanes.reset([int(r.seed) for r in lived.records[4:12]], None)
     context = policy.context(seen)
     for lane, e in enumerate(range(4, 12)):
@@ -175,7 +175,7 @@ def test_advantages_are_standardised_within_groups_and_silent_where_nothing_diff
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.kind)
 def test_at_equal_weights_the_ratio_is_one(tiny_model: WorldActionModel, kernel: FlowKernel) -> None:
-    lived = gather(lanes_of(tiny_model), tiny_model, kernel, [1, 2], 4, draw=0, steps=3)
+    lived = gather(envs_of(tiny_model), tiny_model, kernel, [1, 2], 4, draw=0, steps=3)
     algorithm = FlowGRPO(kernel=kernel)
     old = algorithm.prepare(lived.decisions, tiny_model)
     new = algorithm.log_probs(Learner(tiny_model, rank=2).model, lived.decisions, [0, 1, 2])
@@ -188,7 +188,7 @@ def test_at_equal_weights_the_ratio_is_one(tiny_model: WorldActionModel, kernel:
 def test_an_algorithm_goes_where_the_better_chunks_are(tiny_model: WorldActionModel, name: str) -> None:
     """On known experience: once large chunks are the good ones, once small ones."""
     algorithm = ALGORITHMS[name]()
-    lived = gather(lanes_of(tiny_model, 32), tiny_model, algorithm.kernel, [1, 2, 3, 4], 32, draw=0, steps=3)
+    lived = gather(envs_of(tiny_model, 32), tiny_model, algorithm.kernel, [1, 2, 3, 4], 32, draw=0, steps=3)
     chain = lived.decisions.chain
     large = chain[:, -1].mean((1, 2))
     ends = []
@@ -217,7 +217,7 @@ def level_after(algorithm: Any, model: WorldActionModel, rows: Any) -> float:
 def test_nft_starts_at_a_stationary_point_without_preference(tiny_model: WorldActionModel) -> None:
     """With every chunk as good as bad (r = 1/2) the learner has no reason to leave the acting policy."""
     algorithm, learner = ALGORITHMS["nft"](), Learner(tiny_model, rank=4, seed=1)
-    rows = gather(lanes_of(tiny_model), tiny_model, algorithm.kernel, [1], 8, draw=0, steps=3).decisions
+    rows = gather(envs_of(tiny_model), tiny_model, algorithm.kernel, [1], 8, draw=0, steps=3).decisions
     half = torch.full((len(rows),), 0.5)
     loss, _ = algorithm.loss(learner.model, tiny_model, tiny_model, rows, half, torch.Generator().manual_seed(0))
     loss.backward()
@@ -261,10 +261,10 @@ class Fickle(LikesLarge):
         return replace(score, reward=won.float(), terminated=won)
 
 
-def arena(model: WorldActionModel, n: int = 8) -> DreamLanes:
+def arena(model: WorldActionModel, n: int = 8) -> DreamEnvs:
     """Lanes in which about half of the chunks of an untrained policy succeed."""
     judge = LikesLarge(0.0)
-    lanes = DreamLanes(Dream(model, judge, SeededStarts(), DreamConfig(inverse_steps=1)), n, horizon=3)
+    lanes = DreamEnvs(Dream(model, judge, SeededStarts(), DreamConfig(inverse_steps=1)), n, horizon=3)
     seen = lanes.reset(range(800_000, 800_000 + n), None)
     judge.threshold = float(np.median(JointPolicy(model, steps=3).act(seen, range(n)).mean((1, 2))))
     return lanes
@@ -276,9 +276,9 @@ class Calm:
     def __init__(self, rings_at: int | None = None) -> None:
         self.looks, self.rings_at = 0, rings_at
 
-    def look(self, model: WorldActionModel, horizon: int) -> Look:
+    def check(self, model: WorldActionModel, horizon: int) -> Check:
         self.looks += 1
-        return Look({"floor": 0.1 * self.looks}, "the judge is fooled" if self.looks == self.rings_at else None)
+        return Check({"floor": 0.1 * self.looks}, "the judge is fooled" if self.looks == self.rings_at else None)
 
     def state(self) -> dict[str, Any]:
         return {"looks": self.looks}
@@ -293,9 +293,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(tiny_model: WorldActionModel, 
     before = weights_hash(tiny_model)
     cfg = config(algorithm=name)
 
-    def go(folder: Path, kill_after: int | None) -> Improver:
-        lanes = DreamLanes(Dream(tiny_model, Fickle(0), SeededStarts(), DreamConfig(inverse_steps=1)), 8, horizon=3)
-        run = Improver(tiny_model, lanes, cfg, folder, monitor=Calm())
+    def go(folder: Path, kill_after: int | None) -> Trainer:
+        lanes = DreamEnvs(Dream(tiny_model, Fickle(0), SeededStarts(), DreamConfig(inverse_steps=1)), 8, horizon=3)
+        run = Trainer(tiny_model, lanes, cfg, folder, monitor=Calm())
 
         def tell(done: int, numbers: dict[str, float]) -> None:
             if done == kill_after:
@@ -326,21 +326,19 @@ def test_a_killed_run_goes_on_to_the_same_weights(tiny_model: WorldActionModel, 
 def test_an_alarm_stops_training_and_keeps_the_adapter_from_before(
     tiny_model: WorldActionModel, tmp_path: Path
 ) -> None:
-    run = Improver(tiny_model, arena(tiny_model), config(updates=6, algorithm="filtered_bc"), tmp_path, monitor=Calm(2))
+    run = Trainer(tiny_model, arena(tiny_model), config(updates=6, algorithm="filtered_bc"), tmp_path, monitor=Calm(2))
     adapter = run.run()
     assert "stopped after 2 updates" in run.alarm and "the judge is fooled" in run.alarm
     kept = merged(tiny_model, adapter)
     assert weights_hash(kept) == weights_hash(tiny_model), "the look before the alarm was at the untrained adapter"
-    again = Improver(
-        tiny_model, arena(tiny_model), config(updates=6, algorithm="filtered_bc"), tmp_path, monitor=Calm()
-    )
+    again = Trainer(tiny_model, arena(tiny_model), config(updates=6, algorithm="filtered_bc"), tmp_path, monitor=Calm())
     assert again.alarm == run.alarm
 
 
 @pytest.mark.slow
 def test_the_loop_raises_the_imagined_return(tiny_model: WorldActionModel, tmp_path: Path) -> None:
     cfg = config(updates=8, groups=8, members=8, minibatch=64, lr=5e-3, epochs=3, first_horizon=1, last_horizon=1)
-    run = Improver(tiny_model, arena(tiny_model, 64), cfg, tmp_path, monitor=None)
+    run = Trainer(tiny_model, arena(tiny_model, 64), cfg, tmp_path, monitor=None)
     run.run()
     returns = [row["return"] for row in run.curve]
     assert np.mean(returns[-2:]) > returns[0] + 0.1, returns
@@ -350,12 +348,12 @@ def test_the_loop_raises_the_imagined_return(tiny_model: WorldActionModel, tmp_p
 def test_settings_without_a_gradient_are_refused(tiny_model: WorldActionModel, tmp_path: Path) -> None:
     still = FlowGRPO(kernel=FlowKernel(kind="ode"))
     with pytest.raises(ImagineError, match="no random move"):
-        Improver(tiny_model, arena(tiny_model), config(algorithm="grpo", grpo=still), tmp_path, monitor=None)
+        Trainer(tiny_model, arena(tiny_model), config(algorithm="grpo", grpo=still), tmp_path, monitor=None)
     with pytest.raises(ImagineError, match="expected 2 or more"):
-        Improver(tiny_model, arena(tiny_model), config(members=1), tmp_path, monitor=None)
+        Trainer(tiny_model, arena(tiny_model), config(members=1), tmp_path, monitor=None)
     (tmp_path / "state.pt").write_bytes(b"garbage")
     with pytest.raises(CheckpointMismatch, match="damaged"):
-        Improver(tiny_model, arena(tiny_model), config(), tmp_path, monitor=None)
+        Trainer(tiny_model, arena(tiny_model), config(), tmp_path, monitor=None)
 
 
 def test_the_horizon_grows() -> None:
@@ -386,5 +384,5 @@ def test_an_adapter_goes_on_where_it_was_saved(tiny_model: WorldActionModel, tmp
 
 
 def lanes_context(model: WorldActionModel) -> Any:
-    lanes = lanes_of(model)
+    lanes = envs_of(model)
     return JointPolicy(model).context(lanes.reset([1, 2], None))

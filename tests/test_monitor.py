@@ -12,8 +12,8 @@ import torch
 from test_agents import FarRight
 from test_dream import SeededStarts
 
-from imagine.agents.rollout import DreamLanes
-from imagine.configs.monitor import Monitor, MonitorConfig
+from imagine.agents.envs import DreamEnvs
+from imagine.agents.monitor import Monitor, MonitorConfig
 from imagine.model.model import WorldActionModel
 from imagine.rewards.shadow import ShadowJudge
 from imagine.types import Clip, RewardModel, Score
@@ -34,8 +34,8 @@ class Gullible:
 
 
 def monitor_of(model: WorldActionModel, judge: RewardModel, **cfg: Any) -> Monitor:
-    lanes = DreamLanes(Dream(model, judge, SeededStarts(), DreamConfig(inverse_steps=1)), 8)
-    return Monitor(lanes, lambda instruction, seed: "reach the bowl", MonitorConfig(starts=12, **cfg))
+    envs = DreamEnvs(Dream(model, judge, SeededStarts(), DreamConfig(inverse_steps=1)), 8)
+    return Monitor(envs, lambda instruction, seed: "reach the bowl", MonitorConfig(starts=12, **cfg))
 
 
 def test_the_second_judge_watches_and_has_no_say(tiny_model: WorldActionModel) -> None:
@@ -59,35 +59,35 @@ def test_an_invalid_second_verdict_is_no_success() -> None:
 
 
 def test_a_judge_that_praises_everything_is_found_out_at_once(tiny_model: WorldActionModel) -> None:
-    look = monitor_of(tiny_model, ShadowJudge(Gullible(), Gullible())).look(tiny_model, 2)
-    assert look.numbers["floor"] == 1 and look.alarm is None, "the first look is what later ones are compared with"
+    found = monitor_of(tiny_model, ShadowJudge(Gullible(), Gullible())).check(tiny_model, 2)
+    assert found.numbers["floor"] == 1 and found.alarm is None, "the first look is what later ones are compared with"
     monitor = monitor_of(tiny_model, ShadowJudge(Gullible(0.0), Gullible(0.0)))
-    assert monitor.look(tiny_model, 2).numbers["floor"] == 0
-    monitor.lanes.dream.judge = ShadowJudge(Gullible(), Gullible())
-    alarm = monitor.look(tiny_model, 2).alarm
+    assert monitor.check(tiny_model, 2).numbers["floor"] == 0
+    monitor.envs.dream.judge = ShadowJudge(Gullible(), Gullible())
+    alarm = monitor.check(tiny_model, 2).alarm
     assert alarm is not None and "100% of 36 canaries" in alarm and "0% at the start" in alarm
 
 
 def test_judges_that_drift_apart_ring_the_alarm(tiny_model: WorldActionModel) -> None:
     monitor = monitor_of(tiny_model, ShadowJudge(Gullible(0.0), Gullible(0.0)), floor=1.0)
-    assert monitor.look(tiny_model, 1).alarm is None
-    monitor.lanes.dream.judge = ShadowJudge(Gullible(1.0), Gullible(0.0))
-    alarm = monitor.look(tiny_model, 1).alarm
+    assert monitor.check(tiny_model, 1).alarm is None
+    monitor.envs.dream.judge = ShadowJudge(Gullible(1.0), Gullible(0.0))
+    alarm = monitor.check(tiny_model, 1).alarm
     assert alarm is not None and "+100% kinder" in alarm
 
 
 def test_the_absent_canary_is_judged_by_another_instruction(tiny_model: WorldActionModel) -> None:
-    numbers = monitor_of(tiny_model, ShadowJudge(Gullible(1.0, only="reach"), Gullible())).look(tiny_model, 1).numbers
+    numbers = monitor_of(tiny_model, ShadowJudge(Gullible(1.0, only="reach"), Gullible())).check(tiny_model, 1).numbers
     assert numbers["floor_absent"] == 1
     assert numbers["floor_still"] < 1, "half of the starts were told to push"
 
 
 def test_a_resumed_monitor_remembers_its_first_look(tiny_model: WorldActionModel) -> None:
     monitor = monitor_of(tiny_model, ShadowJudge(Gullible(0.0), Gullible(0.0)))
-    monitor.look(tiny_model, 1)
+    monitor.check(tiny_model, 1)
     again = monitor_of(tiny_model, ShadowJudge(Gullible(1.0), Gullible(1.0)))
     again.load(monitor.state())
-    assert again.look(tiny_model, 1).alarm is not None
+    assert again.check(tiny_model, 1).alarm is not None
 
 
 def test_inverse_error_costs_reward_and_never_makes_or_unmakes_a_success(tiny_model: WorldActionModel) -> None:

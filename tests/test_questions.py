@@ -288,7 +288,7 @@ def test_action_noise_is_the_same_whether_or_not_video_is_sampled() -> None:
 
 def test_seeds_of_another_number_than_lanes_are_refused() -> None:
     world = LinearGaussianWorld()
-    with pytest.raises(ShapeError, match="got 3 seeds for 2 lanes"):
+    with pytest.raises(ShapeError, match="got 3 seeds for 2 rows"):
         sample(world, POLICY, world.context(O, 2), seeds=[1, 2, 3])
 
 

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from imagine.agents.practice import episodes, improvement
 from imagine.agents.sb3 import PPOConfig, SACConfig, learn_sb3, sb3_actor, to_sb3
+from imagine.agents.steer import AgentPolicy
 from imagine.configs import cli
 from imagine.types import ImagineError
 from imagine.world.env import EnvConfig, Outcome, WorldModelVectorEnv, episode_seed
@@ -240,7 +241,7 @@ FAST: dict[str, Any] = {"width": 16, "layers": 1, "points": 4}
 def returns(folder: Path, algorithm: Any, drawn: int | None = None) -> np.ndarray:
     """Of the agent in a folder, over 20 episodes that it did not learn from."""
     env = make(TargetWorld(), lanes=10)
-    return episodes(env, sb3_actor(folder / "model.zip", algorithm, drawn), range(70, 90))[0]
+    return episodes(env, AgentPolicy(sb3_actor(folder / "model.zip", algorithm, drawn)), range(70, 90))[0]
 
 
 @pytest.mark.parametrize(
@@ -257,10 +258,12 @@ def test_both_learn_what_is_easy(algorithm: Any, cfg: PPOConfig | SACConfig, tmp
     told: list[tuple[int, int]] = []
     env = make(TargetWorld(), lanes=10)
     answer = learn_sb3(env, algorithm, cfg, tmp_path, 5, lambda done, total: told.append((done, total)))
-    untrained = episodes(env, lambda seen: np.zeros((10, 3), np.float32), range(70, 90))[0]
+    untrained = episodes(env, AgentPolicy(lambda seen: np.zeros((len(seen), 3), np.float32)), range(70, 90))[0]
     gain = improvement(untrained, returns(tmp_path, algorithm))["gain"]
     assert gain["ci_low"] > 0.1 and gain["n"] == 20
-    assert episodes(env, sb3_actor(tmp_path / "model.zip", algorithm), range(70, 90))[1].all(), "every one succeeds"
+    assert episodes(env, AgentPolicy(sb3_actor(tmp_path / "model.zip", algorithm)), range(70, 90))[1].all(), (
+        "every one succeeds"
+    )
     curve = answer["curve"]
     assert [p["steps"] for p in curve] == [cfg.steps * k // 4 for k in (1, 2, 3, 4)]
     assert sum(p["episodes"] for p in curve) == cfg.steps, "an episode is one step here"
@@ -297,7 +300,9 @@ def test_a_fixed_deviation_stays_and_a_free_one_moves(tmp_path: Path) -> None:
 
 def test_episodes_are_whole_first_ones_of_their_own_starts() -> None:
     env = make()
-    total, won = episodes(env, lambda seen: np.zeros((len(seen), *env.single_action_space.shape)), range(70, 77))
+    total, won = episodes(
+        env, AgentPolicy(lambda seen: np.zeros((len(seen), *env.single_action_space.shape))), range(70, 77)
+    )
     runs = [min(length(s), HORIZON) for s in range(70, 77)]
     assert total.tolist() == [sum(range(1, n + 1)) for n in runs]
     assert won.tolist() == [succeeds(s) and length(s) <= HORIZON for s in range(70, 77)]

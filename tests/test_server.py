@@ -23,12 +23,13 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 from websockets.sync.server import serve
 
-from imagine.agents.planner import Scene
+from imagine.agents.planner import PlanningState
 from imagine.configs.commands.serve import DreamJudge
 from imagine.policy import wire
 from imagine.policy.client import RemoteError, RemotePolicy
 from imagine.policy.policy import JointPolicy
 from imagine.policy.server import PolicyServer, ServerConfig
+from imagine.seeds import Stream, derive
 from imagine.types import Clip, ImagineError, Policy, Score, pack_instruction
 
 ANY_PORT = ServerConfig(port=0, slice_size=2)
@@ -182,7 +183,9 @@ def test_openpis_client_is_answered_as_openpi_does(serving, tiny_model) -> None:
     assert first["actions"].shape == (K, A) and first["actions"].dtype == np.float32
     assert first["server_timing"]["infer_ms"] > 0 and "prev_total_ms" not in first["server_timing"]
     assert second["server_timing"]["prev_total_ms"] >= first["server_timing"]["infer_ms"]
-    np.testing.assert_array_equal(first["actions"], JointPolicy(tiny_model).act(batch(0), [0])[0])
+    np.testing.assert_array_equal(
+        first["actions"], JointPolicy(tiny_model).act(batch(0), [derive(0, 0, Stream.POLICY)])[0]
+    )
     assert server.counts == {"clients": 1, "acted": 2}
 
 
@@ -247,10 +250,10 @@ def test_a_refused_request_draws_no_noise(serving) -> None:
 
 
 class Broken:
-    def act(self, observation: dict, seeds: Any = None) -> np.ndarray:
+    def act(self, observation: dict, seeds: Any = None, episodes: Any = None) -> np.ndarray:
         raise RuntimeError("out of memory")
 
-    def reset(self, lanes: Any = None) -> None: ...
+    def reset(self, episodes: Any = None) -> None: ...
 
 
 def test_a_failure_of_ours_sends_the_traceback_and_closes_with_1011_but_the_server_lives_on(serving) -> None:
@@ -266,7 +269,7 @@ def test_a_failure_of_ours_sends_the_traceback_and_closes_with_1011_but_the_serv
 
 def test_a_policy_that_answers_nan_moves_no_robot(serving) -> None:
     broken = Broken()
-    broken.act = lambda observation, seeds=None: np.full((1, K, A), np.nan, np.float32)  # type: ignore[method-assign]
+    broken.act = lambda observation, seeds=None, episodes=None: np.full((1, K, A), np.nan, np.float32)  # type: ignore[method-assign]
     assert "NaN" in OpenPi(serving(broken).url).ask(observation())
 
 
@@ -285,10 +288,10 @@ def test_clients_that_ask_at_once_are_answered_one_by_one(serving, tiny_model) -
     busy, most = [0], [0]
 
     class Watched(JointPolicy):
-        def act(self, observation: dict, seeds: Any = None) -> np.ndarray:
+        def act(self, observation: dict, seeds: Any = None, episodes: Any = None) -> np.ndarray:
             busy[0] += 1
             most[0] = max(most[0], busy[0])
-            chunk = super().act(observation, seeds)
+            chunk = super().act(observation, seeds, episodes)
             busy[0] -= 1
             return chunk
 
@@ -434,7 +437,7 @@ def test_what_is_served_is_what_the_planners_scorer_says(serving, tiny_model) ->
     answer = OpenPi(serving(scorer=score).url).ask(scoring(None, 0.1, 0.2, 0.3))
     context = JointPolicy(tiny_model).context(batch(0))
     direct = score.score(
-        Scene(context, context, ("push the red bowl",), (0,)), torch.from_numpy(candidates(0.1, 0.2, 0.3))[None]
+        PlanningState(context, context, ("push the red bowl",), (0,)), torch.from_numpy(candidates(0.1, 0.2, 0.3))[None]
     )
     np.testing.assert_array_equal(answer["scores"], direct.value[0])
     np.testing.assert_array_equal(answer["hallucination"], direct.terms["hallucination"][0])
@@ -500,7 +503,7 @@ def test_the_client_speaks_to_roboarena_servers_one_lane_at_a_time() -> None:
     server, url = elsewhere(lambda seen: heard.append(seen) or np.ones((K, A)), {"needs_session_id": True})
     with RemotePolicy(url, K, A) as policy:
         assert policy.act(batch(0)).shape == policy.act(batch(1)).shape == (1, K, A)
-        policy.reset(np.array([True]))
+        policy.reset()
         policy.act(batch(2))
         with pytest.raises(RemoteError, match="one episode at a time"):
             policy.act(batch(0, 1))

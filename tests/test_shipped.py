@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import imagine
+from imagine.agents.instruction_swap import SwappedEnvs
 from imagine.agents.rollout import rollout
-from imagine.agents.scorer import DreamScorer, Scene
+from imagine.agents.scorer import DreamScorer, PlanningState
 from imagine.configs import build, cli
-from imagine.configs.told import Told, ToldLanes
 from imagine.embodiment import Embodiment
 from imagine.model.model import SHIPPED, WorldActionModel
 from imagine.policy.policy import JointPolicy
@@ -145,7 +144,7 @@ def test_the_judge_of_paths_knows_what_was_done_from_a_miss_by_four_centimetres(
         missed = done.copy()
         missed[:24, [0, 4]] -= 0.04 * np.linspace(0, 1, 25)[1:, None]  # both hands end nearer to the robot
         start = policy.context({k: v[None] for k, v in r.observations[0].items()})
-        scene = Scene(start, start, (r.instruction,), (r.seed,))
+        scene = PlanningState(start, start, (r.instruction,), (r.seed,))
         terms = scorer(scene, torch.from_numpy(np.stack([done, missed])[None])).terms
         right.append(bool(terms["success"][0, 0] > terms["success"][0, 1]))
     assert np.mean(right) > 0.85
@@ -196,38 +195,26 @@ def test_bad_input_is_one_sentence(
     assert told in " ".join(capsys.readouterr().err.split())
 
 
-class Obedient:
-    """A policy that does what it is told, by the twin's own expert."""
-
-    def __init__(self, lanes: ToldLanes):
-        self.lanes = lanes
-
-    def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
-        chunks = []
-        for env, task in zip(self.lanes.envs, self.lanes.tasks, strict=False):
-            given, env.robot.world.task = env.robot.world.task, task
-            chunks.append(expert_chunk(env))
-            env.robot.world.task = given
-        return np.stack(chunks)
-
-    def reset(self, lanes: np.ndarray | None = None) -> None: ...
-
-
 def test_episode_of_a_misled_policy_ends_once_it_has_obeyed() -> None:
     model = imagine.WorldActionModel.from_pretrained(build.DEFAULT)
-    told = Told(build.policy("random", model, build.DEFAULT), "colour", build.families_of(model))
-    lanes = build.lanes("real", model, build.DEFAULT, 1, until_told=told)
-    assert isinstance(lanes, ToldLanes)
-    policy = Obedient(lanes)
+    swap = build.swap("colour", model)
+    envs = build.lanes("real", model, build.DEFAULT, 1, until=swap)
+    assert isinstance(envs, SwappedEnvs)
+
+    def obey(env: Any) -> np.ndarray:
+        """What the scripted expert would do if it were told what the policy is."""
+        given, env.robot.world.task = env.robot.world.task, Task.parse(envs.told[0])
+        chunk = expert_chunk(env)
+        env.robot.world.task = given
+        return chunk
+
+    envs.expert = obey
     for seed in (900_321, 900_322):
-        seen, done, chunks = lanes.reset([seed], None), False, 0
-        given = lanes.envs[0].robot.world.task
-        assert lanes.tasks[0].family == given.family and lanes.tasks[0].colour != given.colour
-        while not done:
-            seen, (outcome,) = lanes.step([0], policy.act(seen))
-            done, chunks = outcome["done"], chunks + 1
-        assert chunks < build.HORIZON and not outcome["success"]
-        assert lanes.envs[0].robot.world.success(lanes.tasks[0])
+        (record,) = rollout(envs, None, [seed], instruct=swap)
+        given, told = Task.parse(record.instruction), Task.parse(envs.told[0])
+        assert told.family == given.family and told.colour != given.colour
+        assert len(record.rewards) < build.HORIZON and not record.success
+        assert envs.envs[0].robot.world.success(told)
 
 
 # ------------------------------------------------------------------ the judge

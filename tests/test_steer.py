@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from imagine.agents.practice import episodes, improvement, in_reality
-from imagine.agents.rollout import DreamLanes, rollout
-from imagine.agents.steer import How, SteerConfig, Steered, SteeredPolicy, cosines, project
+from imagine.agents.envs import DreamEnvs, StepResult
+from imagine.agents.practice import episodes, improvement
+from imagine.agents.rollout import rollout
+from imagine.agents.search import cosines, unmix
+from imagine.agents.steer import How, SteerConfig, Steered, SteeredPolicy, UnsteeredPolicy
 from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
 from imagine.types import Clip, ImagineError, Score
@@ -75,10 +78,10 @@ def test_steered_noise_is_as_white_as_the_policys_own(tiny_model: WorldActionMod
     world = steered(tiny_model, lanes=1)
     mine = torch.stack([world.steering._own_noise([s])[0] for s in range(4000)])
     drawn = torch.randn(4000, SLOW, A, generator=torch.Generator().manual_seed(0))
-    change = drawn - project(world.steering._rows, mine)
+    change = drawn - unmix(world.steering._rows, mine)
     noise = (mine + torch.einsum("sk,nka->nsa", world.steering._rows.T, change)).flatten(1)
     torch.testing.assert_close(noise.T.cov(), torch.eye(K * A), atol=0.1, rtol=0)
-    torch.testing.assert_close(project(world.steering._rows, noise.unflatten(1, (K, A))), drawn)
+    torch.testing.assert_close(unmix(world.steering._rows, noise.unflatten(1, (K, A))), drawn)
 
 
 def test_only_what_is_not_steered_is_left_to_the_seed(tiny_model: WorldActionModel) -> None:
@@ -151,8 +154,8 @@ def test_a_restored_dream_goes_on_with_the_same_bytes(tiny_model: WorldActionMod
 def test_an_unsteered_episode_is_that_of_a_rollout(tiny_model: WorldActionModel) -> None:
     """So that a return measured here can be held against ``imagine evaluate --world imagined``."""
     world = steered(tiny_model)
-    lanes = DreamLanes(Dream(tiny_model, never, SeededStarts(), DreamConfig()), 2, horizon=3)
-    records = rollout(lanes, JointPolicy(tiny_model, steps=2), [7, 8], keep=True)
+    envs = DreamEnvs(Dream(tiny_model, never, SeededStarts(), DreamConfig()), 2, horizon=3)
+    records = rollout(envs, JointPolicy(tiny_model, steps=2), [7, 8], keep=True)
     world.allocate(2)
     world.reset(np.arange(2), [7, 8], {})
     for step in range(3):
@@ -221,27 +224,31 @@ def test_on_the_robot_an_agent_does_what_it_would_do_in_the_dream(tiny_model: Wo
     policy.reset()
     policy.act(world.dream.observe(), world.seeds())
     assert not seen[-1][:, latents].any()
-    with pytest.raises(ImagineError, match="got none"):
-        policy.act(world.dream.observe())
+    policy.act(world.dream.observe(), episodes=[5, 6])
+    world.step(numbers(2)[0])
+    policy.act(world.dream.observe(), world.seeds(), [5, 9])
+    assert seen[-1][0, latents].any() and not seen[-1][1, latents].any(), "episodes are told apart, not seeds"
 
 
 def test_without_a_residual_nothing_changes_on_the_robot(tiny_model: WorldActionModel) -> None:
     world = steered(tiny_model, "residual", lanes=3)
     nothing = SteeredPolicy(world.steering, lambda seen: np.zeros((len(seen), *world.single_action_space.shape)))
 
-    class Coin(DreamLanes):
+    class Coin(DreamEnvs):
         """Some of what a policy does succeeds."""
 
-        def step(self, lanes: Sequence[int], actions: np.ndarray) -> tuple[Any, list[dict[str, Any]]]:
-            seen, told = super().step(lanes, actions)
-            return seen, [
-                {**t, "success": 1e6 * float(a.sum()) % 2 < 1, "done": True} for t, a in zip(told, actions, strict=True)
-            ]
+        def step(self, rows: Sequence[int], actions: np.ndarray) -> tuple[Any, list[StepResult]]:
+            seen, results = super().step(rows, actions)
+            won = [1e6 * float(a.sum()) % 2 < 1 for a in actions]
+            return seen, [replace(r, success=w, done=True) for r, w in zip(results, won, strict=True)]
 
     assert world.steering.policy is not None
     starts, draws = [1, 2] * 10, (np.arange(20) // 2).tolist()
-    own, same = (in_reality(Coin(world.dream, 3), p, starts, draws) for p in (world.steering.policy, nothing))
-    assert own.tolist() == same.tolist() and 0 < own.sum() < 20
+    own, same = (
+        [r.success for r in rollout(Coin(world.dream, 3), p, starts, policy_seed=draws)]
+        for p in (world.steering.policy, nothing)
+    )
+    assert own == same and 0 < sum(own) < 20
 
 
 @pytest.mark.parametrize("mode", ["Disabled", "SameStep"])
@@ -254,7 +261,7 @@ def test_episodes_are_whole_first_ones_whatever_the_number_of_lanes(tiny_model: 
         world = steered(tiny_model)
         world.dream.judge = judged  # type: ignore[assignment]
         env = WorldModelVectorEnv(world, lanes, cfg=EnvConfig(horizon=3), autoreset_mode=mode)
-        total, won = episodes(env, lambda _: world.unsteered(), range(20))
+        total, won = episodes(env, UnsteeredPolicy(world.steering), range(20))
         return total.tolist(), won.tolist()
 
     (total, won), more = play(1), play(3)

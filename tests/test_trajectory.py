@@ -13,7 +13,8 @@ from test_agents import observation
 from test_dream import SeededStarts, chunks
 from torch import Tensor
 
-from imagine.agents.planner import DreamScorer, Firsts, Scene
+from imagine.agents.memory import EpisodeContext
+from imagine.agents.planner import DreamScorer, PlanningState
 from imagine.configs.commands.train_paths import Questions, hands_of, loosened
 from imagine.embodiment import Embodiment
 from imagine.model.model import SHIPPED, WorldActionModel
@@ -194,11 +195,11 @@ def test_dead_reckoning_adds_up_what_was_commanded(tiny_model: WorldActionModel)
 
 def test_a_planner_takes_the_way_between_two_looks_to_be_straight(tiny_model: WorldActionModel) -> None:
     frames, eyes = tiny_model.chunk_shapes["video"][0], JointPolicy(tiny_model)
-    firsts = Firsts(tiny_model)
+    known = EpisodeContext(tiny_model)
     a, b = (eyes.context(observation(1, seed=s)) for s in (0, 1))
-    _, path = firsts(a, [1009])
+    _, path = known(a, [3])
     assert torch.equal(path, initial(tiny_model, a.proprio[:, -1]))
-    start, path = firsts(b, [1010])
+    start, path = known(b, [3])
     assert torch.equal(start.proprio, a.proprio)
     way = b.proprio[:, -1] - a.proprio[:, -1]
     for k in range(frames + 1):
@@ -206,7 +207,7 @@ def test_a_planner_takes_the_way_between_two_looks_to_be_straight(tiny_model: Wo
         torch.testing.assert_close(path[:, -1 - frames + k, :3], here)
         torch.testing.assert_close(path[:, -1 - frames + k, -2:], here[:, tiny_model.anchor])
     torch.testing.assert_close(path[:, -1, 3:5], (a.proprio[:, -1] + way * 0.75)[:, tiny_model.anchor])
-    scene = Scene(b, start, ("push",), (1,))
+    scene = PlanningState(b, start, ("push",), (1,))
     torch.testing.assert_close(scene.been(tiny_model), path)  # assumed of a scene that has no path
 
 
@@ -223,7 +224,7 @@ class Says(JointPolicy):
 
 def test_a_plan_of_two_chunks_is_scored_as_its_first_one_followed_by_the_second(tiny_model: WorldActionModel) -> None:
     context = JointPolicy(tiny_model).context(observation(2))
-    scene = Scene(context, context, ("push the red bowl",) * 2, (5, 6))
+    scene = PlanningState(context, context, ("push the red bowl",) * 2, (5, 6))
     plan = torch.from_numpy(chunks(3, 2))
     second = chunks(1, 1, 9)[0, 0]
     whole = torch.cat([plan, torch.from_numpy(second).expand_as(plan)], 2)

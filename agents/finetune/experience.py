@@ -1,4 +1,4 @@
-"""What a policy lived through in the dream: groups of episodes from one start under one dream noise.
+"""What a policy did in the dream and what came of it: groups of episodes from one start under one dream noise.
 
 Members of a group differ in nothing but what the policy drew, so that the difference of their returns is the policy's
 doing and not the world's (common random numbers).
@@ -14,13 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imagine.agents.envs import DreamEnvs
 from imagine.agents.finetune.kernel import FlowKernel, Moves
-from imagine.agents.rollout import DreamLanes, EpisodeRecord, Tell, rollout
+from imagine.agents.rollout import EpisodeRecord, OnProgress, episode_id, rollout
+from imagine.model.batching import in_tiles
 from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
 from imagine.questions import POLICY
-from imagine.sampler import draw_noise, sample
-from imagine.types import Chunk, Context, NoiseLevels, _Batched
+from imagine.sampler import initial_noise, sample
+from imagine.seeds import Stream, derive
+from imagine.types import Chunk, Context, ImagineError, NoiseLevels, _Batched
 
 Baseline = Literal["group", "batch"]
 
@@ -90,29 +93,44 @@ class Explorer:
 
     def __init__(self, model: WorldActionModel, kernel: FlowKernel, steps: int) -> None:
         self.model, self.kernel, self.steps = model, kernel, steps
-        self.reader = JointPolicy(model, steps=steps)
-        self.asked: list[tuple[Context, Tensor]] = []
+        self.encoder = JointPolicy(model, steps=steps)
+        self.asked: list[tuple[Context, Tensor, list[int]]] = []
 
     @torch.inference_mode()
-    def act(self, observation: dict[str, np.ndarray], seeds: Sequence[int] | None = None) -> np.ndarray:
-        """See :class:`imagine.types.Policy`."""
-        assert seeds is not None
-        context, own = self.reader.context(observation), [int(s) for s in seeds]
-        noise = draw_noise(self.model.chunk_shapes["action"], len(own), [s * 3 + 2 for s in own], None)
-        chain = [noise.to(context.video)]
-        sample(
-            self.model, POLICY, context, steps=self.steps, noise=Chunk(action=chain[0]), move=Moves(self.kernel, own),
-            callback=lambda _, chunk: chain.append(chunk.action),  # type: ignore[arg-type]
-        )  # fmt: skip
-        self.asked.append((context, torch.stack(chain, 1)))
-        return self.model.restore_action(chain[-1]).cpu().numpy()
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        seeds: Sequence[int] | None = None,
+        episodes: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """See :class:`imagine.types.Policy`.
 
-    def reset(self, lanes: np.ndarray | None = None) -> None:
-        """Nothing to forget."""
+        Raises:
+            ImagineError: no seeds or no episodes.
+        """
+        if seeds is None or episodes is None:
+            raise ImagineError("exploration is kept by episode and drawn from seeds; give both.")
+        context, own = self.encoder.context(observation), [int(s) for s in seeds]
+
+        def explore(rows: Tensor) -> tuple[Tensor, ...]:
+            some = [own[i] for i in rows.tolist()]
+            chain = [initial_noise(self.model.chunk_shapes["action"], some, Stream.ACTION).to(context.video)]
+            sample(
+                self.model, POLICY, context.index(rows), steps=self.steps, noise=Chunk(action=chain[0]),
+                move=Moves(self.kernel, some), callback=lambda _, chunk: chain.append(chunk.action),  # type: ignore[arg-type]
+            )  # fmt: skip
+            return self.model.restore_action(chain[-1]), torch.stack(chain, 1)
+
+        action, chains = in_tiles(explore, len(own))
+        self.asked.append((context, chains, [int(e) for e in episodes]))
+        return action.cpu().numpy()
+
+    def reset(self, episodes: Sequence[int] | None = None) -> None:
+        """Nothing to forget that anybody acts by; what was explored stays in ``asked``."""
 
 
 def gather(
-    lanes: DreamLanes,
+    envs: DreamEnvs,
     model: WorldActionModel,
     kernel: FlowKernel,
     seeds: Sequence[int],
@@ -122,12 +140,12 @@ def gather(
     steps: int = 4,
     discount: float = 0.9,
     baseline: Baseline = "batch",
-    tell: Tell | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Experience:
     """Roll out a group of episodes from every seed.
 
     Args:
-        lanes: the dream.
+        envs: the dream.
         model: the policy.
         kernel: how it explores.
         seeds: one per group; each chooses start and dream noise.
@@ -136,32 +154,31 @@ def gather(
         steps: denoising steps of the policy.
         discount: per chunk.
         baseline: what an episode's return is compared with; see :func:`advantages`.
-        tell: progress.
+        on_progress: called after every group of episodes.
     """
     explorer = Explorer(model, kernel, steps)
     starts = np.repeat(np.asarray(seeds, np.int64), members)
-    draws = [draw * 10_007 + i % members for i in range(len(starts))]
-    records = rollout(lanes, explorer, starts.tolist(), policy_seed=draws, tell=tell)
+    draws = [derive(draw, i % members) for i in range(len(starts))]
+    records = rollout(envs, explorer, starts.tolist(), policy_seed=draws, on_progress=on_progress)
     returns = np.array([sum(discount**t * r for t, r in enumerate(record.rewards)) for record in records])
     group = np.repeat(np.arange(len(seeds)), members)
     better = advantages(returns, group if baseline == "group" else np.zeros_like(group))
-    return Experience(records, group, returns, _decisions(explorer, records, lanes.num_lanes, better))
+    ids = [episode_id(int(start), one) for start, one in zip(starts, draws, strict=True)]
+    return Experience(records, group, returns, _decisions(explorer, records, ids, better))
 
 
-def _decisions(explorer: Explorer, records: list[EpisodeRecord], lanes: int, advantage: np.ndarray) -> Decisions:
-    """Match what the explorer was asked, lanes in order, chunk after chunk, with the episodes."""
-    episode: list[int] = []
-    for begin in range(0, len(records), lanes):
-        own = range(begin, min(begin + lanes, len(records)))
-        for chunk in range(max(len(records[i].rewards) for i in own)):
-            episode += [i for i in own if len(records[i].rewards) > chunk]
-    asked = [c.named() for c, _ in explorer.asked]
+def _decisions(
+    explorer: Explorer, records: list[EpisodeRecord], ids: Sequence[int], advantage: np.ndarray
+) -> Decisions:
+    """What the explorer was asked, with the episodes that it belongs to."""
+    number = {episode: i for i, episode in enumerate(ids)}
+    asked = [context.named() for context, _, _ in explorer.asked]
     context = Context(**{name: torch.cat([c[name] for c in asked]) for name in asked[0]})
     good = np.array([r.success and not r.unbelievable for r in records])
-    at = torch.tensor(episode)
+    at = torch.tensor([number[episode] for _, _, episodes in explorer.asked for episode in episodes])
     made = Decisions(
         context=context,
-        chain=torch.cat([chain for _, chain in explorer.asked]),
+        chain=torch.cat([chain for _, chain, _ in explorer.asked]),
         advantage=torch.from_numpy(advantage).float()[at],
         success=torch.from_numpy(good).float()[at],
         episode=at,

@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from imagine.agents.envs import DreamEnvs
 from imagine.agents.finetune.algorithms import ALGORITHMS, Algorithm
 from imagine.agents.finetune.awr import AWR
 from imagine.agents.finetune.experience import Baseline, Decisions, Experience, gather, velocity
@@ -25,11 +26,11 @@ from imagine.agents.finetune.filtered_bc import FilteredBC
 from imagine.agents.finetune.grpo import FlowGRPO
 from imagine.agents.finetune.kernel import FlowKernel
 from imagine.agents.finetune.nft import DiffusionNFT
-from imagine.agents.rollout import DreamLanes
 from imagine.files import atomic_path
 from imagine.model.model import WorldActionModel
 from imagine.noise import schedule
 from imagine.policy.adapter import Learner, merged
+from imagine.seeds import Stream, derive
 from imagine.train.fit import step_generator
 from imagine.types import CheckpointMismatch, ImagineError
 
@@ -96,7 +97,8 @@ class ImproveConfig(BaseModel):
     def start_seeds(self, update: int | None = None) -> tuple[int, int]:
         """First and last start seed of an update, or of all."""
         # Runs of other seeds begin elsewhere in a band of 40,000 starts.
-        first = self.first_seed + self.seed * 7_919 % 20_011 + (update or 0) * self.groups
+        offset = int(np.random.default_rng(derive(self.seed, Stream.START)).integers(20_000)) if self.seed else 0
+        first = self.first_seed + offset + (update or 0) * self.groups
         return first, first + self.groups * (self.updates if update is None else 1) - 1
 
     def horizon(self, update: int) -> int:
@@ -105,8 +107,8 @@ class ImproveConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one look at a policy found.
+class Check:
+    """What one check of a policy found.
 
     Attributes:
         numbers: for the curves.
@@ -120,8 +122,8 @@ class Look:
 class Watcher(Protocol):
     """Looks for exploitation every few updates."""
 
-    def look(self, model: WorldActionModel, horizon: int) -> Look:
-        """Look at a policy over episodes of at most ``horizon`` chunks."""
+    def check(self, model: WorldActionModel, horizon: int) -> Check:
+        """Check a policy over episodes of at most ``horizon`` chunks."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -133,17 +135,17 @@ class Watcher(Protocol):
         ...
 
 
-Told = Callable[[int, dict[str, float]], None]
+OnUpdate = Callable[[int, dict[str, float]], None]
 """Called with (updates done, the newest numbers)."""
 
 
-class Improver:
+class Trainer:
     """One run."""
 
     def __init__(
         self,
         base: WorldActionModel,
-        lanes: DreamLanes,
+        envs: DreamEnvs,
         cfg: ImproveConfig,
         folder: Path,
         *,
@@ -154,7 +156,7 @@ class Improver:
 
         Args:
             base: the joint model; never changed.
-            lanes: dreams to learn in.
+            envs: dreams to learn in.
             cfg: how.
             folder: run folder.
             monitor: watches; None trains unwatched.
@@ -164,7 +166,7 @@ class Improver:
             CheckpointMismatch: ``start`` or the folder's state was made for another network.
             ImagineError: the algorithm needs random moves and its kernel makes none, or groups to compare and has none.
         """
-        self.base, self.lanes, self.cfg, self.folder, self.monitor = base, lanes, cfg, Path(folder), monitor
+        self.base, self.envs, self.cfg, self.folder, self.monitor = base, envs, cfg, Path(folder), monitor
         self.algorithm = cfg.chosen
         if cfg.algorithm == "grpo" and not cfg.grpo.noisy_steps(cfg.steps, base.schedule_shift):
             raise ImagineError(
@@ -184,49 +186,49 @@ class Improver:
         self.update, self.curve, self.alarm = 0, list[dict[str, float]](), ""
         self._resume()
 
-    def run(self, tell: Told | None = None) -> Path:
+    def run(self, on_update: OnUpdate | None = None) -> Path:
         """Train until all updates are done or an alarm stops it; returns the folder of the adapter."""
         from torch.utils.tensorboard import SummaryWriter
 
         log = SummaryWriter(str(self.folder / "log"), purge_step=self.update)
         while self.update < self.cfg.updates and not self.alarm:
-            numbers = self._look() | self._improve()
+            numbers = self._check() | self._improve()
             self.update += 1
             if self.update == self.cfg.updates and not self.alarm:
-                numbers |= {f"final_{k}": v for k, v in self._look(always=True).items()}
+                numbers |= {f"final_{k}": v for k, v in self._check(always=True).items()}
             self.curve.append({"update": self.update, **numbers})
             for key, value in numbers.items():
                 log.add_scalar(f"improve/{key}", value, self.update)
             self._save()
-            if tell is not None:
-                tell(self.update, numbers)
+            if on_update is not None:
+                on_update(self.update, numbers)
         log.close()
         return self.folder / "adapter"
 
     # ------------------------------------------------------------------ one update
     def _improve(self) -> dict[str, float]:
-        """Dream, then learn; what the acting policy lived through is the numbers'."""
+        """Dream, then learn; the numbers are the acting policy's."""
         cfg, u = self.cfg, self.update
         if self.alarm:
             return {}
-        self.lanes.horizon = cfg.horizon(u)
+        self.envs.horizon = cfg.horizon(u)
         first, last = cfg.start_seeds(u)
-        lived = gather(
-            self.lanes, self.behaviour.model, self.algorithm.kernel, range(first, last + 1), cfg.members,
-            draw=cfg.seed * 1_009 + u, steps=cfg.steps, discount=cfg.discount,
+        gathered = gather(
+            self.envs, self.behaviour.model, self.algorithm.kernel, range(first, last + 1), cfg.members,
+            draw=derive(cfg.seed, u), steps=cfg.steps, discount=cfg.discount,
             baseline=cfg.baseline,
         )  # fmt: skip
-        numbers = {**lived.numbers(), "horizon": float(cfg.horizon(u))}
-        numbers |= self._learn(lived, step_generator(cfg.seed + 77, u))
+        numbers = {**gathered.numbers(), "horizon": float(cfg.horizon(u))}
+        numbers |= self._learn(gathered, step_generator(derive(cfg.seed, Stream.POLICY), u))
         keep = cfg.follow
         newest = self.learner.state()
         self.behaviour.load({k: keep * v + (1 - keep) * newest[k] for k, v in self.behaviour.state().items()})
-        return numbers | {"kl": self._divergence(lived.decisions)}
+        return numbers | {"kl": self._divergence(gathered.decisions)}
 
-    def _learn(self, lived: Experience, generator: torch.Generator) -> dict[str, float]:
+    def _learn(self, gathered: Experience, generator: torch.Generator) -> dict[str, float]:
         cfg, algorithm = self.cfg, self.algorithm
-        rows = lived.decisions.index(algorithm.usable(lived.decisions))
-        told: dict[str, list[float]] = {"usable": [len(rows) / len(lived.decisions)]}
+        rows = gathered.decisions.index(algorithm.usable(gathered.decisions))
+        sums: dict[str, list[float]] = {"usable": [len(rows) / len(gathered.decisions)]}
         if not len(rows):
             return {"usable": 0.0}
         prepared = algorithm.prepare(rows, self.behaviour.model)
@@ -242,12 +244,12 @@ class Improver:
                 norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters().values(), cfg.clip)
                 self.optimiser.step()
                 for key, value in {"loss": loss.item(), "gradient": norm.item(), **numbers}.items():
-                    told.setdefault(key, []).append(value)
-        return {k: float(np.mean(v)) for k, v in told.items()}
+                    sums.setdefault(key, []).append(value)
+        return {k: float(np.mean(v)) for k, v in sums.items()}
 
     @torch.no_grad()
     def _divergence(self, rows: Decisions, most: int = 128) -> float:
-        """Mean KL of the learner from where training began, nats per decision, on chains just lived through."""
+        """Mean KL of the learner from where training began, nats per decision, on the chains of this update."""
         rows = rows.index(torch.linspace(0, len(rows) - 1, min(most, len(rows))).long())
         levels = schedule(self.cfg.steps, self.base.schedule_shift).tolist()
         total = torch.zeros(len(rows))
@@ -257,19 +259,19 @@ class Improver:
             total += RULER.kl(x, ours, theirs, levels[k], levels[k + 1]).cpu()
         return float(total.mean())
 
-    def _look(self, always: bool = False) -> dict[str, float]:
+    def _check(self, always: bool = False) -> dict[str, float]:
         """Ask the monitor when it is time; what it finds good becomes the adapter that is kept."""
         if not always and self.update % self.cfg.look_every and self.monitor is not None:
             return {}
         if self.monitor is not None:
-            look = self.monitor.look(self.learner.model, self.cfg.last_horizon)
-            if look.alarm:
+            found = self.monitor.check(self.learner.model, self.cfg.last_horizon)
+            if found.alarm:
                 self.alarm = (
-                    f"training stopped after {self.update} updates: {look.alarm}; the last adapter before is kept"
+                    f"training stopped after {self.update} updates: {found.alarm}; the last adapter before is kept"
                 )
-                return look.numbers
+                return found.numbers
         self.learner.save(self.folder / "adapter")
-        return look.numbers if self.monitor is not None else {}
+        return found.numbers if self.monitor is not None else {}
 
     # ------------------------------------------------------------------ state
     def _save(self) -> None:
@@ -297,7 +299,7 @@ class Improver:
         self.learner.load(weights)
         self.behaviour.load(state["behaviour"])
         self.optimiser.load_state_dict(state["optimiser"])
-        told = json.loads(state["told"])
-        self.update, self.curve, self.alarm = int(state["update"]), told["curve"], told["alarm"]
+        progress = json.loads(state["told"])
+        self.update, self.curve, self.alarm = int(state["update"]), progress["curve"], progress["alarm"]
         if self.monitor is not None and (watched := json.loads(state["monitor"])):
             self.monitor.load(watched)

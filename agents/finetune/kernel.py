@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from imagine.sampler import draw_noise, euler
+from imagine.seeds import Stream, derive
 
 LEAST = 1e-6  # a smaller standard deviation counts as none
 
@@ -84,7 +85,7 @@ class FlowKernel(BaseModel):
 
 
 class Moves:
-    """A kernel as the sampler's ``move``; lane i's noise at step k depends on (seeds[i], k) alone."""
+    """A kernel as the sampler's ``move``; row i's noise at step k depends on (seeds[i], k) alone."""
 
     def __init__(self, kernel: FlowKernel, seeds: list[int]) -> None:
         self.kernel, self.seeds = kernel, seeds
@@ -93,5 +94,5 @@ class Moves:
         """See :data:`imagine.sampler.Transition`."""
         if self.kernel.kind == "ode" or self.kernel.noise == 0:
             return euler(step, x, velocity, sigma, to)
-        own = [s * 31 + 7 + step for s in self.seeds]
+        own = [derive(s, step, Stream.ACTION) for s in self.seeds]
         return self.kernel.step(x, velocity, sigma, to, draw_noise(tuple(x.shape[1:]), len(x), own, None))

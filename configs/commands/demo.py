@@ -76,7 +76,7 @@ class Demo:
         seeds = list(range(self.args.seed, self.args.seed + 6))
         records = rollout(
             self.build.lanes("real", self.model, self.args.model, 6), self.policy, seeds,
-            film=True, keep=True, canvas=self._canvas,
+            frames=True, keep=True,
         )  # fmt: skip
         dreams = replay(self.build.dream(self.model, self.args.model), records)
         errors = [
@@ -135,7 +135,7 @@ class Demo:
                     world, self.model, self.args.model, 16, judged_by="own", guarded=guarded, horizon=ZOO_HORIZON
                 )
                 tell = self._tell(f"{name}, {world}")
-                result, _ = evaluate(lanes, policy, seeds, task_of=self.build.task_of, tell=tell)
+                result, _ = evaluate(lanes, policy, seeds, task_of=self.build.task_of, on_progress=tell)
                 self.answer[f"{name}_{world}"] = result
                 each = [_rate(result["per_task"].get(f)) for f in self.families]
                 rows.append([f"{name}, {world}", _rate(result), *each])
@@ -156,18 +156,18 @@ class Demo:
         from imagine.agents.evaluate import evaluate
         from imagine.agents.planner import BestOfN, DreamScorer
         from imagine.agents.statistics import paired_difference
-        from imagine.configs.commands.plan import _Timed, decision_figure
+        from imagine.configs.commands.plan import Timed, decision_figure
 
         scorer = DreamScorer(
             self.build.dreamer(self.model, self.args.model), self.build.judge("own", self.args.model),
             cfg=self.build.dream_config(self.args.model),
         )  # fmt: skip
-        planner = _Timed(BestOfN(self.novice, scorer, 8))
+        planner = Timed(BestOfN(self.novice, scorer, 8))
         seeds = range(self.args.seed + 100, self.args.seed + 100 + self.args.episodes)
         lanes, outcomes = self.build.lanes("real", self.model, self.args.model, 16), []
         for key, name, policy in (("before", "one sample", self.novice), ("best_of_8_real", "best of 8", planner)):
             self.answer[key], records = evaluate(
-                lanes, policy, seeds, task_of=self.build.task_of, tell=self._tell(name)
+                lanes, policy, seeds, task_of=self.build.task_of, on_progress=self._tell(name)
             )
             outcomes.append([r.success for r in records])
         self.novices_own, chosen = outcomes
@@ -215,7 +215,7 @@ class Demo:
         results, outcomes = {"before": self.answer["before"]}, {"before": self.novices_own}
         for name, policy in better.items():
             results[name], records = evaluate(
-                lanes, policy, seeds, task_of=self.build.task_of, tell=self._tell(f"real, {name}")
+                lanes, policy, seeds, task_of=self.build.task_of, on_progress=self._tell(f"real, {name}")
             )
             outcomes[name] = [r.success for r in records]
         gain = paired_difference(outcomes["after"], outcomes["before"])
@@ -241,7 +241,7 @@ class Demo:
         small = self.build.lanes("real", self.model, self.args.model, 1)
         for i in changed:
             films = [
-                rollout(small, policy, [seeds[i]], film=True, canvas=self._canvas)[0].frames
+                rollout(small, policy, [seeds[i]], frames=True)[0].frames
                 for policy in (policies["before"], policies["after"])
             ]
             self.report.videos_side_by_side(
@@ -271,9 +271,6 @@ class Demo:
             f"Everything below was computed on this machine in {a['seconds'] / 60:.1f} minutes."
         )
         self.report.lead(cards)
-
-    def _canvas(self, observation: dict[str, np.ndarray]) -> np.ndarray:
-        return self.model.body.tile({v.name: observation[v.name] for v in self.model.body.views})
 
     def _tell(self, name: str) -> Any:
         def tell(done: int, total: int) -> None:

@@ -87,8 +87,8 @@ def run(args: Args) -> dict[str, Any]:
     if imagined and "expert" in policies:
         raise ImagineError("the scripted expert reads the true state, which a dream has not; use --world real.")
     trust = caveat(args.model, args.judge, args.unchecked) if imagined else {}
-    from imagine.agents.evaluate import carry_out, parts
-    from imagine.configs.evaluation import Setup, Worker, stamp
+    from imagine.agents.evaluate import EXPERT, carry_out, parts
+    from imagine.configs.evaluation import Setup, stamp, worker
 
     folder = RunFolder.of("evaluate", args)
     setup = Setup(
@@ -104,17 +104,18 @@ def run(args: Args) -> dict[str, Any]:
         args.dataset,
         str(folder / "canvases"),
     )
-    here = Worker(setup)
-    if args.dataset:
-        seeds = here.recorded.usable()[: args.episodes]
+    here = worker(setup)
+    if here.recorded is not None:
+        seeds = list(here.recorded)[: args.episodes]
     worlds = _worlds(args, here)
     for name in () if args.dataset else policies:  # what cannot be had is refused before anything runs
-        here.policy(name)
+        if name != EXPERT:
+            here.policy(name)
     wanted = parts(policies, worlds, seeds, PART)
     with bar("episodes") as tell:
         table = carry_out(
-            wanted, partial(Worker, setup) if args.ray else lambda: here, folder.path, ray=args.ray or None,
-            workers=args.workers, stamp=stamp(setup, () if args.dataset else policies), tell=tell,
+            wanted, partial(worker, setup) if args.ray else lambda: here, folder.path, ray=args.ray or None,
+            workers=args.workers, stamp=stamp(setup, () if args.dataset else policies), on_progress=tell,
         )  # fmt: skip
     from imagine.configs.commands.evaluate_report import answer_of, write_report
 
@@ -143,8 +144,7 @@ def _policies(args: Args) -> tuple[str, ...]:
 
 def _worlds(args: Args, worker: Any) -> tuple[str, ...]:
     if args.dataset:
-        has_truth = bool(worker.recorded.windows.batch(worker.recorded.starts.rows[:1]).success_valid.all())
-        return ("recorded", "imagined") if has_truth else ("imagined",)
+        return ("recorded", "imagined") if worker.recorded.tells_success else ("imagined",)
     return ("real", "imagined") if args.zoo or args.world == "both" else (args.world,)
 
 

@@ -146,10 +146,10 @@ def _films(
     wanted = [(p, int(at[k])) for k in range(args.films) for p, at in enumerate(apart) if len(at) > k][: args.films]
     if not wanted:
         return
-    body = worker.model.body
+    body = worker.body
     page.section("Where they disagree", "The same policy from the same start, acting in each world.")
     for p, i in wanted:
-        films = [(w, worker.episodes(Part(policies[p], w, (int(seeds[i]),)), film=True)[0].frames) for w in worlds]
+        films = [(w, worker.episodes(Part(policies[p], w, (int(seeds[i]),)), frames=True)[0].frames) for w in worlds]
         how = {True: "done", False: "not done"}
         page.videos_side_by_side(
             films, body.control_hz / body.frame_stride,

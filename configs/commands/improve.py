@@ -79,20 +79,20 @@ def run(args: Args) -> dict[str, Any]:
 
 def learn(args: Args, cfg: Any, model: Any, folder: Path) -> dict[str, Any]:
     """Dream and learn; returns what it came to, with the curve of every update."""
-    from imagine.agents.finetune.improve import Improver
-    from imagine.agents.rollout import DreamLanes
+    from imagine.agents.envs import DreamEnvs
+    from imagine.agents.finetune.improve import Trainer
+    from imagine.agents.monitor import Monitor, MonitorConfig
     from imagine.configs import build
-    from imagine.configs.monitor import Monitor, MonitorConfig
     from imagine.policy.adapter import weights_hash
     from imagine.world.dream import Dream
 
-    begin, dream, looks = time.time(), _dream(args, model, folder), MonitorConfig(starts=args.watch_starts)
+    begin, dream, checks = time.time(), _dream(args, model, folder), MonitorConfig(starts=args.watch_starts)
     frozen = weights_hash(dream.model)
-    lanes, monitor = DreamLanes(dream, args.lanes), None
+    envs, monitor = DreamEnvs(dream, args.lanes), None
     if not args.unguarded:
-        other = DreamLanes(Dream(dream.model, dream.judge, build.robot_starts(model), dream.cfg), looks.starts)
-        monitor = Monitor(other, build.absent(model), looks)
-    run = Improver(model, lanes, cfg, folder, monitor=monitor, start=build.adapter_of(args.policy, args.model))
+        other = DreamEnvs(Dream(dream.model, dream.judge, build.robot_starts(model), dream.cfg), checks.starts)
+        monitor = Monitor(other, build.absent(model), checks)
+    run = Trainer(model, envs, cfg, folder, monitor=monitor, start=build.adapter_of(args.policy, args.model))
     from imagine.train.fit import progress
 
     with progress("improve", cfg.updates, run.update) as tell:

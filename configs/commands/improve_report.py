@@ -55,7 +55,7 @@ def prove(args: Any, model: Any, folder: RunFolder) -> Proof:
         seen = {}
         for name, policy in proof.policies.items():
             with bar(f"{world}, {name}") as tell:
-                result, records = evaluate(lanes, policy, proof.seeds, task_of=build.task_of, tell=tell)
+                result, records = evaluate(lanes, policy, proof.seeds, task_of=build.task_of, on_progress=tell)
             proof.numbers[mark + name] = result
             seen[name] = np.array([r.success for r in records])
         proof.numbers[mark + "gain"] = interval(paired_difference(seen["after"], seen["before"]))
@@ -143,7 +143,6 @@ def films(report: Report, args: Any, model: Any, proof: Proof, most: int = 3) ->
     """Before and after, real and imagined, from starts where the real outcome changed for better or worse."""
     from imagine.agents.rollout import rollout
     from imagine.configs import build
-    from imagine.configs.commands.rollout import canvas
 
     before, after = proof.outcomes["before"], proof.outcomes["after"]
     better, worse = np.flatnonzero(after & ~before)[:most], np.flatnonzero(before & ~after)[:1]
@@ -151,15 +150,12 @@ def films(report: Report, args: Any, model: Any, proof: Proof, most: int = 3) ->
         return
     report.section("The same starts, before and after", "Where the real outcome changed; the dream is shown beside it.")
     fps = model.body.control_hz / model.body.frame_stride
-    worlds = {
-        world: build.lanes(world, model, args.model, 1, film=True, judged_by=args.judge)
-        for world in ("real", "imagined")
-    }
+    worlds = {world: build.lanes(world, model, args.model, 1, judged_by=args.judge) for world in ("real", "imagined")}
     for i in [*better.tolist(), *worse.tolist()]:
         shown, told = [], ""
-        for world, lanes in worlds.items():
+        for world, envs in worlds.items():
             for name, policy in proof.policies.items():
-                (record,) = rollout(lanes, policy, [proof.seeds[i]], film=True, canvas=lambda o: canvas(model, o))
+                (record,) = rollout(envs, policy, [proof.seeds[i]], frames=True)
                 shown.append((f"{world}, {name}", record.frames))
                 told = record.instruction
         verdict = "failed before, done after" if after[i] else "done before, fails after"

@@ -81,6 +81,7 @@ def run(args: Args) -> dict[str, Any]:
         ImagineError: an option is out of range, or the policy or model cannot be had.
     """
     from imagine.agents.practice import episodes, improvement
+    from imagine.agents.steer import AgentPolicy, UnsteeredPolicy
 
     _check(args)
     folder, begin = RunFolder.of("learn", args), time.time()
@@ -89,8 +90,8 @@ def run(args: Args) -> dict[str, Any]:
     took = time.time() - begin
     test = environment(args, args.lanes, "Disabled", None)
     tests = range(args.test_seed, args.test_seed + args.test_episodes)
-    unsteered = episodes(test, lambda _: test.world.unsteered(), tests)
-    steered = episodes(test, agent(), tests)
+    unsteered = episodes(test, UnsteeredPolicy(test.world.steering), tests)
+    steered = episodes(test, AgentPolicy(agent()), tests)
     answer = {"with": args.library, **learnt}
     answer |= {k: improvement(b, a) for k, b, a in zip(("return", "success"), unsteered, steered, strict=True)}
     if args.real_episodes:
@@ -177,15 +178,19 @@ def _real(args: Args, steering: Steering, agent: Agent, tell: Callable[[int, int
     """Before and after on the real twin, from the scenes with other draws, or from held-out starts."""
     import numpy as np
 
-    from imagine.agents.practice import improvement, in_reality
+    from imagine.agents.practice import improvement
+    from imagine.agents.rollout import rollout
     from imagine.agents.steer import SteeredPolicy
     from imagine.configs import build
 
-    lanes = build.lanes("real", steering.model, args.model, min(16, args.real_episodes), horizon=args.horizon)
+    envs = build.lanes("real", steering.model, args.model, min(16, args.real_episodes), horizon=args.horizon)
     each = np.arange(args.real_episodes)
     few = scenes(args) or range(args.test_seed, args.test_seed + args.real_episodes)
     starts, draws = [few[i % len(few)] for i in each], (each // len(few)).tolist()
     still = np.zeros((1, *steering.action_space.shape), np.float32)
     before: Policy = steering.policy or SteeredPolicy(steering, lambda seen: still.repeat(len(seen), 0))
-    both = (in_reality(lanes, policy, starts, draws, tell) for policy in (before, SteeredPolicy(steering, agent)))
+    both = [
+        np.array([r.success for r in rollout(envs, policy, starts, policy_seed=draws, on_progress=tell)])
+        for policy in (before, SteeredPolicy(steering, agent))
+    ]
     return improvement(*both)

@@ -97,16 +97,16 @@ def run(args: Args) -> dict[str, Any]:
     )  # fmt: skip
     folder = RunFolder.of("plan", args)
     drawn = _Pictures(scorer.model, folder / "decisions", seeds[: args.pictures])
-    planner = _Timed(Planner(proposer, scorer, cfg) if args.planning else proposer, drawn)
+    planner = Timed(Planner(proposer, scorer, cfg) if args.planning else proposer, drawn)
     name = f"{args.method.replace('_', ' ')}, {args.candidates} candidates" if args.planning else "no planning"
     with bar(name) as tell:
-        result, records = evaluate(lanes, planner, seeds, task_of=build.task_of, tell=tell)
+        result, records = evaluate(lanes, planner, seeds, task_of=build.task_of, on_progress=tell)
     how = {"method": args.method, "candidates": args.candidates} if args.planning else {"method": "none"}
     answer = {**how, "world": args.world, "policy": args.policy, **result, "seed": args.seed, **planner.numbers()}
     if args.compare:
-        alone = _Timed(proposer)
+        alone = Timed(proposer)
         with bar("no planning") as tell:
-            answer["alone"], before = evaluate(lanes, alone, seeds, task_of=build.task_of, tell=tell)
+            answer["alone"], before = evaluate(lanes, alone, seeds, task_of=build.task_of, on_progress=tell)
         gain = paired_difference([r.success for r in records], [r.success for r in before])
         answer["gain"] = {"value": gain.value, "ci_low": gain.low, "ci_high": gain.high}
         answer["ms_alone"] = alone.numbers()["ms_per_decision"]
@@ -114,20 +114,27 @@ def run(args: Args) -> dict[str, Any]:
     return answer
 
 
-Watch = Callable[[Any, dict[str, np.ndarray], Sequence[int]], None]
-"""Called with a plan, what was observed, and the seeds."""
+OnPlan = Callable[[Any, dict[str, np.ndarray], Sequence[int]], None]
+"""Called with a plan, what was observed, and the episodes."""
 
 
-class _Timed:
-    """Counts decisions and seconds, keeps the first plan to show, and tells of every other one."""
+class Timed:
+    """A ``Policy`` that counts another one's decisions and seconds, keeps its first plan, and hands on every one."""
 
-    def __init__(self, planner: Any, watch: Watch | None = None):
-        self.planner, self.watch, self.first = planner, watch, None
+    def __init__(self, planner: Any, on_plan: OnPlan | None = None):
+        """``planner`` is any policy; only those that plan have plans to hand on."""
+        self.planner, self.on_plan, self.first = planner, on_plan, None
         self.seconds, self.decisions, self.judged, self.fallbacks, self.late, self.calls = 0.0, 0, 0, 0, 0, 0
 
-    def act(self, observation: dict[str, np.ndarray], seeds: Any = None) -> np.ndarray:
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        seeds: Sequence[int] | None = None,
+        episodes: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """See :class:`imagine.types.Policy`."""
         begin = time.perf_counter()
-        action = self.planner.act(observation, seeds)
+        action = self.planner.act(observation, seeds, episodes)
         self.seconds += time.perf_counter() - begin
         self.decisions += len(action)
         if plans := getattr(self.planner, "plans", None):
@@ -136,12 +143,13 @@ class _Timed:
             self.calls, self.late = self.calls + 1, self.late + plan.late
             self.judged += plan.judged * len(action)
             self.fallbacks += int(plan.fallback.sum())
-            if self.watch is not None:
-                self.watch(plan, observation, seeds)
+            if self.on_plan is not None and episodes is not None:
+                self.on_plan(plan, observation, episodes)
         return action
 
-    def reset(self, lanes: np.ndarray | None = None) -> None:
-        self.planner.reset(lanes)
+    def reset(self, episodes: Sequence[int] | None = None) -> None:
+        """See :class:`imagine.types.Policy`."""
+        self.planner.reset(episodes)
 
     def numbers(self) -> dict[str, Any]:
         """What planning cost: per decision, and per call, which decides for all lanes at once."""
@@ -156,20 +164,23 @@ class _Timed:
 class _Pictures:
     """Draws every decision of some episodes, one file each."""
 
-    def __init__(self, model: Any, folder: Path, episodes: Sequence[int]):
-        self.model, self.folder, self.episodes, self.count = model, folder, set(episodes), {s: 0 for s in episodes}
+    def __init__(self, model: Any, folder: Path, seeds: Sequence[int]):
+        from imagine.agents.rollout import episode_id
 
-    def __call__(self, plan: Any, observation: dict[str, np.ndarray], seeds: Sequence[int]) -> None:
-        for row, seed in enumerate(seeds):
-            episode = int(seed) // 1_009  # imagine.agents.rollout, whose policy_seed is 0 here
-            if episode not in self.episodes:
+        self.model, self.folder = model, folder
+        self.seeds, self.count = {episode_id(s): s for s in seeds}, dict.fromkeys(seeds, 0)
+
+    def __call__(self, plan: Any, observation: dict[str, np.ndarray], episodes: Sequence[int]) -> None:
+        for row, episode in enumerate(episodes):
+            if episode not in self.seeds:
                 continue
             self.folder.mkdir(exist_ok=True)
-            k, told = self.count[episode], unpack_instruction(observation["instruction"][row])
-            self.count[episode] += 1
+            seed, instruction = self.seeds[episode], unpack_instruction(observation["instruction"][row])
+            k = self.count[seed]
+            self.count[seed] += 1
             now = self.model.body.tile({v.name: observation[v.name][row : row + 1] for v in self.model.body.views})[0]
-            figure = candidates_figure(self.model, plan, row, now, f"“{told}”, start {episode}, decision {k + 1}")
-            figure.savefig(self.folder / f"{episode}-{k + 1:02d}.png", dpi=90)
+            figure = candidates_figure(self.model, plan, row, now, f"“{instruction}”, start {seed}, decision {k + 1}")
+            figure.savefig(self.folder / f"{seed}-{k + 1:02d}.png", dpi=90)
 
 
 def candidates_figure(model: Any, plan: Any, lane: int, now: np.ndarray, title: str) -> Any:

@@ -34,26 +34,22 @@ def run(args: Args) -> dict[str, Any]:
         ImagineError: an option is out of range, or the instruction is not understood.
     """
     seeds = args.seeds()
+    from imagine.agents.evaluate import EXPERT
     from imagine.agents.rollout import rollout
     from imagine.configs import build
     from imagine.configs.report import encode_mp4
     from imagine.model.model import WorldActionModel
 
     model = WorldActionModel.from_pretrained(args.model)
-    told = args.instruction or None
-    if told:
-        model.text.tokenize([told])  # refuses unknown words before anything is written
-    policy = build.policy(args.policy, model, args.model)
+    instruction = args.instruction or None
+    if instruction:
+        model.text.tokenize([instruction])  # refuses unknown words before anything is written
+    policy = None if args.policy == EXPERT else build.policy(args.policy, model, args.model)
     n = min(args.lanes, len(seeds))
-    expert = args.policy == "expert"
-    lanes = build.lanes(
-        args.world, model, args.model, n, expert=expert, film=True, judged_by=args.judge, blocks=args.blocks
-    )
+    envs = build.lanes(args.world, model, args.model, n, judged_by=args.judge, blocks=args.blocks)
     folder = RunFolder.of("rollout", args)
     with bar("rollout") as tell:
-        records = rollout(
-            lanes, policy, seeds, instruction=told, film=True, canvas=lambda o: canvas(model, o), tell=tell
-        )
+        records = rollout(envs, policy, seeds, instruction=instruction, frames=True, on_progress=tell)
     fps = model.body.control_hz / model.body.frame_stride
     episodes = []
     for r in records:
@@ -66,8 +62,3 @@ def run(args: Args) -> dict[str, Any]:
     answer = {"out": str(folder.path), "world": args.world, "policy": args.policy, "episodes": episodes}
     folder.save_metrics(answer)
     return answer
-
-
-def canvas(model: Any, observation: dict[str, Any]) -> Any:
-    """Batched observations to canvases (B, H, W, 3) uint8."""
-    return model.body.tile({v.name: observation[v.name] for v in model.body.views})

@@ -93,15 +93,15 @@ class DreamJudge:
         """See :class:`imagine.policy.scoring.Scorer`; all candidates dream under the same noise."""
         import torch
 
-        from imagine.agents.scorer import Scene, read
+        from imagine.agents.scorer import PlanningState, read
 
         told = tuple(unpack_instruction(row) for row in observation["instruction"])
         now, first = self.eyes.context(observation), self.eyes.context(start)
         with torch.inference_mode():
-            scene = Scene(now, first, told, (self.seed,), read(self.eyes.model, now))
+            state = PlanningState(now, first, told, (self.seed,), read(self.eyes.model, now))
 
         def judge(candidates: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-            scores = self.score(scene, torch.from_numpy(candidates)[None])
+            scores = self.score(state, torch.from_numpy(candidates)[None])
             columns = {**scores.terms, "spread": scores.spread}
             return scores.value[0].cpu().numpy(), {k: v[0].cpu().numpy() for k, v in columns.items()}
 

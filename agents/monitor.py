@@ -1,32 +1,32 @@
-"""Watches training in a dream for the judge being fooled: canaries, a second judge, and doubt, every few updates.
+"""Checks for a judge being fooled while a policy trains: canaries, a second judge and inverse error.
 
 Starts are its own, never trained on. Canaries are rollouts that cannot have succeeded: hands that hold still, chunks
-dealt anew among rollouts and moments, and the policy's own rollouts judged by an instruction about something that is
+shuffled among rollouts and moments, and the policy's own rollouts judged by an instruction about something that is
 not there. Their judged success is the exploitability floor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from imagine.agents.envs import DreamEnvs, RecordedEnvs
 from imagine.agents.finetune.experience import second_verdicts
-from imagine.agents.finetune.improve import Look
-from imagine.agents.rollout import DreamLanes, EpisodeRecord, rollout
+from imagine.agents.finetune.improve import Check
+from imagine.agents.rollout import EpisodeRecord, rollout
 from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
 from imagine.rewards.negative_controls import GapAlarm, false_positive_rate, shuffled_chunks
-from imagine.types import unpack_instruction
 
 Absent = Callable[[str, int], str]
 """(instruction, start seed) to an instruction that cannot be carried out from that start."""
 
 
 class MonitorConfig(BaseModel):
-    """At how much to look, and when to stop.
+    """How much is checked, and when to stop.
 
     Attributes:
         starts: held-out starts; each is rolled out by the policy, and once per kind of canary.
@@ -46,26 +46,26 @@ class MonitorConfig(BaseModel):
 
 
 class Monitor:
-    """A ``imagine.agents.finetune.improve.Watcher``; remembers how floor and gap were at the first look."""
+    """A ``imagine.agents.finetune.improve.Watcher``; remembers how floor and gap were at the first check."""
 
-    def __init__(self, lanes: DreamLanes, absent: Absent, cfg: MonitorConfig) -> None:
+    def __init__(self, envs: DreamEnvs, absent: Absent, cfg: MonitorConfig) -> None:
         """Watch.
 
         Args:
-            lanes: a dream whose judge reports the second one's verdict as the term ``second``.
+            envs: a dream whose judge reports the second one's verdict as the term ``second``.
             absent: see :data:`Absent`.
             cfg: how much, and when to stop.
         """
-        self.lanes, self.absent, self.cfg = lanes, absent, cfg
+        self.envs, self.absent, self.cfg = envs, absent, cfg
         self.seeds = list(range(cfg.first_seed, cfg.first_seed + cfg.starts))
         self._gap = GapAlarm(cfg.sigmas, cfg.gap)
         self._floor: tuple[float, int] | None = None
 
-    def look(self, model: WorldActionModel, horizon: int) -> Look:
+    def check(self, model: WorldActionModel, horizon: int) -> Check:
         """Roll out policy and canaries for at most ``horizon`` chunks."""
-        self.lanes.horizon = horizon
+        self.envs.horizon = horizon
         policy = JointPolicy(model)
-        records = rollout(self.lanes, policy, self.seeds, keep=True)
+        records = rollout(self.envs, policy, self.seeds, keep=True)
         success = np.array([r.success for r in records])
         canaries = self._canaries(policy, records, horizon)
         floor = false_positive_rate(canaries)
@@ -78,7 +78,7 @@ class Monitor:
             "floor": floor.rate,
             **{f"floor_{kind}": rate for kind, (rate, _) in floor.by_kind.items()},
         }
-        return Look(numbers, self._alarm(floor.rate, floor.n, gap, rings))
+        return Check(numbers, self._alarm(floor.rate, floor.n, gap, rings))
 
     def _alarm(self, floor: float, n: int, gap: float, rings: bool) -> str | None:
         if self._floor is None:
@@ -99,34 +99,25 @@ class Monitor:
         return None
 
     def _canaries(self, policy: JointPolicy, records: list[EpisodeRecord], horizon: int) -> dict[str, np.ndarray]:
-        shape = self.lanes.dream.single_action_space.shape
+        shape = self.envs.dream.single_action_space.shape
         still = np.zeros((len(records), horizon, *shape), np.float32)
         own = still.copy()
         for i, r in enumerate(records):
             own[i] = np.stack([r.actions[t % len(r.actions)] for t in range(horizon)])
-        dealt = shuffled_chunks(own, self.cfg.first_seed)
-        wrong = [self.absent(r.instruction, r.seed) for r in records]
+        shuffled = shuffled_chunks(own, self.cfg.first_seed)
         return {
             "still": self._play(still),
-            "shuffled": self._play(dealt),
-            "absent": self._play(own, wrong),
+            "shuffled": self._play(shuffled),
+            "absent": self._play(own, self.absent),
         }
 
-    def _play(self, actions: np.ndarray, judged_by: Sequence[str] | None = None) -> np.ndarray:
-        """(n,) bool, judged a success at any chunk of those given, (n, T, K, A), whatever the lanes were told."""
-        n, lanes = len(actions), self.lanes.num_lanes
-        fooled = np.zeros(n, bool)
-        for begin in range(0, n, lanes):
-            own = range(begin, min(begin + lanes, n))
-            rows = list(range(len(own)))
-            seen = self.lanes.reset([self.seeds[i] for i in own], None)
-            if judged_by is not None:
-                rest = [unpack_instruction(seen["instruction"][0])] * (lanes - len(own))
-                self.lanes.dream.judge_by([judged_by[i] for i in own] + rest)
-            for t in range(actions.shape[1]):
-                _, told = self.lanes.step(rows, actions[begin : begin + len(own), t])
-                fooled[own.start : own.stop] |= [bool(x["success"]) for x in told]
-        return fooled
+    def _play(self, actions: np.ndarray, judged_by: Absent | None = None) -> np.ndarray:
+        """(n,) bool, judged a success at any chunk of those given, (n, T, K, A); by other instructions if given."""
+        given = dict(zip(self.seeds, actions, strict=True))
+        envs = DreamEnvs(
+            self.envs.dream, self.envs.num_envs, horizon=actions.shape[1], break_off=False, judged_by=judged_by
+        )
+        return np.array([r.success for r in rollout(RecordedEnvs(envs, given), None, self.seeds)])
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must know."""
