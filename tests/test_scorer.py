@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_dream import SeededStarts, chunks
 
-from imagine.agents.planner import DreamScorer, Scene
+from imagine.agents.planner import DreamScorer, PlanningState
 from imagine.model.model import WorldActionModel
 from imagine.rewards.guards import GuardConfig, GuardedJudge
 from imagine.types import Clip, Score
@@ -36,8 +36,8 @@ def dream_of(model: WorldActionModel, judge: Reach, cfg: DreamConfig) -> Dream:
     return dream
 
 
-def scene_of(dream: Dream) -> Scene:
-    return Scene(dream.context(), dream.context(), tuple(dream.instruction), tuple(range(8)))
+def scene_of(dream: Dream) -> PlanningState:
+    return PlanningState(dream.context(), dream.context(), tuple(dream.instruction), tuple(range(8)))
 
 
 @pytest.mark.parametrize("inverse_steps", [0, 1, 2])
