@@ -6,7 +6,7 @@ Eight lanes of the dream of ``g1-table-tiny``, judged from latents, on one threa
 DYNAMICS call and two INVERSE calls over one reading of the context; INVERSE does not paint, and last blocks compute no
 more than somebody looks at. ``off`` reads the context anew for every call, so that keys and values of the instruction
 and of what was observed are computed again, computes modulation and last blocks for every token, and paints what nobody
-looks at. ``compiled`` fuses blocks and painter and packs their weights with
+looks at. ``compiled`` fuses blocks and video decoder and packs their weights with
 torch.compile (``DreamConfig.compile``), ``autocast`` imagines in bfloat16, ``everything`` is both. All begin every step
 in the same state with the same actions and noise, and take turns in one process; a number is the median. ``cpu_ms`` is
 what the process itself worked, of which the gains are taken, so that a busy machine changes little; ``ms`` is by the

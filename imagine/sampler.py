@@ -30,7 +30,7 @@ class Velocity(Protocol):
         """Flow velocity (eps - clean) of every present modality.
 
         It takes two more keywords: ``wanted``, names of modalities, where others are given and may be left out of the
-        answer; and ``kept``, where the caller of :func:`sample` gives it.
+        answer; and ``block_kv``, where the caller of :func:`sample` gives it.
         """
         ...
 
@@ -83,7 +83,7 @@ def sample(
     move: Transition | Mapping[str, Transition] = euler,
     grid: Tensor | None = None,
     calls: Collection[int] | None = None,
-    kept: Any = None,
+    block_kv: Any = None,
     callback: Callable[[int, Chunk], None] | None = None,
 ) -> Chunk:
     """Answer one question about a batch of contexts by integration along its path in the noise square.
@@ -106,7 +106,7 @@ def sample(
         grid: (steps + 1,) levels from 1 to 0; by default evenly spaced, shifted by ``model.schedule_shift``.
         calls: the steps before which the network is asked, the first among them; at others its last velocity serves
             once more, as in DreamZero's cache of velocities.
-        kept: handed to the last call, for models that leave behind what they computed (``imagine.model.dit.Kept``).
+        block_kv: filled by the last call, for models that have it (:class:`imagine.model.kv_cache.BlockKV`).
         callback: called after each step with (step, chunk so far).
 
     Returns:
@@ -158,7 +158,7 @@ def sample(
     for k in range(steps):
         sigma = NoiseLevels(video=ones * levels["video"][k], action=ones * levels["action"][k])
         if k in asked:
-            leave = {} if kept is None or k != asked[-1] else {"kept": kept}
+            leave = {} if block_kv is None or k != asked[-1] else {"block_kv": block_kv}
             v = model.velocity(chunk, sigma, context, cache, **asking, **leave)
         moved = {
             n: moves[n](k, getattr(chunk, n), getattr(v, n), levels[n][k], levels[n][k + 1])

@@ -21,7 +21,7 @@ from imagine.types import CheckpointMismatch
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
 """Linear layers of a block that a policy's adapter changes: attention and feed-forward."""
 DREAM_TARGETS = (*TARGETS, "conv1", "conv2", "modulate", "features")
-"""What a dream's adapter changes: the painter as well."""
+"""What a dream's adapter changes: the video decoder as well."""
 _PREFIX = "base_model.model."
 
 

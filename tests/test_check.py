@@ -241,7 +241,7 @@ def test_instructions_that_say_nothing_or_too_much_are_refused(tmp_path: Path) -
         ({}, {"canvas_height": 72}, "canvas_height is 72, expected a multiple of 16"),
         ({}, {"chunk_frames": 1}, "chunk_frames is 1, expected a multiple of 2"),
         ({"action_patch": 6}, {"chunk_actions": 16, "chunk_frames": 4}, r"dit.action_patch is 6, expected one of \[1"),
-        ({"painter": {"blocks": 1, "width": 8}}, {"chunk_actions": 12, "chunk_frames": 12}, "dit.painter.width is 8"),
+        ({"decoder": {"blocks": 1, "width": 8}}, {"chunk_actions": 12, "chunk_frames": 12}, "dit.decoder.width is 8"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_key(dit: dict[str, Any], change: dict[str, Any], key: str) -> None:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from conftest import TINY_DIT, randomise
 from torch import Tensor
 
-from imagine.model.decoder import PainterConfig
-from imagine.model.dit import DiTConfig, JointDiT, Kept
-from imagine.model.kv_cache import ContextCache
+from imagine.model.decoder import DecoderConfig
+from imagine.model.dit import DiTConfig, JointDiT
+from imagine.model.kv_cache import BlockKV, ContextCache
 from imagine.model.layers import rotary_table, rotate, waves
 from imagine.types import Chunk, Context, NoiseLevels, ShapeError
 
@@ -21,7 +21,7 @@ FUTURE = 4  # frames of a chunk: two temporal patches
 
 
 GROUNDED = {"place_frequencies": 2, "action_frequencies": 3, "steer_tokens": 2}
-PAINTED = {**GROUNDED, "painter": PainterConfig(blocks=2, width=16, frames=FUTURE)}
+PAINTED = {**GROUNDED, "decoder": DecoderConfig(blocks=2, width=16, frames=FUTURE)}
 
 
 def made(options: dict[str, object]) -> JointDiT:
@@ -277,7 +277,7 @@ def test_waves_are_sines_and_cosines_at_octaves() -> None:
 @torch.no_grad()
 def test_action_of_a_temporal_patch_steers_the_video_of_its_own_time() -> None:
     """With attention silenced, later actions leave earlier frames alone."""
-    dit = made(PAINTED | {"painter": PainterConfig()})
+    dit = made(PAINTED | {"decoder": DecoderConfig()})
     for block in dit.blocks:
         block.attn1.to_out[0].weight.zero_()  # type: ignore[union-attr, index]
     x, s = chunk(), NoiseLevels(torch.ones(B), torch.zeros(B))
@@ -298,28 +298,28 @@ def test_pure_noise_does_not_steer() -> None:
 
 
 @torch.no_grad()
-def test_untrained_painter_says_that_nothing_changes() -> None:
+def test_untrained_decoder_says_that_nothing_changes() -> None:
     fresh = JointDiT(TINY_DIT.model_copy(update=PAINTED)).eval()
     video = fresh(chunk(), levels(), fresh.prefill(context())).video
     assert torch.equal(video, context().video[:, -1:].expand_as(video))
 
 
 @torch.no_grad()
-def test_painter_paints_what_the_tokens_say() -> None:
-    """A sketch is what it paints when the tokens say nothing; what they do say reaches every frame."""
+def test_decoder_follows_the_tokens() -> None:
+    """Tokens that say nothing change nothing; what they do say reaches every frame."""
     dit, ctx = made(PAINTED), context()
-    sketch = dit.sketch(chunk(), levels(), ctx, None)
+    alone = dit.decode_without_tokens(chunk(), levels(), ctx, None)
     for frame in range(FUTURE):
-        assert (dit(chunk(), levels(), dit.prefill(ctx)).video[:, frame] - sketch[:, frame]).abs().max() > 1e-3
-    dit.painter.features.weight.zero_(), dit.painter.features.bias.zero_()
-    torch.testing.assert_close(dit(chunk(), levels(), dit.prefill(ctx)).video, sketch)
+        assert (dit(chunk(), levels(), dit.prefill(ctx)).video[:, frame] - alone[:, frame]).abs().max() > 1e-3
+    dit.decoder.features.weight.zero_(), dit.decoder.features.bias.zero_()
+    torch.testing.assert_close(dit(chunk(), levels(), dit.prefill(ctx)).video, alone)
 
 
-def test_sketch_teaches_the_painter_and_spares_the_transformer() -> None:
+def test_decoding_without_tokens_trains_the_decoder_and_spares_the_transformer() -> None:
     dit = made(PAINTED)
-    dit.sketch(chunk(), levels(), context(), None).square().sum().backward()
+    dit.decode_without_tokens(chunk(), levels(), context(), None).square().sum().backward()
     touched = {n.split(".")[0] for n, p in dit.named_parameters() if p.grad is not None}
-    assert touched == {"painter", "condition_embedder", "action_in", "action_steer"}
+    assert touched == {"decoder", "condition_embedder", "action_in", "action_steer"}
 
 
 def test_gradients_flow_through_the_same_function_as_inference(dit: JointDiT) -> None:
@@ -477,9 +477,9 @@ def test_what_a_pass_keeps_is_what_observing_its_video_would_leave() -> None:
     x, ctx = chunk(), context()
     clean = NoiseLevels(torch.zeros(B), torch.ones(B))
     passed, seen = dit.prefill(ctx), dit.prefill(ctx)
-    kept = Kept([], [], torch.empty(0), 0)
-    dit(replace(x, action=None), clean, passed, kept)
-    dit.remember(passed, kept, x.video, x.proprio)  # type: ignore[arg-type]
+    block_kv = BlockKV()
+    dit(replace(x, action=None), clean, passed, block_kv)
+    dit.remember(passed, block_kv, x.video, x.proprio)  # type: ignore[arg-type]
     dit.extend(seen, x.video, x.proprio)  # type: ignore[arg-type]
     assert passed.spans == seen.spans and torch.equal(passed.position, seen.position)  # type: ignore[arg-type]
     assert_same(dit(x, levels(), passed), dit(x, levels(), seen))

@@ -32,7 +32,7 @@ from imagine.types import (
 )
 from imagine.wan.encoders import ImageEncoder, PromptEncoder, WanCodec
 from imagine.wan.guidance import REUSED, Guided, unipc
-from imagine.wan.load import adopt, describe, load_giant, read_statistics, remembered
+from imagine.wan.load import adopt, describe, load_pretrained, read_statistics, remembered
 from imagine.world.dream import Dream, DreamConfig
 from imagine.world.starts import Start
 
@@ -69,7 +69,7 @@ def parts() -> dict[str, Any]:
     return {
         "codec": WanCodec(make_vae()),
         "text": PromptEncoder(make_t5(), Tokenizer(), length=6),
-        "eyes": ImageEncoder(make_clip()),
+        "image_encoder": ImageEncoder(make_clip()),
     }
 
 
@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def giant(folder: Path, **more: Any) -> WorldActionModel:
-    return load_giant(folder, BODY, template=TEMPLATE, **parts() | more)
+    return load_pretrained(folder, BODY, template=TEMPLATE, **parts() | more)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_a_released_checkpoint_answers_what_it_was_trained_for(folder: Path) -> 
     chunk = sample(model, JOINT, context, steps=2, seeds=[1, 2])
     assert chunk.video is not None and chunk.video.shape == (2, 2, 4, 4, 4) and chunk.proprio is None
     assert model.restore_action(chunk.action).shape == (2, 8, 3)  # type: ignore[arg-type]
-    film = model.motion(chunk.video, context.video)
+    film = model.decode_frames(chunk.video, context.video)
     assert film.shape == (2, 8, 32, 32, 3) and torch.equal(film[:, 3::4], model.decode(chunk.video, context.video))
 
 
@@ -136,9 +136,9 @@ def test_statistics_are_quantiles_and_relative_where_actions_are(folder: Path) -
 
 def test_what_does_not_fit_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match="checkpoint's chunk is 8 actions, that of 'small' 16"):
-        load_giant(folder, BODY.model_copy(update={"chunk_actions": 16}), **parts())
+        load_pretrained(folder, BODY.model_copy(update={"chunk_actions": 16}), **parts())
     with pytest.raises(ShapeError, match="checkpoint's chunk is 8 frames, that of 'small' 4"):
-        load_giant(folder, BODY.model_copy(update={"chunk_frames": 4}), **parts())
+        load_pretrained(folder, BODY.model_copy(update={"chunk_frames": 4}), **parts())
     with pytest.raises(CheckpointMismatch, match="no metadata"):
         read_statistics(tmp_path, BODY)
     with pytest.raises(CheckpointMismatch, match="no quantiles of 2 numbers for 'arm'"):
@@ -211,7 +211,7 @@ def test_a_context_is_what_wan_i2v_is_told(model: WorldActionModel) -> None:
     film = held.canvas.expand(-1, 17, -1, -1, -1)
     assert torch.equal(context.video, model.codec.encode(film)) and context.video.shape[1] == 5
     assert torch.equal(context.condition, model.codec.condition(held.canvas[:, 0], 5 + 2))  # type: ignore[arg-type]
-    assert torch.equal(context.image, model.eyes(held.canvas[:, 0]))  # type: ignore[arg-type, misc]
+    assert torch.equal(context.image, model.image_encoder(held.canvas[:, 0]))  # type: ignore[arg-type, misc]
     assert torch.equal(context.text, model.text(["a robot push it now", "a robot grasp it now"]))
     assert torch.equal(context.proprio[:, -1], model.normalise_proprio(held.proprio[:, -1]))
     longer = seen(frames=30)
@@ -236,7 +236,7 @@ def test_state_follows_the_commanded_joints(model: WorldActionModel) -> None:
     move = torch.zeros(2, 8, 3)
     move[:, :, 0] = torch.linspace(0.05, 0.4, 8)
     move[:, :, 2] = 0.75
-    felt = model.restore_proprio(model.felt(context, Chunk(action=model.normalise_action(move))))
+    felt = model.restore_proprio(model.integrate_proprio(context, Chunk(action=model.normalise_action(move))))
     before = model.restore_proprio(context.proprio[:, -1])
     torch.testing.assert_close(felt[:, 0, 0] - before[:, 0], torch.full((2,), 0.2))  # after the fourth action
     torch.testing.assert_close(felt[:, 1, 0] - before[:, 0], torch.full((2,), 0.4))
@@ -421,7 +421,7 @@ def test_a_dreamzero_is_taught_dynamics(folder: Path, tmp_path: Path) -> None:
     got = from_windows(model, batch)
     film = batch.video
     assert film.shape[1] == 9 + 8 and torch.equal(got.video, model.codec.encode(film)) and got.video.shape[1] == 3 + 2
-    assert torch.equal(got.image, model.eyes(film[:, 0]))  # type: ignore[arg-type, misc]
+    assert torch.equal(got.image, model.image_encoder(film[:, 0]))  # type: ignore[arg-type, misc]
     assert torch.equal(got.condition, model.codec.condition(film[:, 0], 5))  # type: ignore[arg-type]
     assert torch.equal(got.state, model.normalise_proprio(batch.proprio[:, 8]))
     assert torch.equal(got.video_valid, batch.video_valid[:, [3, 7]])

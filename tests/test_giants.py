@@ -15,7 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imagine.types import CheckpointMismatch, ImagineError, ShapeError, UnknownWord
-from imagine.wan.encoders import ImageEncoder, PromptEncoder, WanCodec, fit_preview, load_codec, load_eyes, load_prompts
+from imagine.wan.encoders import (
+    ImageEncoder,
+    PromptEncoder,
+    WanCodec,
+    fit_preview,
+    load_codec,
+    load_image_encoder,
+    load_prompts,
+)
 
 pytestmark = pytest.mark.slow  # importing diffusers and transformers takes seconds
 
@@ -65,7 +73,7 @@ def shaken(model: Any) -> Any:
     return model.eval()
 
 
-def film(frames: int, version: str = "2.1", n: int = 1, seed: int = 0) -> Tensor:
+def video(frames: int, version: str = "2.1", n: int = 1, seed: int = 0) -> Tensor:
     shape = (n, frames, SIDE[version], SIDE[version], 3)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
@@ -105,16 +113,16 @@ def prompts() -> PromptEncoder:
 
 
 # ---------------------------------------------------------------------- codec
-def test_a_film_and_its_latents_have_wans_shapes(codec: WanCodec, version: str) -> None:
+def test_a_video_and_its_latents_have_wans_shapes(codec: WanCodec, version: str) -> None:
     assert (codec.temporal, codec.factor, codec.channels) == (4, {"2.1": 8, "2.2": 16}[version], 4)
-    latents = codec.encode(film(9, version, n=2))
+    latents = codec.encode(video(9, version, n=2))
     assert latents.shape == (2, 3, 4, 2, 2) and latents.dtype == torch.float32
     canvas = codec.decode(latents)
-    assert canvas.shape == film(9, version, n=2).shape and canvas.dtype == torch.uint8
+    assert canvas.shape == video(9, version, n=2).shape and canvas.dtype == torch.uint8
 
 
 def test_latents_are_normalised_by_the_codecs_own_mean_and_deviation(codec: WanCodec, version: str) -> None:
-    canvas = film(5, version)
+    canvas = video(5, version)
     mu = codec.model.encode(pixels(canvas)).latent_dist.mode()
     wanted = (mu - torch.tensor(MEAN).view(1, 4, 1, 1, 1)) / torch.tensor(STD).view(1, 4, 1, 1, 1)
     torch.testing.assert_close(codec.encode(canvas), wanted.transpose(1, 2))
@@ -123,15 +131,15 @@ def test_latents_are_normalised_by_the_codecs_own_mean_and_deviation(codec: WanC
 
 
 def test_no_latent_depends_on_later_frames(codec: WanCodec, version: str) -> None:
-    canvas = film(9, version)
+    canvas = video(9, version)
     latents = codec.encode(canvas)
     torch.testing.assert_close(codec.encode(canvas[:, :1]), latents[:, :1])
     torch.testing.assert_close(codec.encode(canvas[:, :5]), latents[:, :2])
     assert (codec.encode(canvas.flip(1))[:, 0] - latents[:, 0]).abs().max() > 1e-3  # and it does look at the film
 
 
-def test_a_film_does_not_depend_on_what_it_is_batched_with(codec: WanCodec, version: str) -> None:
-    canvas = film(5, version, n=3)
+def test_a_video_does_not_depend_on_what_it_is_batched_with(codec: WanCodec, version: str) -> None:
+    canvas = video(5, version, n=3)
     latents = codec.encode(canvas)
     assert torch.equal(codec.encode(canvas[1:2]), latents[1:2])
     assert torch.equal(codec.decode(latents[1:2]), codec.decode(latents)[1:2])
@@ -140,7 +148,7 @@ def test_a_film_does_not_depend_on_what_it_is_batched_with(codec: WanCodec, vers
 def test_half_precision_stays_close_and_hands_out_float32(version: str) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     exact, half = WanCodec(make_vae(version)), WanCodec(make_vae(version)).to(device, torch.bfloat16)
-    canvas = film(5, version)
+    canvas = video(5, version)
     with torch.inference_mode():
         latents = half.encode(canvas.to(device)).cpu()
     assert latents.dtype == torch.float32
@@ -152,7 +160,7 @@ def test_half_precision_stays_close_and_hands_out_float32(version: str) -> None:
 def test_the_condition_is_that_of_diffusers_pipeline(codec: WanCodec, version: str) -> None:
     from diffusers import WanImageToVideoPipeline
 
-    first = film(1, version, n=2)[:, 0]
+    first = video(1, version, n=2)[:, 0]
     self = SimpleNamespace(
         vae=codec.model,
         vae_scale_factor_temporal=codec.temporal,
@@ -169,7 +177,7 @@ def test_the_condition_is_that_of_diffusers_pipeline(codec: WanCodec, version: s
 
 
 def test_the_condition_marks_the_first_frame_alone(codec: WanCodec, version: str) -> None:
-    first = film(1, version)[:, 0]
+    first = video(1, version)[:, 0]
     given = codec.condition(first, 3)
     assert given.shape == (1, 3, 8, 2, 2)
     assert given[:, 0, :4].eq(1).all() and given[:, 1:, :4].eq(0).all()
@@ -203,7 +211,7 @@ def test_wans_decoders_look_39_latents_back() -> None:
 
 
 def test_the_preview_is_the_best_affine_map(codec: WanCodec, version: str) -> None:
-    clips = film(9, version, n=6) // torch.tensor([1, 2, 4]).to(torch.uint8)
+    clips = video(9, version, n=6) // torch.tensor([1, 2, 4]).to(torch.uint8)
     codec.preview_map.zero_()
     latents = codec.encode(clips)
     with pytest.raises(ImagineError, match="fit_preview"):
@@ -222,13 +230,13 @@ def test_the_preview_is_the_best_affine_map(codec: WanCodec, version: str) -> No
 
 
 def test_a_preview_fitted_on_one_colour_shows_it(codec: WanCodec, version: str) -> None:
-    grey = torch.full_like(film(5, version, n=2), 200)
+    grey = torch.full_like(video(5, version, n=2), 200)
     assert fit_preview(codec, iter(grey)) < 1
     assert (codec.preview(codec.encode(grey[:1])).int() - 200).abs().max() <= 1
 
 
 def test_a_codec_refuses_what_does_not_fit(codec: WanCodec, version: str) -> None:
-    good, latents = film(5, version), torch.zeros(1, 2, 4, 2, 2)
+    good, latents = video(5, version), torch.zeros(1, 2, 4, 2, 2)
     for bad in (good[:, :4], good[:, :0], good.float(), good[0], good[:, :, :-4], good[..., :2]):
         with pytest.raises(ShapeError):
             codec.encode(bad)
@@ -308,10 +316,10 @@ def test_helpers_stay_in_evaluation_mode_and_take_no_gradient(prompts: PromptEnc
     assert not any(p.requires_grad for p in model.parameters())
 
 
-# ---------------------------------------------------------------------- eyes
+# ---------------------------------------------------------------------- image encoder
 def test_image_tokens_are_clips_hidden_states_but_the_last() -> None:
     clip = make_clip()
-    canvas = film(1, "2.2", n=2)[:, 0, :, :20]  # not square: squeezed, not cut
+    canvas = video(1, "2.2", n=2)[:, 0, :, :20]  # not square: squeezed, not cut
     # as DreamZero does it: resized in [-1, 1], then brought to CLIP's mean and deviation, then all layers but one
     x = F.interpolate(canvas.permute(0, 3, 1, 2) / 127.5 - 1, (28, 28), mode="bicubic", align_corners=False)
     mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
@@ -414,7 +422,7 @@ def test_an_original_codec_is_read(version: str) -> None:
     vae = make_vae(version)
     codec = load_codec(original_vae(vae, version), **STATISTICS)
     same(codec.model, vae)
-    canvas = film(5, version)
+    canvas = video(5, version)
     assert torch.equal(codec.encode(canvas), WanCodec(vae).encode(canvas))
     assert torch.equal(codec.decode(codec.encode(canvas)), WanCodec(vae).decode(codec.encode(canvas)))
 
@@ -436,12 +444,12 @@ def test_an_original_prompt_encoder_is_read(prompts: PromptEncoder) -> None:
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16} and half(["a"]).shape == (1, 512, 24)
 
 
-def test_original_eyes_are_read() -> None:
+def test_an_original_image_encoder_is_read() -> None:
     clip = make_clip()
-    eyes = load_eyes(original_clip(clip), heads=4)
-    same(eyes.model, clip)
-    canvas = film(1)[:, 0]
-    assert torch.equal(eyes(canvas), ImageEncoder(clip)(canvas))
+    encoder = load_image_encoder(original_clip(clip), heads=4)
+    same(encoder.model, clip)
+    canvas = video(1)[:, 0]
+    assert torch.equal(encoder(canvas), ImageEncoder(clip)(canvas))
 
 
 def test_at_true_size_the_counts_and_shapes_are_those_of_the_released_checkpoints() -> None:
@@ -459,7 +467,7 @@ def test_at_true_size_the_counts_and_shapes_are_those_of_the_released_checkpoint
     assert sum(x.numel() for x in t5.values()) == 5_680_910_336
     read = load_prompts(t5.items(), tokenizer=Tokenizer()).model.config
     assert all(getattr(read, name) == value for name, value in xxl.items())
-    seen = load_eyes(clip.items()).model
+    seen = load_image_encoder(clip.items()).model
     assert all(getattr(seen.config, name) == value for name, value in huge.items())
     assert not seen.embeddings.position_ids.is_meta  # what is in no checkpoint is real
     codec = load_codec(vae.items())
@@ -477,7 +485,7 @@ def test_tensors_that_do_not_fit_are_named() -> None:
     loaders: list[tuple[Any, Iterable[tuple[str, Tensor]], str]] = [
         (lambda x: load_codec(x, **STATISTICS), original_vae(make_vae(), "2.1"), "decoder.upsamples.4.residual.2.bias"),
         (lambda x: load_prompts(x, tokenizer=Tokenizer()), original_t5(make_t5()), "blocks.1.ffn.fc2.weight"),
-        (lambda x: load_eyes(x, heads=4), original_clip(make_clip()), "visual.transformer.1.attn.proj.weight"),
+        (lambda x: load_image_encoder(x, heads=4), original_clip(make_clip()), "visual.transformer.1.attn.proj.weight"),
     ]
     for load, tensors, name in loaders:
         for state, told in damaged(dict(tensors), name):
@@ -513,20 +521,20 @@ def pipeline(tmp_path: Path) -> Path:
 
 def test_a_pipeline_is_read(pipeline: Path, prompts: PromptEncoder) -> None:
     same(load_codec(pipeline).model, make_vae())
-    assert load_codec(str(pipeline), dtype=torch.bfloat16).encode(film(1)).shape == (1, 1, 4, 2, 2)
+    assert load_codec(str(pipeline), dtype=torch.bfloat16).encode(video(1)).shape == (1, 1, 4, 2, 2)
     found = load_prompts(pipeline, length=12)
     same(found.model, prompts.model)
     ids = torch.tensor([[4, 3, 1]])
     torch.testing.assert_close(found(["red bowl"])[:, :3], prompts.model(input_ids=ids).last_hidden_state)
     assert load_prompts(pipeline, tokenizer=pipeline / "tokenizer", length=12)(["bowl"]).shape == (1, 12, 24)
-    same(load_eyes(pipeline).model, make_clip())
+    same(load_image_encoder(pipeline).model, make_clip())
 
 
-def test_eyes_saved_under_the_older_names_of_transformers_are_read(pipeline: Path) -> None:
+def test_an_image_encoder_saved_under_the_older_names_of_transformers_are_read(pipeline: Path) -> None:
     path = pipeline / "image_encoder/model.safetensors"
     old = {f"vision_model.{name.removeprefix('vision_model.')}": value for name, value in load_file(path).items()}
     save_file(old, path, metadata={"format": "pt"})
-    same(load_eyes(pipeline).model, make_clip())
+    same(load_image_encoder(pipeline).model, make_clip())
 
 
 @pytest.mark.parametrize(
@@ -534,7 +542,7 @@ def test_eyes_saved_under_the_older_names_of_transformers_are_read(pipeline: Pat
     [
         (load_codec, "vae/diffusion_pytorch_model.safetensors", "quant_conv.bias"),
         (load_prompts, "text_encoder/model.safetensors", "encoder.final_layer_norm.weight"),
-        (load_eyes, "image_encoder/model.safetensors", "post_layernorm.bias"),
+        (load_image_encoder, "image_encoder/model.safetensors", "post_layernorm.bias"),
     ],
 )
 def test_a_pipeline_that_does_not_fit_is_refused(load: Any, file: str, name: str, pipeline: Path) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from imagine.model.blocks import per_group
-from imagine.model.dit import JointDiT, Kept
-from imagine.model.kv_cache import ContextCache
+from imagine.model.dit import JointDiT
+from imagine.model.kv_cache import BlockKV, ContextCache
 from imagine.questions import DYNAMICS, QUESTIONS, Question
 from imagine.sampler import sample
 from imagine.types import Chunk, Context, NoiseLevels
@@ -52,7 +52,7 @@ def per_token(dit: JointDiT) -> Iterator[None]:
 
     def run(
         x: Tensor, table: Any, sigma: Tensor, sizes: list[int], cache: ContextCache, *, steer: Tensor | None = None,
-        alone: int = 0, kept: Kept | None = None, last: int | None = None,
+        alone: int = 0, block_kv: BlockKV | None = None, last: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         n = x.shape[1]
 
@@ -61,7 +61,7 @@ def per_token(dit: JointDiT) -> Iterator[None]:
 
         steer = None if steer is None else spread(steer)
         hidden, normed, emb = type(dit)._run(
-            dit, x, table, spread(sigma[..., None])[..., 0], [n], cache, steer=steer, alone=alone, kept=kept
+            dit, x, table, spread(sigma[..., None])[..., 0], [n], cache, steer=steer, alone=alone, block_kv=block_kv
         )
         first = [sum(sizes[:i]) for i in range(len(sizes))]
         return hidden, normed, torch.cat([emb[:, i : i + 1] for i in first], 1)
@@ -142,7 +142,7 @@ class Asked:
         sigma: NoiseLevels,
         context: Context,
         cache: ContextCache,
-        kept: Kept | None = None,
+        block_kv: BlockKV | None = None,
         wanted: Collection[str] | None = None,
     ) -> Chunk:
         if self.reread:
@@ -151,7 +151,7 @@ class Asked:
                 cache, text_keys=new.text_keys, text_values=new.text_values, image_keys=new.image_keys,
                 image_values=new.image_values,
             )  # fmt: skip
-        return self.dit(noisy.to(self.dtype), sigma, cache, kept, wanted).to(torch.float32)
+        return self.dit(noisy.to(self.dtype), sigma, cache, block_kv, wanted).to(torch.float32)
 
 
 @dataclass
@@ -204,44 +204,44 @@ class Session:
         shapes = {"video": tuple(self.noise.video.shape[1:]), "action": tuple(self.noise.action.shape[1:])}
         return Asked(self.dit, shapes, self.context.text.dtype, reread)
 
-    def forward(self, question: Question = DYNAMICS, *, kept: Kept | None = None) -> Chunk:
+    def forward(self, question: Question = DYNAMICS, *, block_kv: BlockKV | None = None) -> Chunk:
         """One network call at the first noise level of a question."""
         ones = torch.ones(len(self.context), device=self.state.device)
         sigma = NoiseLevels(ones * question.video[0], ones * question.action[0])
         video = self.noise.video if question.has_video else None
-        return self.asked().velocity(replace(self.noise, video=video), sigma, self.context, self.cache, kept)
+        return self.asked().velocity(replace(self.noise, video=video), sigma, self.context, self.cache, block_kv)
 
     def denoise(
         self, question: Question, steps: int, *, keep: bool = False, calls: list[int] | None = None,
         reread: bool = False,
-    ) -> tuple[Chunk, Kept | None]:  # fmt: skip
+    ) -> tuple[Chunk, BlockKV | None]:  # fmt: skip
         """Answer a question; with ``keep`` also what the last call leaves behind of the video."""
         assert self.cache.position is not None
-        kept = Kept([], [], self.cache.position, 0) if keep else None
+        block_kv = BlockKV(position=self.cache.position) if keep else None
         action = self.noise.action if question is DYNAMICS else None
         answer = sample(
             self.asked(reread), question, self.context, action=action, steps=steps, noise=self.noise, cache=self.cache,
-            calls=calls, kept=kept,
+            calls=calls, block_kv=block_kv,
         )  # fmt: skip
-        return answer, kept
+        return answer, block_kv
 
     def observe(self, video: Tensor) -> None:
         """A clean pass over a block."""
         self.dit.extend(self.cache, video.to(self.newest.dtype), self.state)
 
-    def remember(self, kept: Kept, video: Tensor) -> None:
+    def remember(self, block_kv: BlockKV, video: Tensor) -> None:
         """Keep what the last call computed instead."""
-        self.dit.remember(self.cache, kept, video.to(self.newest.dtype), self.state)
+        self.dit.remember(self.cache, block_kv, video.to(self.newest.dtype), self.state)
 
-    def dream(self, answer: Callable[[], tuple[Chunk, Kept | None]], *, keep: bool) -> Callable[[], None]:
+    def dream(self, answer: Callable[[], tuple[Chunk, BlockKV | None]], *, keep: bool) -> Callable[[], None]:
         """An environment step: imagine a chunk, then remember it."""
 
         def step() -> None:
-            chunk, kept = answer()
+            chunk, block_kv = answer()
             assert chunk.video is not None
             if keep:
-                assert kept is not None
-                self.remember(kept, chunk.video)
+                assert block_kv is not None
+                self.remember(block_kv, chunk.video)
             else:
                 self.observe(chunk.video)
 

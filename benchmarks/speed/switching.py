@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imagine.model.dit import JointDiT, Kept
+from imagine.model.dit import JointDiT
 from imagine.model.fp8 import Fp8Linear, fp8_linears
+from imagine.model.kv_cache import BlockKV
 from imagine.questions import DYNAMICS, JOINT
 from imagine.types import Chunk
 
@@ -28,7 +29,7 @@ def exact(bench: Bench, dit: JointDiT, session: Session) -> None:
     all_on = bench.floor(dream_chunk(g, K, kept=True))
 
     def step(s: Session, *, keep: bool = True, graph: bool = True, **how: Any) -> Work:
-        def ask() -> tuple[Chunk, Kept | None]:
+        def ask() -> tuple[Chunk, BlockKV | None]:
             return s.denoise(DYNAMICS, K, keep=keep, **how)
 
         return s.dream(bench.graph(ask) if graph else ask, keep=keep)

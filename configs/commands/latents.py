@@ -12,7 +12,7 @@ from imagine.configs.commands.common import console
 from imagine.data.read import LeRobotDataset
 from imagine.data.windows import Windows, build_cache
 from imagine.model.model import WorldActionModel
-from imagine.train.losses import film_frames
+from imagine.train.losses import observed_frames
 
 
 def latent_windows(model: WorldActionModel, datasets: Sequence[str], folder: Path) -> tuple[Windows, int]:
@@ -27,7 +27,7 @@ def latent_windows(model: WorldActionModel, datasets: Sequence[str], folder: Pat
     codec = model.codec
     if model.temporal > 1:  # a film codec needs a window's frames together; they are kept as canvases
         kept = [build_cache(d, model.body, None, folder / str(i)) for i, d in enumerate(opened)]
-        return Windows(kept, model.body, context_frames=film_frames(model)), sum(len(d) for d in opened)
+        return Windows(kept, model.body, context_frames=observed_frames(model)), sum(len(d) for d in opened)
     tag = hashlib.sha256(b"".join(v.numpy().tobytes() for v in codec.state_dict().values())).hexdigest()[:8]
 
     @torch.no_grad()

@@ -44,7 +44,7 @@ class _ActionEncoder(nn.Module):
         return self.w3(F.silu(self.w2(torch.cat([x, level], -1))))
 
 
-class Registers(nn.Module):
+class ActionRegisters(nn.Module):
     """Actions and state to tokens, and the last hidden state of action tokens back to actions."""
 
     def __init__(self, cfg: RegisterConfig, dim: int):

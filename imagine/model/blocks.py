@@ -8,18 +8,18 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from imagine.model.action_registers import RegisterConfig
-from imagine.model.decoder import PainterConfig
+from imagine.model.decoder import DecoderConfig
 from imagine.model.layers import Attention, FeedForward, ImageEmbedder, TwoLinear, rotate, sinusoid
 
 KeysValues = tuple[Tensor, Tensor]
 
 
 class DiTConfig(BaseModel):
-    """Shape of a JointDiT; defaults are the shipped tiny one, ``imagine.wan.convert`` reads those of the giants."""
+    """Shape of a JointDiT; defaults are the shipped tiny one, ``imagine.wan.inspect`` reads those of a Wan."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,7 +42,10 @@ class DiTConfig(BaseModel):
     place_frequencies: int = 0  # per axis, of a video token's time, row and column; 0: place only through attention
     action_frequencies: int = 0  # per dimension, of where an action leads; 0: actions enter as they are
     steer_tokens: int = 0  # action tokens per temporal patch, modulating its video; 0: none; set from the embodiment
-    painter: PainterConfig = PainterConfig()
+    decoder: DecoderConfig = Field(
+        default=DecoderConfig(),
+        validation_alias=AliasChoices("decoder", "painter"),  # its name in version 0.1
+    )
     prediction: Literal["clean", "velocity"] = "clean"  # clean: the change against the newest observation
     blank: tuple[int, int, int, int] | None = None  # top, left, bottom, right in patches: never computed, never read
     block: int = 1  # temporal patches per observed block; the first frame alone is one too if ``first_alone``
@@ -173,10 +176,10 @@ class Block(nn.Module):
 
 
 def compile_blocks(dit: Any) -> None:
-    """Fuse each block of a ``JointDiT`` and its painter with torch.compile; needs a C++ compiler on a CPU."""
+    """Fuse each block of a ``JointDiT`` and of its decoder with torch.compile; needs a C++ compiler on a CPU."""
     # Whole batches, part batches on own frames, with and without gradients: more sizes than the default allows.
     torch._dynamo.config.recompile_limit = 64
-    for block in [*dit.blocks, *(dit.painter.blocks if dit.cfg.painter.blocks else ())]:
+    for block in [*dit.blocks, *(dit.decoder.blocks if dit.cfg.decoder.blocks else ())]:
         block.compile(dynamic=False)
 
 

@@ -24,8 +24,8 @@ class Statistics(BaseModel):
     action_std: tuple[float, ...]
 
 
-class FilmConfig(BaseModel):
-    """A giant's film codec (and its eyes), frozen and kept where the giant is: Wan's autoencoder, CLIP."""
+class VideoCodecConfig(BaseModel):
+    """A pretrained video codec and image encoder, frozen and left where they are: Wan's autoencoder, CLIP."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,12 +40,12 @@ class FilmConfig(BaseModel):
 
 
 class PromptConfig(BaseModel):
-    """A giant's text encoder, frozen and kept where the giant is: UMT5."""
+    """A pretrained text encoder, frozen and left where it is: UMT5."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str  # folder or hub id
-    template: str = "{task}"  # what the model was trained to be told
+    template: str = "{task}"  # the prompts that the model was trained on
     length: int = 512
     dim: int = 4096
 
@@ -56,11 +56,11 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    weights: str | None = None  # folder or hub id of a giant's transformer, where it is not in this folder
+    weights: str | None = None  # folder or hub id of a pretrained transformer, where it is not in this folder
     format: int = FORMAT
     embodiment: Embodiment
     dit: DiTConfig
-    codec: CodecConfig | FilmConfig
+    codec: CodecConfig | VideoCodecConfig
     text: TextConfig | PromptConfig
     statistics: Statistics
     context_frames: int = 2  # latent frames

@@ -1,4 +1,4 @@
-"""Painter: a few convolutions at latent resolution that turn what the transformer decided into sharp frames.
+"""Video decoder: a few convolutions at latent resolution that turn the transformer's tokens into sharp frames.
 
 A small transformer whose tokens are wide patches knows where the arm goes long before it can draw it there;
 convolutions modulated by the commanded motion learn that soon. An option of
@@ -21,57 +21,57 @@ from imagine.types import ShapeError
 GROUPS, OCTAVES = 8, 4
 
 
-class PainterConfig(BaseModel):
-    """Shape of a Painter; ``blocks`` 0 leaves it out."""
+class DecoderConfig(BaseModel):
+    """Shape of a VideoDecoder; ``blocks`` 0: one linear map to the video instead."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     blocks: int = 0
     width: int = 144  # channels, a multiple of 8 and of frames
-    frames: int = 4  # frames per chunk, painted all at once; set from the dataset's embodiment
+    frames: int = 4  # frames per chunk, decoded all at once; set from the dataset's embodiment
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, told: int):
+    def __init__(self, width: int, condition: int):
         super().__init__()
         self.norm1, self.conv1 = nn.GroupNorm(GROUPS, width), nn.Conv2d(width, width, 3, padding=1)
         self.norm2, self.conv2 = nn.GroupNorm(GROUPS, width), nn.Conv2d(width, width, 3, padding=1)
-        self.modulate = nn.Linear(told, 2 * width)
+        self.modulate = nn.Linear(condition, 2 * width)
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        scale, shift = self.modulate(told)[:, :, None, None].chunk(2, 1)
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.modulate(condition)[:, :, None, None].chunk(2, 1)
         h = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale)))
 
 
-class Painter(nn.Module):
-    """Draws a chunk's video from the transformer's tokens, the newest frame and what steers it."""
+class VideoDecoder(nn.Module):
+    """A chunk's video from the transformer's tokens, the newest frame and a condition per temporal patch."""
 
-    def __init__(self, cfg: PainterConfig, channels: int, dim: int, patch: tuple[int, int, int]):
+    def __init__(self, cfg: DecoderConfig, channels: int, dim: int, patch: tuple[int, int, int]):
         super().__init__()
         pt, ph, pw = self.patch = patch
         if cfg.width % GROUPS or cfg.width % cfg.frames or cfg.frames % pt:
             raise ShapeError(
-                f"painter has width {cfg.width} for chunks of {cfg.frames} frames in patches of {pt}, expected a width "
-                f"that {GROUPS} and {cfg.frames} divide, and frames that {pt} divides; change dit.painter.width."
+                f"decoder has width {cfg.width} for chunks of {cfg.frames} frames in patches of {pt}, expected a width "
+                f"that {GROUPS} and {cfg.frames} divide, and frames that {pt} divides; change dit.decoder.width."
             )
         blocks = cfg.frames // pt
         self.per_frame = cfg.width // cfg.frames
-        self.told = nn.Sequential(nn.SiLU(), nn.Linear(blocks * dim, dim), nn.SiLU())
+        self.condition = nn.Sequential(nn.SiLU(), nn.Linear(blocks * dim, dim), nn.SiLU())
         self.features = nn.Linear(dim, self.per_frame * pt * ph * pw)
         self.enter = nn.Conv2d((cfg.frames + 1) * channels + 4 * OCTAVES, cfg.width, 3, padding=1)
         self.blocks = nn.ModuleList([_Block(cfg.width, dim) for _ in range(cfg.blocks)])
         self.leave = nn.Conv2d(cfg.width, cfg.frames * channels, 3, padding=1)
 
-    def forward(self, noisy: Tensor, sigma: Tensor, last: Tensor, tokens: Tensor | None, told: Tensor) -> Tensor:
-        """Paint.
+    def forward(self, noisy: Tensor, sigma: Tensor, last: Tensor, tokens: Tensor | None, condition: Tensor) -> Tensor:
+        """Decode.
 
         Args:
             noisy: (B, F, C, h, w) video latents at their noise level.
             sigma: (B,) that level. Pure noise is not looked at at all, else it first had to learn to ignore it.
             last: (B, C, h, w) newest observed latents.
-            tokens: (B, N, D) the transformer's normalised video tokens, time by row by column; None for a sketch.
-            told: (B, F / pt, D) what steers each temporal patch: noise level, instruction, action.
+            tokens: (B, N, D) the transformer's normalised video tokens, time by row by column, or None.
+            condition: (B, F / pt, D) embedding of each temporal patch's noise level, instruction and action.
 
         Returns:
             (B, F, C, h, w).
@@ -86,7 +86,7 @@ class Painter(nn.Module):
         if tokens is not None:
             t = self.features(tokens).view(b, f // pt, h // ph, w // pw, pt, ph, pw, self.per_frame)
             x = x + t.permute(0, 1, 4, 7, 2, 5, 3, 6).reshape(b, f * self.per_frame, h, w)
-        e = self.told(told.flatten(1))
+        e = self.condition(condition.flatten(1))
         for block in self.blocks:
             x = block(x, e)
         return self.leave(F.silu(x)).reshape(b, f, c, h, w)

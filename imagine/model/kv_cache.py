@@ -26,6 +26,23 @@ class Span:
 
 
 @dataclass
+class BlockKV:
+    """Keys and values of one block, as a pass of the network leaves them for :meth:`ContextCache.append`.
+
+    Attributes:
+        keys: per layer (B, n, heads, d), not rotated.
+        values: per layer (B, n, heads, d).
+        position: (n, 3) float, where its tokens are, time counted from the oldest remembered frame.
+        frames: temporal patches it covers.
+    """
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    position: Tensor = field(default_factory=lambda: torch.empty(0))
+    frames: int = 0
+
+
+@dataclass
 class ContextCache:
     """Keys and values of past observations and of the instruction, per layer, for B lanes.
 
@@ -69,55 +86,57 @@ class ContextCache:
         """Temporal patches that are remembered; the next chunk starts at this position."""
         return sum(span.frames for span in self.spans)
 
-    def append(
-        self, keys: list[Tensor], values: list[Tensor], position: Tensor, frames: int, *, most: int, sinks: int = 0
-    ) -> None:
+    def append(self, block: BlockKV, *, most: int, sinks: int = 0) -> None:
         """Remember one more block; beyond ``most`` blocks, forget the oldest that is no sink.
 
         Args:
-            keys: per layer (B, n, heads, d), not rotated.
-            values: per layer (B, n, heads, d).
-            position: (n, 3) where its tokens are, time counted from the oldest remembered frame.
-            frames: temporal patches it covers.
+            block: what to remember.
             most: blocks to remember.
             sinks: oldest blocks never to forget.
         """
         self.blocks += 1
-        place, full = None, len(self.spans) >= most
+        place, full, position = None, len(self.spans) >= most, block.position
+        tokens = block.keys[0].shape[1]
         if full:
             place = self.spans[sinks]
-            later = torch.cat([torch.arange(s.start, s.start + s.tokens) for s in self.spans[sinks + 1 :]] or [_NONE])
-            assert self.position is not None
-            self.position[later.to(self.position.device), 0] -= place.frames
-            position = position.clone()
-            position[:, 0] -= place.frames
-        first = not self.spans
+            position = self._forget(place, sinks, position)
         at = position if self.position is None else _put(self.position[None], place, position[None])[0]
         self.position = at.clone()
-        table = rotary_table(self.position, keys[0].shape[-1])
-        still = full and bool(self._rooms) and place is not None and place.tokens == keys[0].shape[1]
-        for i, (key, value) in enumerate(zip(keys, values, strict=True)):
-            if first:
-                self.keys.append(key)
-                self.values.append(value)
-                self.turned.append(rotate(key, table))
-                continue
-            if still:  # a ring: nothing moves, nothing grows, addresses stay
-                assert place is not None
-                ring = slice(place.start, place.start + place.tokens)
-                self.keys[i][:, ring], self.values[i][:, ring] = key, value
-                self.turned[i].copy_(rotate(self.keys[i], table))
-                continue
+        table = rotary_table(self.position, block.keys[0].shape[-1])
+        if not self.spans:
+            self.keys, self.values = list(block.keys), list(block.values)
+            self.turned = [rotate(key, table) for key in block.keys]
+        elif full and self._rooms and place is not None and place.tokens == tokens:
+            self._overwrite(block, slice(place.start, place.start + tokens), table)
+        else:
+            self._extend(block, place, table)
+            self._rooms = []
+        self.spans = _spans(self.spans, place, Span(0, tokens, block.frames), sinks)
+
+    def _forget(self, place: Span, sinks: int, position: Tensor) -> Tensor:
+        """Move all later blocks, and the new one's positions, forward in time by the frames of a forgotten block."""
+        later = torch.cat([torch.arange(s.start, s.start + s.tokens) for s in self.spans[sinks + 1 :]] or [_NONE])
+        assert self.position is not None
+        self.position[later.to(self.position.device), 0] -= place.frames
+        position = position.clone()
+        position[:, 0] -= place.frames
+        return position
+
+    def _overwrite(self, block: BlockKV, ring: slice, table: tuple[Tensor, Tensor]) -> None:
+        """Into the forgotten block's place: nothing moves, nothing grows, addresses stay."""
+        for i, (key, value) in enumerate(zip(block.keys, block.values, strict=True)):
+            self.keys[i][:, ring], self.values[i][:, ring] = key, value
+            self.turned[i].copy_(rotate(self.keys[i], table))
+
+    def _extend(self, block: BlockKV, place: Span | None, table: tuple[Tensor, Tensor]) -> None:
+        for i, (key, value) in enumerate(zip(block.keys, block.values, strict=True)):
             self.keys[i] = _put(self.keys[i], place, key)
             self.values[i] = _put(self.values[i], place, value)
-            if full:
+            if place is not None:
                 self.turned[i] = rotate(self.keys[i], table)
             else:
                 own = tuple(t[-key.shape[1] :] for t in table)
                 self.turned[i] = torch.cat([self.turned[i], rotate(key, own)], 1)  # type: ignore[arg-type]
-        self.spans = _spans(self.spans, place, Span(0, keys[0].shape[1], frames), sinks)
-        if not still:
-            self._rooms = []
 
     def reserve(self, tokens: int) -> None:
         """Make room for ``tokens`` more behind what is remembered, so that :meth:`before` copies those alone.

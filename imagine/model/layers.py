@@ -6,6 +6,7 @@ Parameter names follow diffusers' ``WanTransformer3DModel``, so a Wan checkpoint
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -199,3 +200,26 @@ def waves(x: Tensor, n: int) -> Tensor:
     """
     angle = (2 * torch.pi * x.float())[..., None] * 2.0 ** torch.arange(n, device=x.device)
     return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
+
+
+def patches(video: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """(B, F, C, h, w) to (B, N, C pt ph pw): one row per patch, time by row by column."""
+    (b, f, c, h, w), (pt, ph, pw) = video.shape, patch
+    x = video.view(b, f // pt, pt, c, h // ph, ph, w // pw, pw).permute(0, 1, 4, 6, 3, 2, 5, 7)
+    return x.reshape(b, -1, c * pt * ph * pw)
+
+
+def unpatched(x: Tensor, grid: tuple[int, ...], patch: tuple[int, int, int]) -> Tensor:
+    """(B, N, pt ph pw C) of a (time, row, column) grid to (B, F, C, h, w); not :func:`patches`' order of a row."""
+    f, h, w = (n * p for n, p in zip(grid, patch, strict=True))
+    x = x.view(len(x), *grid, *patch, -1).permute(0, 1, 4, 7, 2, 5, 3, 6)
+    return x.reshape(len(x), f, -1, h, w)
+
+
+@lru_cache(maxsize=64)
+def visible(blank: tuple[int, int, int, int], grid: tuple[int, ...], device: torch.device) -> Tensor:
+    """Which tokens of a (time, row, column) grid are not blank, (n,) int64; made once, since finding them waits."""
+    top, left, bottom, right = blank
+    row, column = (torch.arange(n).view(shape) for n, shape in ((grid[1], (1, -1, 1)), (grid[2], (1, 1, -1))))
+    hidden = (row >= top) & (row < bottom) & (column >= left) & (column < right)
+    return (~hidden).expand(grid).flatten().nonzero()[:, 0].to(device)

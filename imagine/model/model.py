@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +19,41 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from imagine.files import atomic_write
-from imagine.model.action_registers import filled
-from imagine.model.checkpoint import SHIPPED, load_into, load_weights, resolve
+from imagine.model.checkpoint import SHIPPED, load_into, load_parts, load_weights, resolve
 from imagine.model.codec import CodecConfig, FrameCodec
-from imagine.model.config import FilmConfig, ModelConfig, PromptConfig, Statistics
-from imagine.model.dit import JointDiT, Kept
-from imagine.model.kv_cache import ContextCache
+from imagine.model.config import ModelConfig, PromptConfig, Statistics, VideoCodecConfig
+from imagine.model.dit import JointDiT
+from imagine.model.kv_cache import BlockKV, ContextCache
 from imagine.model.text import TextConfig, WordEncoder
+from imagine.model.units import RobotUnits
 from imagine.noise import clean_from_velocity, velocity_from_clean
 from imagine.questions import QUESTIONS, Question
 from imagine.types import CheckpointMismatch, Chunk, Context, NoiseLevels, Observation, ShapeError
 
+PRETRAINED = "imagine.wan.load"
+"""The module that loads and saves models around a pretrained transformer; imported only for those (extra ``wan``)."""
+
 __all__ = [
-    "SHIPPED", "FilmConfig", "ModelConfig", "PromptConfig", "Statistics", "WorldActionModel", "as_observation",
-    "load_into", "load_weights", "resolve",
+    "SHIPPED",
+    "ModelConfig",
+    "PromptConfig",
+    "Statistics",
+    "VideoCodecConfig",
+    "WorldActionModel",
+    "as_observation",
+    "load_into",
+    "load_weights",
+    "resolve",
 ]  # fmt: skip
 
 
-class WorldActionModel(nn.Module):
+class WorldActionModel(RobotUnits):
     """One network that is a policy, a world model and an inverse dynamics model, depending on the question.
 
     Attributes:
         answers: the questions this checkpoint was trained to answer; :func:`imagine.sample` refuses any other.
         chunk_shapes: per modality, the shape of one lane's chunk.
     """
-
-    proprio_mean: Tensor
-    proprio_std: Tensor
-    action_mean: Tensor
-    action_std: Tensor
-    anchor: Tensor
-    anchored: Tensor
 
     def __init__(
         self,
@@ -57,23 +62,22 @@ class WorldActionModel(nn.Module):
         dit: JointDiT | None = None,
         codec: nn.Module | None = None,
         text: nn.Module | None = None,
-        eyes: nn.Module | None = None,
+        image_encoder: nn.Module | None = None,
     ):
         """Build a model of untrained weights around what is given.
 
         Args:
             cfg: what to build.
             dit: a transformer that is there already; ``cfg.dit`` must be its.
-            codec: what encodes film, where ``cfg.codec`` is a giant's (:class:`imagine.wan.vae.WanCodec`).
-            text: what encodes instructions, where ``cfg.text`` is Wan's (:class:`imagine.wan.encoders.PromptEncoder`).
-            eyes: what encodes first frames for ``cfg.dit.image_dim`` (:class:`imagine.wan.encoders.ImageEncoder`).
+            codec: encodes video, where ``cfg.codec`` is a pretrained one (:class:`imagine.wan.vae.WanCodec`).
+            text: encodes instructions, where ``cfg.text`` is pretrained (:class:`imagine.wan.encoders.PromptEncoder`).
+            image_encoder: encodes first frames for ``cfg.dit.image_dim`` (:class:`imagine.wan.encoders.ImageEncoder`).
         """
-        super().__init__()
+        super().__init__(cfg.embodiment, cfg.statistics)
         self.cfg = cfg
-        self.body = cfg.embodiment
         self.codec: Any = FrameCodec(cfg.codec) if isinstance(cfg.codec, CodecConfig) else codec
         self.text: Any = WordEncoder(cfg.text) if isinstance(cfg.text, TextConfig) else text
-        self.eyes = eyes
+        self.image_encoder = image_encoder
         self.dit = JointDiT(cfg.dit) if dit is None else dit
         self.answers: frozenset[Question] = frozenset(QUESTIONS[n] for n in cfg.answers)
         self.schedule_shift = cfg.schedule_shift
@@ -86,41 +90,9 @@ class WorldActionModel(nn.Module):
             "proprio": (frames, body.proprio_dim),
             "action": (body.chunk_actions, cfg.dit.action_dim if cfg.dit.registers else body.action_dim),
         }
-        if not cfg.dit.proprio_dim or cfg.dit.registers:  # the next state is never predicted; see `felt`
+        if not cfg.dit.proprio_dim or cfg.dit.registers:  # the next state is never predicted; see `integrate_proprio`
             del self.chunk_shapes["proprio"]
         self.dit.chunk_blocks = frames // cfg.dit.patch[0]
-        for name in ("proprio_mean", "proprio_std", "action_mean", "action_std"):
-            self.register_buffer(name, torch.tensor(getattr(cfg.statistics, name)), persistent=False)
-        anchors = body.anchors_in_proprio()
-        self.register_buffer("anchor", torch.tensor([max(i, 0) for i in anchors]), persistent=False)
-        self.register_buffer("anchored", torch.tensor([float(i >= 0) for i in anchors]), persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.proprio_mean.device
-
-    # ------------------------------------------------------------------ robot units <-> normalised
-    def normalise_proprio(self, proprio: Tensor) -> Tensor:
-        """(..., P) robot units to zero mean, unit variance."""
-        return (proprio - self.proprio_mean) / self.proprio_std
-
-    def restore_proprio(self, proprio: Tensor) -> Tensor:
-        """Inverse of :meth:`normalise_proprio`."""
-        return proprio * self.proprio_std + self.proprio_mean
-
-    def normalise_action(self, action: Tensor) -> Tensor:
-        """(..., A) robot units (relative to the chunk's first state) to zero mean, unit variance.
-
-        Zeros follow up to the width of the transformer's registers, if it has any.
-        """
-        return filled((action - self.action_mean) / self.action_std, self.chunk_shapes["action"][1], "action")
-
-    def restore_action(self, action: Tensor) -> Tensor:
-        """Inverse of :meth:`normalise_action`, clipped to the embodiment's bounds."""
-        action = action[..., : self.body.action_dim]
-        low, high = (torch.from_numpy(x).to(action) for x in (self.body.action_low, self.body.action_high))
-        return torch.minimum(torch.maximum(action * self.action_std + self.action_mean, low), high)
 
     # ------------------------------------------------------------------ encode, predict, decode
     def encode(self, observation: Observation, instruction: Sequence[str]) -> Context:
@@ -146,27 +118,27 @@ class WorldActionModel(nn.Module):
         canvas = observation.canvas.to(self.device)
         proprio = self.normalise_proprio(observation.proprio.to(self.device, torch.float32))
         if self.temporal > 1:
-            return self._film(canvas, proprio, instruction)
+            return self._encode_video(canvas, proprio, instruction)
         video = self.codec.encode(canvas.flatten(0, 1)).unflatten(0, (b, t))
         return self.context(video, proprio, instruction)
 
-    def _film(self, canvas: Tensor, proprio: Tensor, instruction: Sequence[str]) -> Context:
-        """A context from film (B, T, H, W, 3): the newest frames that fill it, the oldest one held before them."""
+    def _encode_video(self, canvas: Tensor, proprio: Tensor, instruction: Sequence[str]) -> Context:
+        """A context from video (B, T, H, W, 3): the newest frames that fill it, the oldest one repeated before them."""
         keep, step = self.cfg.context_frames, self.temporal
         wanted = 1 + step * (keep - 1)
         held = torch.arange(canvas.shape[1] - wanted, canvas.shape[1]).clamp(min=0)
         canvas, proprio = canvas[:, held], proprio[:, held]
-        image, given = self.told_by(canvas[:, 0])
+        image, given = self.image_condition(canvas[:, 0])
         text = self.embed_text(instruction)
         return Context(self.codec.encode(canvas), proprio[:, ::step], text, image=image, condition=given)
 
-    def told_by(self, first: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Image tokens and condition (of a full context and its chunk) that giants take from a first frame.
+    def image_condition(self, first: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Image tokens and condition (of a full context and its chunk) that a Wan I2V takes from a first frame.
 
         ``first`` is (B, H, W, 3) uint8; see :class:`Context` for what comes back.
         """
         dit, (frames, *_) = self.cfg.dit, self.chunk_shapes["video"]
-        image = self.eyes(first) if dit.image_dim and self.eyes is not None else None
+        image = self.image_encoder(first) if dit.image_dim and self.image_encoder is not None else None
         given = self.codec.condition(first, self.cfg.context_frames + frames) if dit.condition_channels else None
         return image, given
 
@@ -193,51 +165,27 @@ class WorldActionModel(nn.Module):
         video, proprio = video.to(context.video), proprio.to(context.proprio)
         return replace(context, video=self.slide(context.video, video), proprio=self.slide(context.proprio, proprio))
 
-    def felt(self, context: Context, chunk: Chunk) -> Tensor:
-        """Proprioception (B, F, P), normalised, of an imagined chunk: predicted, or else where the actions lead.
-
-        Args:
-            context: what the chunk follows.
-            chunk: with ``proprio`` or, for models that never predict it, with the action that was carried out.
-        """
-        if chunk.proprio is not None:
-            return chunk.proprio
-        assert chunk.action is not None
-        frames, now = self.chunk_shapes["video"][0], self.restore_proprio(context.proprio[:, -1])
-        ends = torch.arange(1, frames + 1, device=now.device) * (chunk.action.shape[1] // frames) - 1
-        action = self.restore_action(chunk.action)[:, ends]
-        felt = now[:, None].repeat(1, frames, 1)
-        for column, (at, relative) in enumerate(self.body.commanded_in_proprio()):
-            if at >= 0:
-                felt[..., at] = action[..., column] + (now[:, at, None] if relative else 0)
-        return self.normalise_proprio(felt)
-
     def embed_text(self, instruction: Sequence[str]) -> Tensor:
         """(B, L, D) float."""
         if isinstance(self.cfg.text, PromptConfig):
-            return self.text([self.cfg.text.template.replace("{task}", told.lower()) for told in instruction])
+            return self.text([self.cfg.text.template.replace("{task}", task.lower()) for task in instruction])
         return self.text(self.text.tokenize(instruction).to(self.device))
 
     def prefill(self, context: Context) -> ContextCache:
         """Read a context once; the cache then serves any number of questions and denoising steps."""
         cache = self.dit.prefill(context)
         if self.cfg.dit.action_dim and not self.cfg.dit.registers:
-            cache.origin = self._origin(context.proprio[:, -1])
+            cache.origin = self.origin(context.proprio[:, -1])
         return cache
-
-    def _origin(self, proprio: Tensor) -> Tensor:
-        """Where a zero action leads, (B, A) in normalised action units, for the newest proprioception (B, P)."""
-        scale = self.proprio_std[self.anchor] / self.action_std  # both centred on the mean pose
-        return proprio[:, self.anchor] * scale * self.anchored
 
     def predict(self, noisy: Chunk, sigma: NoiseLevels, cache: ContextCache) -> Chunk:
         """The clean chunk that the network believes is behind a noisy one; normalised units."""
         raw = self.dit(noisy, sigma, cache)
         return raw if self.cfg.dit.prediction == "clean" else _each(clean_from_velocity, noisy, raw, sigma)
 
-    def sketch(self, noisy: Chunk, sigma: NoiseLevels, context: Context) -> Tensor:
-        """The clean video (B, F, C, h, w) as the painter draws it without the transformer; ``JointDiT.sketch``."""
-        raw = self.dit.sketch(noisy, sigma, context, self._origin(context.proprio[:, -1]))
+    def decode_without_tokens(self, noisy: Chunk, sigma: NoiseLevels, context: Context) -> Tensor:
+        """The clean video (B, F, C, h, w) as the decoder gives it without the transformer's tokens."""
+        raw = self.dit.decode_without_tokens(noisy, sigma, context, self.origin(context.proprio[:, -1]))
         if self.cfg.dit.prediction == "clean":
             return raw
         assert noisy.video is not None
@@ -249,7 +197,7 @@ class WorldActionModel(nn.Module):
         sigma: NoiseLevels,
         context: Context,
         cache: ContextCache | None = None,
-        kept: Kept | None = None,
+        block_kv: BlockKV | None = None,
         wanted: Collection[str] | None = None,
     ) -> Chunk:
         """Predict the flow velocity (eps - clean) of each present modality at decoupled noise levels.
@@ -259,34 +207,34 @@ class WorldActionModel(nn.Module):
             sigma: video (B,) and action (B,), each in [0, 1]; 0 is clean, 1 is pure noise.
             context: what is given and never denoised.
             cache: :meth:`prefill` of that context, if at hand.
-            kept: filled with what ``dit.remember`` needs to go on from this pass; None where nobody will.
+            block_kv: filled with the video's keys and values for ``dit.remember``; None where nobody needs them.
             wanted: names of the modalities whose velocity is wanted; others may be None in the answer.
 
         Source: UWM, arXiv:2504.02792 (decoupled noise); flow matching with x = (1 - sigma) clean + sigma eps.
         """
-        raw = self.dit(noisy, sigma, self.prefill(context) if cache is None else cache, kept, wanted)
+        raw = self.dit(noisy, sigma, self.prefill(context) if cache is None else cache, block_kv, wanted)
         return raw if self.cfg.dit.prediction == "velocity" else _each(velocity_from_clean, noisy, raw, sigma)
 
     def decode(self, video: Tensor, before: Tensor | None = None) -> Tensor:
         """Latents (B, F, C, h, w) to canvases (B, F, H, W, 3) uint8, the newest frame that each stands for.
 
-        ``before`` (B, T, C, h, w) are the latents that they follow, which a film codec must know.
+        ``before`` (B, T, C, h, w) are the latents that they follow, which a video codec must know.
         """
         if self.temporal > 1:
-            film = self.motion(video, before)
-            return film[:, -1 - self.temporal * (video.shape[1] - 1) :: self.temporal]
+            frames = self.decode_frames(video, before)
+            return frames[:, -1 - self.temporal * (video.shape[1] - 1) :: self.temporal]
         b, f = video.shape[:2]
         return self.codec.decode(video.flatten(0, 1)).unflatten(0, (b, f))
 
-    def motion(self, video: Tensor, before: Tensor | None = None) -> Tensor:
-        """As :meth:`decode`, every frame of a film codec: (B, 4 F, H, W, 3) uint8, or 1 + 4 (F - 1) from a start."""
+    def decode_frames(self, video: Tensor, before: Tensor | None = None) -> Tensor:
+        """As :meth:`decode`, every frame of a video codec: (B, 4 F, H, W, 3) uint8, or 1 + 4 (F - 1) from a start."""
         if self.temporal == 1:
             return self.decode(video)
         if before is None:
             return self.codec.decode(video)
         return self.codec.decode_after(before, video)
 
-    def film(
+    def lazy_decode(
         self, latents: Tensor, known: Mapping[int, Tensor] | None = None, before: Tensor | None = None
     ) -> Callable[..., Tensor]:
         """A ``Clip.decode`` of latents (B, 1 + F, C, h, w): frames by index or all of them, each decoded once at most.
@@ -302,7 +250,7 @@ class WorldActionModel(nn.Module):
         def decode(wanted: Sequence[int] | None = None) -> Tensor:
             n = latents.shape[1]
             at = range(n) if wanted is None else [int(i) % n for i in wanted]
-            if self.temporal > 1 and any(i not in frames for i in at):  # a film codec decodes a chunk in one
+            if self.temporal > 1 and any(i not in frames for i in at):  # a video codec decodes a chunk in one
                 chunk = self.decode(latents[:, 1:], before)
                 frames.update({i: chunk[:, i - 1] for i in range(1, n) if i not in frames})
             for i in at:
@@ -314,15 +262,13 @@ class WorldActionModel(nn.Module):
 
     # ------------------------------------------------------------------ folders
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
-        """Write ``config.json`` and the weights: ``codec``, ``painter`` if there is one, and all else in ``model``.
+        """Write ``config.json`` and the weights: ``codec``, ``decoder`` if there is one, and all else in ``model``.
 
-        Of a giant it writes the transformer alone, in the precision it has.
+        Of a pretrained model (Wan, DreamZero) it writes the transformer alone, in the precision it has.
         """
         folder = Path(folder)
-        if isinstance(self.cfg.codec, FilmConfig):
-            from imagine.wan.load import save_giant
-
-            return save_giant(self, folder)
+        if isinstance(self.cfg.codec, VideoCodecConfig):
+            return import_module(PRETRAINED).save(self, folder)  # type: ignore[no-any-return]
         state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in self.state_dict().items()}
         for name, prefix in self._files().items():
             part = {k.removeprefix(prefix): state.pop(k) for k in list(state) if k.startswith(prefix)}
@@ -331,8 +277,8 @@ class WorldActionModel(nn.Module):
 
     def _files(self) -> dict[str, str]:
         """Weight files of a folder and the prefix of what is in each; the last one takes the rest."""
-        painter = {"painter.safetensors": "dit.painter."} if self.cfg.dit.painter.blocks else {}
-        return {"codec.safetensors": "codec.", **painter, "model.safetensors": ""}
+        decoder = {"decoder.safetensors": "dit.decoder."} if self.cfg.dit.decoder.blocks else {}
+        return {"codec.safetensors": "codec.", **decoder, "model.safetensors": ""}
 
     @classmethod
     def from_pretrained(
@@ -343,7 +289,7 @@ class WorldActionModel(nn.Module):
         Args:
             name: which.
             device: where to.
-            dtype: of a giant's transformer where it is still a foreign checkpoint; None is that of its files.
+            dtype: of a pretrained transformer in a foreign checkpoint; None is that of its files.
 
         Raises:
             CheckpointMismatch: nothing there, a file is missing or truncated, or names and shapes disagree.
@@ -352,31 +298,16 @@ class WorldActionModel(nn.Module):
         try:
             cfg = ModelConfig.model_validate_json((folder / "config.json").read_bytes())
         except (OSError, ValidationError, json.JSONDecodeError) as error:
-            if layout := _foreign(folder):
+            if layout := import_module(PRETRAINED).layout(folder):
                 raise CheckpointMismatch(
                     f"{folder} is foreign ({layout}); `imagine adopt --checkpoint {name}` makes it a model of ours."
                 ) from None
             raise CheckpointMismatch(f"{folder / 'config.json'} is not a usable model config: {error}") from None
-        if isinstance(cfg.codec, FilmConfig):
-            from imagine.wan.load import rebuild
-
-            return rebuild(cfg, folder, device, dtype)
+        if isinstance(cfg.codec, VideoCodecConfig):
+            return import_module(PRETRAINED).rebuild(cfg, folder, device, dtype)  # type: ignore[no-any-return]
         model = cls(cfg)
-        state: dict[str, Tensor] = {}
-        for name, prefix in model._files().items():
-            state |= {prefix + k: v for k, v in load_weights(folder / name).items()}
-        load_into(model, state, folder)
+        load_into(model, load_parts(folder, model._files()), folder)
         return model.to(device).eval()
-
-
-def _foreign(folder: Path) -> str:
-    """Layout of a Wan or DreamZero checkpoint; empty where there is none."""
-    from imagine.wan.convert import inspect
-
-    try:
-        return inspect(folder).layout
-    except CheckpointMismatch:
-        return ""
 
 
 def _each(convert, noisy: Chunk, raw: Chunk, sigma: NoiseLevels) -> Chunk:  # type: ignore[no-untyped-def]

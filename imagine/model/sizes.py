@@ -38,14 +38,14 @@ def fitted(dit: DiTConfig, body: Embodiment, factor: int) -> DiTConfig:
         )
     per_patch = body.chunk_actions * pt // body.chunk_frames
     patch = _action_patch(dit, body, per_patch)
-    _check_painter(dit, body)
+    _check_decoder(dit, body)
     return dit.model_copy(
         update={
             "action_dim": body.action_dim,
             "proprio_dim": body.proprio_dim,
             "action_patch": patch,
             "steer_tokens": per_patch // patch if dit.steer_tokens else 0,
-            "painter": dit.painter.model_copy(update={"frames": body.chunk_frames}),
+            "decoder": dit.decoder.model_copy(update={"frames": body.chunk_frames}),
         }
     )
 
@@ -64,9 +64,9 @@ def _action_patch(dit: DiTConfig, body: Embodiment, per_patch: int) -> int:
     return dit.action_patch
 
 
-def _check_painter(dit: DiTConfig, body: Embodiment) -> None:
-    if dit.painter.blocks and dit.painter.width % body.chunk_frames:
+def _check_decoder(dit: DiTConfig, body: Embodiment) -> None:
+    if dit.decoder.blocks and dit.decoder.width % body.chunk_frames:
         raise ImagineError(
-            f"dit.painter.width is {dit.painter.width}, expected a multiple of chunk_frames {body.chunk_frames} of "
+            f"dit.decoder.width is {dit.decoder.width}, expected a multiple of chunk_frames {body.chunk_frames} of "
             f"embodiment {body.name!r}."
         )

@@ -21,7 +21,7 @@ from imagine.model.text import TextConfig, split_words, vocabulary
 from imagine.questions import DYNAMICS, INVERSE, POLICY
 from imagine.sampler import sample
 from imagine.train.fit import FitConfig, fit
-from imagine.train.losses import JointConfig, joint_loss, on_own_frames, sketch_loss, to_tensors
+from imagine.train.losses import JointConfig, decoder_loss, joint_loss, on_own_frames, to_tensors
 from imagine.types import DatasetError, ImagineError
 from imagine.world.fidelity import decibel
 
@@ -123,10 +123,10 @@ def train_joint(
     if run.compile:
         compile_blocks(model.dit)
     dit = model.cfg.dit
-    if cfg.sketches and not (dit.painter.blocks and dit.steer_tokens):
+    if cfg.decoder_only and not (dit.decoder.blocks and dit.steer_tokens):
         raise ImagineError(
-            f"joint.sketches is {cfg.sketches:g}, but dit.painter.blocks is {dit.painter.blocks} and dit.steer_tokens "
-            f"is {dit.steer_tokens}, expected both above 0; set joint.sketches=0 or give the model a painter to teach."
+            f"joint.decoder_only is {cfg.decoder_only:g}, but dit.decoder.blocks is {dit.decoder.blocks} and "
+            f"dit.steer_tokens is {dit.steer_tokens}, expected both above 0; set joint.decoder_only=0 or both of these."
         )
     rows = windows.rows("train")
     if not len(rows):
@@ -144,8 +144,8 @@ def train_joint(
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         model.train()
         rows = sampler.at(step)
-        if cfg.sketches and bool(torch.rand((), generator=generator) < cfg.sketches):
-            return sketch_loss(model, windows.batch(rows), cfg, generator)
+        if cfg.decoder_only and bool(torch.rand((), generator=generator) < cfg.decoder_only):
+            return decoder_loss(model, windows.batch(rows), cfg, generator)
         demonstrations = None if shown is None else batch_of(shown.at(step), generator)
         return joint_loss(model, batch_of(rows, generator), cfg, generator, demonstrations)
 

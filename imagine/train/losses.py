@@ -32,12 +32,12 @@ class JointConfig(BaseModel):
     video_shift: float = 3.0
     video_pure: float = 0.5  # share of video levels at pure noise: one-step dreams are the default
     floor: float = 0.6  # lets loss weights grow to 1 / floor^2 where there is little noise
-    policy_pure: float = 0.6  # likewise for the policy: only there must it look instead of denoise
+    policy_pure: float = 0.6  # likewise for the policy: only there the answer must come from the observation
     policy_passes: int = 1  # POLICY passes per step; each costs only the action tokens
     policy_batch: int = (
         80  # windows per step that the policy may imitate, for the POLICY passes alone; 0: the batch's own
     )
-    sketches: float = 0.0  # share of steps in which the painter alone learns, at a fraction of a step's cost
+    decoder_only: float = 0.0  # share of steps that train the video decoder alone, at a fraction of a step's cost
     proprio_weight: float = 0.5
     action_weight: float = 1.0
     policy_weight: float = 2.0
@@ -50,33 +50,33 @@ class JointConfig(BaseModel):
 def to_tensors(model: WorldActionModel, batch: WindowBatch) -> tuple[Context, Chunk, dict[str, Tensor]]:
     """A batch of windows as (context, clean chunk, masks); normalised, on the model's device.
 
-    Windows of a film codec hold canvases (:func:`film_frames` of them before the chunk), and are encoded here as one
-    film; those of a frame codec hold latents.
+    Windows for a video codec hold canvases (:func:`observed_frames` of them before the chunk), which are encoded here;
+    those for a frame codec hold latents.
     """
     t, device, step = model.cfg.context_frames, model.device, model.temporal
     image = given = None
     if step > 1:
-        film = batch.video.to(device)
-        image, given = model.told_by(film[:, 0])
-        video = model.codec.encode(film)
+        canvas = batch.video.to(device)
+        image, given = model.image_condition(canvas[:, 0])
+        video = model.codec.encode(canvas)
     else:
         video = batch.video.to(device, torch.float32)
     proprio = model.normalise_proprio(batch.proprio[:, ::step].to(device))
     action = model.normalise_action(batch.action.to(device))
     text = model.embed_text([batch.instructions[i] for i in batch.instruction_id])
-    shown = batch.video_valid[:, step - 1 :: step].to(device)
+    known = batch.video_valid[:, step - 1 :: step].to(device)
     masks = {
         "action": batch.action_valid.to(device),
         "policy": (batch.policy_valid & batch.action_valid).to(device),
-        "video": shown,
-        "proprio": shown & batch.proprio_valid.to(device)[:, None],
+        "video": known,
+        "proprio": known & batch.proprio_valid.to(device)[:, None],
     }
     context = Context(video=video[:, :t], proprio=proprio[:, :t], text=text, image=image, condition=given)
-    felt = proprio[:, t:] if "proprio" in model.chunk_shapes else None
-    return context, Chunk(video=video[:, t:], proprio=felt, action=action), masks
+    future = proprio[:, t:] if "proprio" in model.chunk_shapes else None
+    return context, Chunk(video=video[:, t:], proprio=future, action=action), masks
 
 
-def film_frames(model: WorldActionModel) -> int:
+def observed_frames(model: WorldActionModel) -> int:
     """Frames that a window holds before its chunk: those whose latents fill a context."""
     return 1 + model.temporal * (model.cfg.context_frames - 1)
 
@@ -136,10 +136,10 @@ def on_own_frames(
     lanes = torch.from_numpy(np.flatnonzero(found))
     dreamt = context.to("cpu").index(lanes)
     video, proprio, action = batch.video.clone(), batch.proprio.clone(), batch.action.clone()
-    felt = model.restore_proprio(dreamt.proprio.to(model.device)).to(proprio)
+    reached = model.restore_proprio(dreamt.proprio.to(model.device)).to(proprio)
     # Commanded poses stay where they were, so relative actions are measured from where the dream believes to be.
-    astray = (proprio[lanes, t - 1] - felt[:, -1])[:, model.anchor.cpu()] * model.anchored.cpu()
-    video[lanes, :t], proprio[lanes, :t] = dreamt.video.to(video), felt
+    astray = (proprio[lanes, t - 1] - reached[:, -1])[:, model.anchor.cpu()] * model.anchored.cpu()
+    video[lanes, :t], proprio[lanes, :t] = dreamt.video.to(video), reached
     action[lanes] += astray[:, None]
     return replace(batch, video=video, proprio=proprio, action=action)
 
@@ -172,10 +172,10 @@ def policy_loss(
     return masked_mse(guess, action, valid, loss_weight(sigma, cfg.floor))
 
 
-def sketch_loss(
+def decoder_loss(
     model: WorldActionModel, batch: WindowBatch, cfg: JointConfig, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    """Error of the painter's video under the recorded actions, without the transformer."""
+    """Error of the video decoder's video under the recorded actions, without the transformer."""
     context, clean, masks = to_tensors(model, batch)
     context, b = disturb(context, cfg, generator), len(batch)
     under = Shares(dynamics=1, inverse=0, joint=0, free=0)
@@ -184,10 +184,10 @@ def sketch_loss(
     assert clean.video is not None
     noise = torch.randn(clean.video.shape, generator=generator).to(model.device)
     noisy = Chunk(video=mix(clean.video, noise, level), action=clean.action)
-    guess = model.sketch(noisy, NoiseLevels(level, torch.zeros_like(level)), context)
+    guess = model.decode_without_tokens(noisy, NoiseLevels(level, torch.zeros_like(level)), context)
     known = masks["video"] & masks["action"].any(1, keepdim=True)
     loss = masked_mse(guess, clean.video, known, loss_weight(level, cfg.floor))
-    return loss, {"sketch": loss.item()}
+    return loss, {"decoder": loss.item()}
 
 
 def joint_loss(

@@ -21,7 +21,7 @@ Method = Literal["lora", "full"]
 LORA_TARGETS = (
     "to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "conv1", "conv2", "modulate", "features"
 )  # fmt: skip
-"""Ends of the names of the layers that get an adapter: attention, feed-forward and, where there is one, the painter."""
+"""Ends of the names of the layers that get an adapter: attention, feed-forward and, if any, the video decoder."""
 
 HALF, SINGLE = 2, 4  # bytes
 SLACK = 2 * 2**30  # context, workspaces and fragmentation of one GPU

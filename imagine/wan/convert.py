@@ -221,7 +221,7 @@ def _deltas(source: Source) -> dict[str, tuple[Tensor, Tensor]]:
 # ----------------------------------------------------------------------------------------------------------- saving
 def _check_like_wan(cfg: DiTConfig) -> None:
     wanted = {"see_last_frame": False, "pooled_text": False, "prediction": "velocity"}
-    ours = ("place_frequencies", "action_frequencies", "steer_tokens", "painter")
+    ours = ("place_frequencies", "action_frequencies", "steer_tokens", "decoder")
     wanted |= {key: DiTConfig.model_fields[key].default for key in ours}
     if not cfg.registers:
         wanted |= {"action_dim": 0, "proprio_dim": 0}

@@ -1,4 +1,4 @@
-"""The frozen helpers of a Wan or DreamZero checkpoint: its video codec, its reader of prompts and its eyes.
+"""The frozen helpers of a Wan or DreamZero checkpoint: its video codec, text encoder and image encoder.
 
 Each puts a small interface before a model of diffusers or transformers, computes in the precision that model is in and
 hands out float32. They never train: their weights take no gradient and they stay in evaluation mode whatever the
@@ -20,10 +20,18 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from imagine.types import CheckpointMismatch, ShapeError, UnknownWord
-from imagine.wan import encoder_names as giant_names
+from imagine.wan import encoder_names
 from imagine.wan.vae import Frozen, WanCodec, fit_preview
 
-__all__ = ["ImageEncoder", "PromptEncoder", "WanCodec", "fit_preview", "load_codec", "load_eyes", "load_prompts"]
+__all__ = [
+    "ImageEncoder",
+    "PromptEncoder",
+    "WanCodec",
+    "fit_preview",
+    "load_codec",
+    "load_image_encoder",
+    "load_prompts",
+]
 
 Source = str | Path | Iterable[tuple[str, Tensor]]
 
@@ -108,7 +116,7 @@ class ImageEncoder(Frozen):
             ShapeError: not such a canvas.
         """
         if canvas.dtype != torch.uint8 or canvas.ndim != 4 or canvas.shape[-1] != 3:
-            raise ShapeError(f"eyes got {canvas.dtype} {tuple(canvas.shape)}, expected uint8 (N, H, W, 3).")
+            raise ShapeError(f"image encoder got {canvas.dtype} {tuple(canvas.shape)}, expected uint8 (N, H, W, 3).")
         x = canvas.to(self._weight.device).permute(0, 3, 1, 2).float() / 255
         x = F.interpolate(x, (self.size, self.size), mode="bicubic")
         mean, std = torch.tensor([CLIP_MEAN, CLIP_STD], device=x.device)[:, :, None, None]
@@ -132,7 +140,7 @@ def load_codec(source: Source, *, dtype: torch.dtype = torch.float32, **shape: A
 
     if isinstance(source, str | Path):
         return WanCodec(_from_pipeline(AutoencoderKLWan, source, "vae", dtype))
-    read, state = giant_names.vae(dict(source))
+    read, state = encoder_names.vae(dict(source))
     return WanCodec(_from_tensors(lambda: AutoencoderKLWan(**read | shape), state, dtype))
 
 
@@ -167,13 +175,13 @@ def load_prompts(
             raise CheckpointMismatch(f"no tokenizer at {where!r}: {error}") from None
     if isinstance(source, str | Path):
         return PromptEncoder(_from_pipeline(UMT5EncoderModel, source, "text_encoder", dtype), tokenizer, length=length)
-    shape, state = giant_names.t5(dict(source))
+    shape, state = encoder_names.t5(dict(source))
     model = _from_tensors(lambda: UMT5EncoderModel(UMT5Config(**shape)), state, dtype)
     model.tie_weights()
     return PromptEncoder(model, tokenizer, length=length)
 
 
-def load_eyes(source: Source, *, dtype: torch.dtype = torch.float32, heads: int = 16) -> ImageEncoder:
+def load_image_encoder(source: Source, *, dtype: torch.dtype = torch.float32, heads: int = 16) -> ImageEncoder:
     """The image encoder of a pipeline (``image_encoder``) or of original tensors.
 
     Args:
@@ -188,7 +196,7 @@ def load_eyes(source: Source, *, dtype: torch.dtype = torch.float32, heads: int 
 
     if isinstance(source, str | Path):
         return ImageEncoder(_from_pipeline(CLIPVisionModel, source, "image_encoder", dtype))
-    shape, state = giant_names.clip(dict(source), heads)
+    shape, state = encoder_names.clip(dict(source), heads)
     return ImageEncoder(_from_tensors(lambda: CLIPVisionModel(CLIPVisionConfig(**shape)), state, dtype))
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from imagine.embodiment import Embodiment
 from imagine.files import atomic_write
 from imagine.model.checkpoint import resolve
-from imagine.model.config import FilmConfig, ModelConfig, PromptConfig, Statistics
+from imagine.model.config import ModelConfig, PromptConfig, Statistics, VideoCodecConfig
 from imagine.model.dit import DiTConfig, JointDiT
 from imagine.model.model import WorldActionModel
 from imagine.types import CheckpointMismatch, ShapeError
@@ -48,8 +48,8 @@ def describe(
         folder: Wan in diffusers layout, DreamZero or DreamZero-5B in either; a folder or a hub id.
         embodiment: the robot, or the file that describes it; its chunk must be the checkpoint's.
         statistics: of the robot's numbers; None reads those beside a DreamZero checkpoint (``experiment_cfg``).
-        template: what the model was trained to be told, around ``{task}``; see :data:`imagine.wan.convert.PROMPTS`.
-        parts: a Wan pipeline in diffusers layout that has codec, text encoder and eyes; None takes the folder's own.
+        template: the prompts that the model was trained on, around ``{task}``; see :data:`imagine.wan.convert.PROMPTS`.
+        parts: a Wan pipeline in diffusers layout with codec, text and image encoder; None takes the folder's own.
         answers: questions it was trained to answer; by default JOINT for a DreamZero and VIDEO for a Wan.
         factor: pixels per latent cell; None is what Wan's codecs of 16 and 48 channels have.
         length: tokens that a prompt is filled up to.
@@ -76,7 +76,7 @@ def describe(
         weights=str(where),
         embodiment=body,
         dit=DiTConfig.model_validate(network.model_dump()),
-        codec=FilmConfig(source=source, channels=network.channels, factor=factor),
+        codec=VideoCodecConfig(source=source, channels=network.channels, factor=factor),
         text=PromptConfig(source=source, template=template, length=length, dim=network.text_dim),
         statistics=read_statistics(where, body) if statistics is None else statistics,
         context_frames=remembered(network),
@@ -99,14 +99,14 @@ def adopt(folder: str | Path, embodiment: Embodiment | str | Path, out: str | Pa
     return cfg
 
 
-def load_giant(
+def load_pretrained(
     folder: str | Path,
     embodiment: Embodiment | str | Path,
     statistics: Statistics | None = None,
     *,
     codec: nn.Module | None = None,
     text: nn.Module | None = None,
-    eyes: nn.Module | None = None,
+    image_encoder: nn.Module | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     **more: Any,
@@ -117,9 +117,9 @@ def load_giant(
         folder: see :func:`describe`.
         embodiment: see :func:`describe`.
         statistics: see :func:`describe`.
-        codec: a codec that is loaded already; likewise ``text`` and ``eyes``.
+        codec: a codec that is loaded already; likewise ``text`` and ``image_encoder``.
         text: see ``codec``.
-        eyes: see ``codec``.
+        image_encoder: see ``codec``.
         device: where to.
         dtype: of the transformer's weights, None for that of the files.
         more: as :func:`describe`.
@@ -133,7 +133,7 @@ def load_giant(
     if text is not None:
         more.setdefault("length", text.length)
     cfg = describe(folder, embodiment, statistics, **more)
-    ready = {"codec": codec, "text": text, "eyes": eyes}
+    ready = {"codec": codec, "text": text, "image_encoder": image_encoder}
     return rebuild(cfg, Path(folder), device, dtype, **{k: v for k, v in ready.items() if v is not None})
 
 
@@ -143,7 +143,7 @@ def remembered(cfg: DiTConfig) -> int:
     return (alone + (cfg.max_context_blocks - alone) * cfg.block) * cfg.patch[0]
 
 
-def save_giant(model: WorldActionModel, folder: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
+def save(model: WorldActionModel, folder: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
     """Write ``config.json`` and the transformer, in shards and as it is; the frozen parts stay where they are."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,12 +158,12 @@ def rebuild(
     dtype: torch.dtype | None = None,
     **parts: nn.Module,
 ) -> WorldActionModel:
-    """Load what :func:`save_giant` or :func:`adopt` wrote; parts (codec, text, eyes) at hand are taken over.
+    """Load what :func:`save` or :func:`adopt` wrote; parts (codec, text, image_encoder) at hand are taken over.
 
     Raises:
         CheckpointMismatch: tensors are missing or of another shape, or a frozen part is not where it was.
     """
-    assert isinstance(cfg.codec, FilmConfig) and isinstance(cfg.text, PromptConfig)
+    assert isinstance(cfg.codec, VideoCodecConfig) and isinstance(cfg.text, PromptConfig)
     if cfg.weights is None:
         dit = _own(cfg.dit, folder, device)
     else:
@@ -175,8 +175,8 @@ def rebuild(
     own = source.is_dir() and not _is_pipeline(source)
     codec = parts.get("codec") or _codec(source, own)
     text = parts.get("text") or _text(source, own)
-    eyes = parts.get("eyes") or (_eyes(source, own) if cfg.dit.image_dim else None)
-    return WorldActionModel(cfg, dit=dit, codec=codec, text=text, eyes=eyes).to(device).eval()
+    images = parts.get("image_encoder") or (_image_encoder(source, own) if cfg.dit.image_dim else None)
+    return WorldActionModel(cfg, dit=dit, codec=codec, text=text, image_encoder=images).to(device).eval()
 
 
 def _own(cfg: DiTConfig, folder: Path, device: str | torch.device) -> JointDiT:
@@ -259,7 +259,15 @@ def _text(source: Path, own: bool) -> Any:
     return load_prompts(other_parts(source, PARTS["text_encoder"]) if own else source)
 
 
-def _eyes(source: Path, own: bool) -> Any:
-    from imagine.wan.encoders import load_eyes
+def _image_encoder(source: Path, own: bool) -> Any:
+    from imagine.wan.encoders import load_image_encoder
 
-    return load_eyes(other_parts(source, PARTS["image_encoder"]) if own else source)
+    return load_image_encoder(other_parts(source, PARTS["image_encoder"]) if own else source)
+
+
+def layout(folder: Path) -> str:
+    """Layout of a Wan or DreamZero checkpoint; empty where there is none."""
+    try:
+        return inspect(folder).layout
+    except CheckpointMismatch:
+        return ""

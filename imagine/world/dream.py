@@ -252,7 +252,7 @@ class Dream:
     def frames(self, env: int) -> np.ndarray:
         """(F, H, W, 3) uint8, the newest chunk of one environment."""
         one = slice(env, env + 1)
-        return self.model.motion(self.newest[one], self.before[one])[0].cpu().numpy()
+        return self.model.decode_frames(self.newest[one], self.before[one])[0].cpu().numpy()
 
     _STATE = (
         *("video", "proprio", "canvas", "text", "image", "condition", "newest", "before", "packed", "seeds", "steps"),

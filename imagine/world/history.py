@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagine.model.dit import Kept
-from imagine.model.kv_cache import ContextCache
+from imagine.model.kv_cache import BlockKV, ContextCache
 from imagine.model.model import WorldActionModel
 from imagine.types import Context, ImagineError, Observation, ShapeError
 from imagine.world.step import DreamConfig, Prediction, predict_chunk
@@ -72,14 +71,14 @@ class HistoryCache:
         video = self.model.chunk_shapes["video"]
         _, ph, pw = self.model.cfg.dit.patch
         cache.reserve((video[0] + 1) * (video[2] // ph) * (video[3] // pw) + action.shape[1] + 1)
-        kept = Kept([], [], torch.empty(0), 0) if self.mode == "kept" else None
-        chunk = predict_chunk(self.model, context, action, cfg, seeds=seeds, cache=cache, kept=kept)
+        block_kv = BlockKV() if self.mode == "kept" else None
+        chunk = predict_chunk(self.model, context, action, cfg, seeds=seeds, cache=cache, block_kv=block_kv)
         if self.mode == "reset" and cache.frames == self.model.cfg.context_frames:
             self.caches[int(rows[0])] = self.model.prefill(self._newest_alone(context, chunk))
-        elif kept is None:
+        elif block_kv is None:
             self.model.dit.extend(cache, chunk.video, chunk.proprio)
         else:
-            self.model.dit.remember(cache, kept, chunk.video, chunk.proprio)
+            self.model.dit.remember(cache, block_kv, chunk.video, chunk.proprio)
         return chunk
 
     def _newest_alone(self, context: Context, chunk: Prediction) -> Context:

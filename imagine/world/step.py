@@ -11,8 +11,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from imagine.model.batching import TILE
-from imagine.model.dit import Kept
-from imagine.model.kv_cache import ContextCache
+from imagine.model.kv_cache import BlockKV, ContextCache
 from imagine.model.model import WorldActionModel
 from imagine.questions import DYNAMICS, INVERSE
 from imagine.sampler import sample
@@ -67,7 +66,7 @@ def predict_chunk(
     *,
     seeds: Sequence[int] | None = None,
     cache: ContextCache | None = None,
-    kept: Kept | None = None,
+    block_kv: BlockKV | None = None,
 ) -> Prediction:
     """Imagine one chunk in every row.
 
@@ -78,15 +77,17 @@ def predict_chunk(
         cfg: denoising steps of DYNAMICS and of INVERSE.
         seeds: one per row; None for fresh noise.
         cache: ``model.prefill(context)``, if at hand.
-        kept: filled with the keys and values of the last denoising step; None where nobody needs them.
+        block_kv: filled with the keys and values of the last denoising step; None where nobody needs them.
 
     Raises:
         UntrainedQuestion: the checkpoint was not trained for DYNAMICS, or for INVERSE where it is asked.
     """
     cache = model.prefill(context) if cache is None else cache
-    dream = sample(model, DYNAMICS, context, action=action, steps=cfg.steps, seeds=seeds, cache=cache, kept=kept)
+    dream = sample(
+        model, DYNAMICS, context, action=action, steps=cfg.steps, seeds=seeds, cache=cache, block_kv=block_kv
+    )
     assert dream.video is not None
-    proprio = model.felt(context, dream)
+    proprio = model.integrate_proprio(context, dream)
     if not cfg.inverse_steps:
         return Prediction(dream.video, proprio)
     inverse = sample(
@@ -141,7 +142,7 @@ def judge_clip(
     return Clip(
         latents=latents,
         proprio=torch.cat([start.proprio[:, None], prediction.proprio], 1),
-        decode=model.film(latents, {i: f for i, f in decoded.items() if f is not None}, before=context.video),
+        decode=model.lazy_decode(latents, {i: f for i, f in decoded.items() if f is not None}, before=context.video),
         action=commanded,
         # An absolute command does not say where the robot is; no displacement is assumed there.
         pose=torch.where(difference, now, commanded[:, 0]),
