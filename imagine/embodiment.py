@@ -240,6 +240,16 @@ class Embodiment(_Frozen):
         return np.concatenate([np.full(a.size, a.mode != "absolute") for a in self.action])
 
     @property
+    def is_per_tick(self) -> np.ndarray:
+        """(A,) bool, displacements of one tick, which add up over a chunk."""
+        return np.concatenate([np.full(a.size, a.mode == "delta") for a in self.action])
+
+    @property
+    def proprio_wraps(self) -> np.ndarray:
+        """(P,) bool, angles that start again at -pi after pi."""
+        return np.concatenate([np.full(self._state(n).size, self._state(n).wraps) for n in self.proprio])
+
+    @property
     def is_gripper(self) -> np.ndarray:
         """(A,) bool, gripper commands; where no slice has a kind, whatever is absolute."""
         if any(a.kind for a in self.action):
@@ -275,11 +285,11 @@ class Embodiment(_Frozen):
         ]
 
     def commanded_in_proprio(self) -> list[tuple[int, bool]]:
-        """Per action dimension, the proprioception dimension that it commands, -1 if none, and whether relatively."""
+        """Per action dimension, the proprioception dimension it commands, -1 if none, and whether by a difference."""
         starts = dict(zip(self.proprio, np.cumsum([0] + [self._state(n).size for n in self.proprio]), strict=False))
         moved = [(a.relative_to or a.name, a) for a in self.action]
         return [
-            (int(starts[name]) + i if name in starts else -1, a.relative_to is not None)
+            (int(starts[name]) + i if name in starts else -1, a.mode != "absolute")
             for name, a in moved
             for i in range(a.size)
         ]

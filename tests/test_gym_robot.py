@@ -196,6 +196,70 @@ def test_state_and_success_may_be_functions(lab: Path) -> None:
     assert not done[0] and done[-1]
 
 
+def play(env: gym.Env, robot: RobotPlugin, chunks: int) -> tuple[list[np.ndarray], dict[str, Any]]:
+    acted, info = [], {}
+    for _ in range(chunks):
+        chunk = robot.expert(env)
+        assert chunk is not None and env.action_space.contains(chunk)
+        acted.append(chunk)
+        info = env.step(chunk)[4]
+    return acted, info
+
+
+def test_an_expert_of_single_ticks_acts_in_chunks(lab: Path) -> None:
+    robot = load_robot(lab / "robot.yaml")
+    env = made(robot, 3)
+    for seed in (0, 1, 0):
+        _, info = env.reset(seed=seed)
+        toward = 0.05 if info["instruction"] == "go right" else -0.05
+        acted, info = play(env, robot, 2)
+        assert info["is_success"]
+        np.testing.assert_array_equal(acted[0], np.full((8, 2), [toward, 0], np.float32))
+    other = made(robot, 3)
+    other.reset(seed=0, options={"instruction": "go left"})
+    away = np.full(other.action_space.shape, [0.03, 0.02], np.float32)  # the expert goes on from where others led
+    other.step(away)
+    before = robot.expert(other)
+    assert before is not None
+    shown = other.unwrapped._shown["go left"]  # type: ignore[attr-defined]
+    other.step(before)
+    np.testing.assert_array_equal(shown.ticks.state(), other.unwrapped.ticks.state())  # type: ignore[attr-defined]
+    nobody = GymRobot(**{**FILE, "embodiment": BODY, "tasks": [{"instruction": "go", "env": "point_lab:Point"}]})
+    alone = made(nobody)
+    alone.reset(seed=0)
+    assert nobody.expert(alone) is None
+
+
+def test_chunks_repeated_where_nobody_looks_lead_to_the_same_end(robot: RobotPlugin) -> None:
+    seen, unseen = made(robot), made(robot)
+    _, info = seen.reset(seed=2)
+    unseen.reset(seed=2)
+    acted, last = play(seen, robot, 2)
+    done = [robot.carry_out(unseen, chunk) for chunk in acted]
+    for env in (seen, unseen):
+        assert robot.carried_out(env, info["instruction"]) == done[-1] == last["is_success"]
+    np.testing.assert_array_equal(state_of(seen), state_of(unseen))
+
+
+def state_of(env: gym.Env) -> np.ndarray:
+    inner: Any = env.unwrapped
+    return inner.ticks.state() if hasattr(inner, "ticks") else inner.robot.world.state()
+
+
+def test_limits_and_pictures_may_be_given(lab: Path) -> None:
+    robot = GymRobot(
+        **{**FILE, "embodiment": BODY}, limits={"control_hz": 10, "velocity": [2, None]},
+        views={"top": lambda env, observation, info: np.full((32, 48, 3), 7, np.uint8)},
+    )  # fmt: skip
+    body, limits = robot.embodiment(), robot.limits(robot.embodiment())
+    assert limits is not None and limits.velocity == (2, None)
+    env = made(robot)
+    assert (env.reset(seed=0)[0]["top"] == 7).all() and env.observation_space["top"].shape == (16, 24, 3)  # type: ignore[index]
+    assert load_robot(lab / "robot.yaml").limits(body) is None, "displacements of a tick are bounded already"
+    with pytest.raises(ImagineError, match="are for 3 actions, expected 2"):
+        GymRobot(**{**FILE, "embodiment": BODY}, limits={"control_hz": 10, "velocity": [2, 1, 1]}).limits(body)
+
+
 def test_a_robot_file_travels_in_the_model_folder(lab: Path, tmp_path: Path) -> None:
     remember(lab / "robot.yaml", tmp_path)
     body = load_robot(lab / "robot.yaml").embodiment()
@@ -214,6 +278,7 @@ def test_a_robot_file_travels_in_the_model_folder(lab: Path, tmp_path: Path) -> 
         ({"tasks": [{"instruction": "go", "env": "Nowhere-v0"}]}, "cannot be made"),
         ({"tasks": [{"instruction": "go", "env": "point_lab:Lost"}]}, "cannot be imported"),
         ({"embodiment": {**BODY, "chunk_frames": 3}}, "no multiple"),
+        ({"embodiment": {**BODY, "state": [{**BODY["state"][0], "key": "pose"}]}}, "expected 'observation.state'"),
         ({"embodiment": {**BODY, "action": [{**BODY["action"][0], "stop": 5}]}}, "at least 5 numbers"),
     ],
 )

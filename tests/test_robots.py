@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from imagine.embodiment import Embodiment
+from imagine.model.model import WorldActionModel
 from imagine.policy.robots.plugin import RobotPlugin
 from imagine.policy.robots.registry import DEFAULT, RecordedRobot, load_robot, remember, robot_of, spec_of
-from imagine.types import ImagineError
+from imagine.rewards.rules import check_actions
+from imagine.types import Chunk, ImagineError
 
 OWN = """
 from imagine.policy.robots.plugin import RobotPlugin
@@ -197,3 +200,47 @@ def test_what_stands_still_depends_on_the_mode_of_each_slice() -> None:
 def test_a_slice_that_makes_no_sense_is_refused(change: dict, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         body_of({**YAW, "low": -1, "high": 1, **change}, state=(YAW,))
+
+
+def test_robots_without_limits_of_their_own_may_not_jump() -> None:
+    state = ({"name": "hand", "start": 0, "stop": 1, "unit": "m"}, {**YAW, "start": 1, "stop": 2})
+    hand = {"name": "hand", "start": 0, "stop": 1, "unit": "m", "relative_to": "hand", "low": -0.2, "high": 0.2}
+    yaw = {**YAW, "start": 1, "stop": 2, "kind": "rotation", "low": -1, "high": 1}
+    body = body_of({**hand, "kind": "position"}, yaw, state=state)
+    limits = RobotPlugin().limits(body)
+    assert limits is not None and limits.velocity == (pytest.approx(2.0), None) and limits.control_hz == 10
+    jump = torch.tensor([[[0.0, 0], [0, 0], [0.3, 0], [0.3, 0]], [[0.0, 0], [0.1, 0], [0.2, 3], [0.3, -3]]])
+    assert (check_actions(jump, torch.zeros(2, 2), limits)["velocity"] > 0).tolist() == [True, False]
+    assert RobotPlugin().limits(body_of(hand, yaw, state=state)) is None, "of what has no kind nothing is known"
+
+
+def test_the_tables_limits_need_no_kinds() -> None:
+    robot = load_robot(DEFAULT)
+    body = robot.embodiment()
+    assert body is not None
+    old = body.model_dump()
+    for part in (*old["state"], *old["action"]):
+        del part["kind"]
+    assert robot.limits(Embodiment.model_validate(old)) == robot.limits(body)
+
+
+@torch.no_grad()
+def test_imagined_states_follow_actions_of_every_mode(tiny_model: WorldActionModel) -> None:
+    other = {"name": "c", "start": 2, "stop": 3, "unit": "1"}
+    state = ({"name": "a", "start": 0, "stop": 1, "unit": "m"}, {**YAW, "start": 1, "stop": 2}, other)
+    a = {"name": "a", "start": 0, "stop": 1, "unit": "m", "mode": "delta", "low": -1, "high": 1}
+    yaw = {**YAW, "start": 1, "stop": 2, "relative_to": "yaw", "low": -1, "high": 1}
+    model = tiny_model
+    model.body = body_of(a, yaw, state=state)
+    k, frames = model.chunk_shapes["action"][0], model.chunk_shapes["video"][0]
+    action = torch.full((1, k, 2), 0.1)
+    now = torch.tensor([[[0.5, 3.1, 0.2]]])
+    context = model.context(
+        torch.zeros(1, 1, *model.chunk_shapes["video"][1:]), model.normalise_proprio(now), ["reach"]
+    )
+    chunk = Chunk(action=model.normalise_action(action))
+    then = model.restore_proprio(model.integrate_proprio(context, chunk))
+    assert then.shape == (1, frames, 3)
+    torch.testing.assert_close(then[0, -1], torch.tensor([0.5 + 0.1 * k, 3.2 - 2 * torch.pi, 0.2]))
+    torch.testing.assert_close(model.displacements(action)[0, :, 0], 0.1 * torch.arange(1, k + 1))
+    assert (model.displacements(action)[..., 1] == action[..., 1]).all()

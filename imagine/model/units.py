@@ -64,6 +64,11 @@ class RobotUnits(nn.Module):
         low, high = (torch.from_numpy(x).to(action) for x in (self.body.action_low, self.body.action_high))
         return torch.minimum(torch.maximum(action * self.action_std + self.action_mean, low), high)
 
+    def displacements(self, action: Tensor) -> Tensor:
+        """(B, K, A) robot units, with actions per tick added up: each tick then says how far the chunk has led."""
+        per_tick = torch.as_tensor(self.body.is_per_tick, device=action.device)
+        return torch.where(per_tick, action.cumsum(1), action)
+
     def integrate_proprio(self, context: Context, chunk: Chunk) -> Tensor:
         """Proprioception (B, F, P), normalised, of an imagined chunk: predicted, or else where the actions lead.
 
@@ -76,11 +81,13 @@ class RobotUnits(nn.Module):
         assert chunk.action is not None
         frames, now = self.chunk_shapes["video"][0], self.restore_proprio(context.proprio[:, -1])
         ends = torch.arange(1, frames + 1, device=now.device) * (chunk.action.shape[1] // frames) - 1
-        action = self.restore_action(chunk.action)[:, ends]
+        action = self.displacements(self.restore_action(chunk.action))[:, ends]
         reached = now[:, None].repeat(1, frames, 1)
-        for column, (at, relative) in enumerate(self.body.commanded_in_proprio()):
+        for column, (at, difference) in enumerate(self.body.commanded_in_proprio()):
             if at >= 0:
-                reached[..., at] = action[..., column] + (now[:, at, None] if relative else 0)
+                reached[..., at] = action[..., column] + (now[:, at, None] if difference else 0)
+        turned = torch.as_tensor(self.body.proprio_wraps, device=now.device) & (reached.abs() > torch.pi)
+        reached = torch.where(turned, torch.pi - (torch.pi - reached) % (2 * torch.pi), reached)
         return self.normalise_proprio(reached)
 
     def origin(self, proprio: Tensor) -> Tensor:

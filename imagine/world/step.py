@@ -16,7 +16,7 @@ from imagine.model.model import WorldActionModel
 from imagine.questions import DYNAMICS, INVERSE
 from imagine.sampler import sample
 from imagine.types import Clip, Context
-from imagine.world.trajectory import displacements, extend
+from imagine.world.trajectory import extend
 
 
 class DreamConfig(BaseModel):
@@ -137,7 +137,7 @@ def judge_clip(
     latents = torch.cat([start.video[:, None], prediction.video], 1)
     decoded: Mapping[int, Tensor | None] = {0: start.canvas, prediction.video.shape[1]: newest}
     now = model.restore_proprio(context.proprio[:, -1])[:, model.anchor] * model.anchored
-    commanded = displacements(model, action) + now[:, None]
+    commanded = model.displacements(action) + now[:, None]
     difference = torch.as_tensor(model.body.is_difference, device=action.device)
     return Clip(
         latents=latents,

@@ -38,7 +38,7 @@ def extend(model: WorldActionModel, trajectory: Tensor, proprio: Tensor, action:
         Same shape and dtype as ``trajectory``.
     """
     since = trajectory[:, -1:, -action.shape[2] :]  # where the newest tick led
-    moved = displacements(model, action) / torch.where(model.anchored > 0, model.proprio_std[model.anchor], 1.0)
+    moved = model.displacements(action) / torch.where(model.anchored > 0, model.proprio_std[model.anchor], 1.0)
     led = torch.where(torch.as_tensor(model.body.is_difference, device=action.device), moved + since, action)
     rows = torch.cat([proprio.to(trajectory), led.to(trajectory).reshape(*proprio.shape[:2], -1)], 2)
     return torch.cat([trajectory, rows], 1)[:, -trajectory.shape[1] :]
@@ -55,14 +55,6 @@ def interpolate(model: WorldActionModel, trajectory: Tensor, now: Tensor) -> Ten
     line = (before + share * (now[:, None] - before)).unflatten(1, (frames, ticks))
     rows = torch.cat([line[:, :, -1], _reckoned(model, line).flatten(2)], 2)
     return torch.cat([trajectory, rows], 1)[:, -trajectory.shape[1] :]
-
-
-def displacements(model: WorldActionModel, action: Tensor) -> Tensor:
-    """(B, K, A) actions in robot units, those per tick added up, so that each tick says how far the chunk has led."""
-    per_tick = [a.mode == "delta" for a in model.body.action for _ in range(a.size)]
-    return (
-        torch.where(torch.tensor(per_tick, device=action.device), action.cumsum(1), action) if any(per_tick) else action
-    )
 
 
 def _reckoned(model: WorldActionModel, proprio: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ import yaml
 from pydantic import ValidationError
 
 from imagine.embodiment import Embodiment
-from imagine.policy.robots.per_tick import GymConfig, Task, Ticks
+from imagine.limits import Limits
+from imagine.policy.robots.per_tick import Demonstration, GymConfig, Task, Ticks
 from imagine.policy.robots.plugin import Recorder, RobotPlugin
 from imagine.types import ImagineError, ShapeError, pack_instruction
 from imagine.world.spaces import action_space, observation_space
@@ -107,8 +108,31 @@ class GymRobot(RobotPlugin):
         return tuple(known[t] for t in wanted)
 
     def expert(self, env: gym.Env[Any, Any]) -> np.ndarray | None:
-        """None: the expert acts tick by tick, and cannot be asked for a chunk without acting it out."""
-        return None
+        """The task's expert, who acts tick by tick, acts a chunk out in a second environment that is kept alike."""
+        return chunked(env).expert_chunk()
+
+    def carried_out(self, env: gym.Env[Any, Any], instruction: str) -> bool | None:
+        """Known of the episode's own instruction alone."""
+        ticks = chunked(env).ticks
+        return bool(ticks.success) if instruction == ticks.task.instruction else None
+
+    def carry_out(self, env: gym.Env[Any, Any], chunk: np.ndarray) -> bool:
+        """Carry out (K, A) actions without rendering."""
+        chunked(env).execute(chunk)
+        return bool(chunked(env).ticks.success)
+
+    def limits(self, body: Embodiment) -> Limits | None:
+        """Those of the robot file, else what follows from the kinds of the slices.
+
+        Raises:
+            ImagineError: the file's are for another number of actions.
+        """
+        given = self.cfg.limits
+        if given is not None and given.action_dim not in (None, body.action_dim):
+            raise ImagineError(
+                f"limits of robot {self.name!r} are for {given.action_dim} actions, expected {body.action_dim}."
+            )
+        return given or super().limits(body)
 
     def recorder(self) -> Recorder:
         """The expert's episodes, disturbed, and failures; see :func:`imagine.policy.robots.recording.episode`."""
@@ -137,6 +161,7 @@ class ChunkEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self.robot, self.body, self.horizon, self.tasks = robot, body, horizon, tuple(tasks)
         self.observation_space, self.action_space = observation_space(body), action_space(body)
         self._made: dict[str, Ticks] = {}
+        self._shown: dict[str, Demonstration] = {}
         self.render_mode = "rgb_array"
 
     @cached_property
@@ -165,7 +190,8 @@ class ChunkEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         if task.instruction not in self._made:
             self._made[task.instruction] = Ticks(self.robot.cfg, task, self.body)
         self.ticks, self._chunks = self._made[task.instruction], 0
-        self.ticks.reset(start % 2**32)  # what simulators take
+        self._seed, self._moves = start % 2**32, list[np.ndarray]()  # what simulators take
+        self.ticks.reset(self._seed)
         self._newest = self._observe()
         return self._newest, self._info()
 
@@ -176,14 +202,8 @@ class ChunkEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             ShapeError: wrong shape, NaN, or far out of bounds.
         """
         body, ticks, before = self.body, self.ticks, self.ticks.reward
-        if np.ndim(action) != 2:
-            raise ShapeError(f"action chunk has shape {np.shape(action)}, expected two axes (actions, dimensions).")
-        moves = body.absolute_action(body.check_action(np.asarray(action)[None])[0], body.anchor_of(self._features()))
-        seen = []
-        for k, move in enumerate(moves, 1):
-            ticks.tick(move)
-            if k % body.frame_stride == 0:
-                seen.append(self._newest if ticks.over and seen else self._observe())
+        seen: list[dict[str, np.ndarray]] = []
+        self.execute(action, lambda: seen.append(seen[-1] if ticks.over and seen else self._observe()))
         self._newest, self._chunks = seen[-1], self._chunks + 1
         info = self._info()
         info["frames"] = np.stack([body.tile({v.name: o[v.name] for v in body.views}) for o in seen])
@@ -191,23 +211,50 @@ class ChunkEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         ended = self._chunks >= self.horizon
         return self._newest, ticks.reward - before, ticks.success or ticks.over, ended, info
 
+    def execute(self, action: np.ndarray, look: Callable[[], None] | None = None) -> None:
+        """Carry out (K, A) actions; ``look`` is called at every tick at which the model sees a frame.
+
+        Raises:
+            ShapeError: wrong shape, NaN, or far out of bounds.
+        """
+        if np.ndim(action) != 2:
+            raise ShapeError(f"action chunk has shape {np.shape(action)}, expected two axes (actions, dimensions).")
+        chunk = self.body.check_action(np.asarray(action)[None])[0]
+        for k, move in enumerate(self.body.absolute_action(chunk, self.ticks.anchor()), 1):
+            self.ticks.tick(move)
+            self._moves.append(move)
+            if look is not None and k % self.body.frame_stride == 0:
+                look()
+
+    def expert_chunk(self) -> np.ndarray | None:
+        """The next (K, A) actions of the task's expert, robot units within bounds; None where there is no expert."""
+        task = self.ticks.task
+        if task.expert is None:
+            return None
+        if task.instruction not in self._shown:
+            self._shown[task.instruction] = Demonstration(Ticks(self.robot.cfg, task, self.body))
+        return self._shown[task.instruction].chunk(self._seed, self._moves)
+
     def render(self) -> np.ndarray:  # type: ignore[override]
         """The newest canvas (H, W, 3) uint8."""
         return self.body.tile(self._newest)
 
     def close(self) -> None:
         """Close the environments."""
-        for ticks in self._made.values():
+        for ticks in (*self._made.values(), *(shown.ticks for shown in self._shown.values())):
             ticks.env.close()
 
-    def _features(self) -> dict[str, np.ndarray]:
-        state = self.ticks.state()
-        return {s.key: state for s in self.body.state}
-
     def _observe(self) -> dict[str, np.ndarray]:
-        proprio = self.body.proprio_of(self._features())
+        proprio = self.body.proprio_of(self.ticks.features())
         return {**self.ticks.views(), "proprio": proprio, "instruction": pack_instruction(self.ticks.task.instruction)}
 
     def _info(self) -> dict[str, Any]:
         instruction = self.ticks.task.instruction
         return {"instruction": instruction, "is_success": bool(self.ticks.success), "state": self.ticks.state()}
+
+
+def chunked(env: gym.Env[Any, Any]) -> ChunkEnv:
+    """The robot's environment under Gymnasium's wrappers."""
+    found = env.unwrapped
+    assert isinstance(found, ChunkEnv)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -11,9 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from imagine.embodiment import Embodiment
 from imagine.imports import import_object
+from imagine.limits import Limits
 from imagine.types import ImagineError, ShapeError
 
 Function = str | Callable[..., Any]
+STATE, ACTION = "observation.state", "action"
+"""The features that are recorded, and that an embodiment's slices are slices of."""
 
 
 class Task(BaseModel):
@@ -45,9 +48,11 @@ class GymConfig(BaseModel):
         tasks: at least one; a single task's keys may stand at the top level instead.
         state: where the state vector is found in an observation: keys (nested ones as ``a.b``, ``.`` for all
             of it) laid one after another, or a function of (env, observation, info).
-        views: view name to the observation's key, or ``render`` for what the environment renders.
+        views: view name to the observation's key, ``render`` for what the environment renders, or a function of (env,
+            observation, info) that returns an image.
         success: a key of ``info``, ``terminated``, or a function of (env, observation, reward, terminated, info).
         ticks: environment steps per control tick.
+        limits: what the robot may be commanded; left out, what follows from the kinds of the action slices.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -56,9 +61,10 @@ class GymConfig(BaseModel):
     embodiment: str | dict[str, Any] | Embodiment
     tasks: tuple[Task, ...] = Field(min_length=1)
     state: tuple[str, ...] | Function = (".",)
-    views: dict[str, str] = {}
+    views: dict[str, Function] = {}
     success: Function = "is_success"
     ticks: int = Field(default=1, ge=1)
+    limits: Limits | None = None
 
 
 class Ticks:
@@ -68,12 +74,16 @@ class Ticks:
         """Make the environment.
 
         Raises:
-            ImagineError: it cannot be made, or its actions are no vector that the embodiment's slices fit.
+            ImagineError: it cannot be made, or the embodiment's slices are of other features, or its actions are no
+                vector that they fit.
         """
+        for part, key in [*((s, STATE) for s in body.state), *((a, ACTION) for a in body.action)]:
+            if part.key != key:
+                raise ImagineError(f"slice {part.name!r} of {body.name!r} has key {part.key!r}, expected {key!r} here.")
         self.cfg, self.task, self.body = cfg, task, body
         make, kwargs = _function(task.env), dict(task.kwargs)
-        rendered = "render" in {cfg.views.get(v.name, "render") for v in body.views}
-        if rendered and "render_mode" not in kwargs:
+        self._views = {v.name: _function(cfg.views.get(v.name, "render")) for v in body.views}
+        if "render" in self._views.values() and "render_mode" not in kwargs:
             kwargs["render_mode"] = "rgb_array"
         try:
             self.env = make(**kwargs) if callable(make) else gym.make(str(task.env), **kwargs)
@@ -135,23 +145,31 @@ class Ticks:
 
     def views(self) -> dict[str, np.ndarray]:
         """What the cameras see, each (h, w, 3) uint8 of the embodiment's size."""
-        rendered: np.ndarray | None = None
-        out = {}
-        for v in self.body.views:
-            source = self.cfg.views.get(v.name, "render")
-            if source == "render":
-                rendered = np.asarray(self.env.render()) if rendered is None else rendered
-            image = rendered if source == "render" else _look_up(self.observation, source)
-            out[v.name] = resized(np.asarray(image), v.height, v.width)
-        return out
+        images: dict[Any, np.ndarray] = {}  # one picture may be several views
+        for source in self._views.values():
+            if source not in images:
+                images[source] = np.asarray(self._image(source))
+        return {v.name: resized(images[self._views[v.name]], v.height, v.width) for v in self.body.views}
+
+    def _image(self, source: Any) -> Any:
+        if callable(source):
+            return source(self.env.unwrapped, self.observation, self.info)
+        return self.env.render() if source == "render" else _look_up(self.observation, source)
 
     def rest(self) -> np.ndarray:
         """(A,) float32, a command in recorded order around which to move at random: the present state where actions are
         relative, no displacement where they are per tick, else the middle of the bounds.
         """
         middle = np.where(self.body.is_difference, 0, (self.body.action_low + self.body.action_high) / 2)
-        state = self.state()
-        return self.body.absolute_action(middle, self.body.anchor_of({s.key: state for s in self.body.state}))
+        return self.body.absolute_action(middle, self.anchor())
+
+    def features(self) -> dict[str, np.ndarray]:
+        """The recorded features, ``{key: (S,)}`` float32."""
+        return {STATE: self.state()}
+
+    def anchor(self) -> np.ndarray:
+        """(A,) float32, what relative actions that begin now are measured from."""
+        return self.body.anchor_of(self.features())
 
     def expert(self) -> np.ndarray | None:
         """The expert's next action (A,), clipped to what the environment takes; None without an expert."""
@@ -159,7 +177,47 @@ class Ticks:
             return None
         command = self._expert(self.env.unwrapped, self.observation, self.info)
         command = np.clip(np.asarray(command, np.float32), self.space.low, self.space.high)
-        return self.body.action_of({a.key: command for a in self.body.action})
+        return self.body.action_of({ACTION: command})
+
+
+class Demonstration:
+    """What an expert who acts tick by tick would do for a whole chunk: it is acted out in an environment of its own.
+
+    That environment is brought to where the other one is by repeating its commands from its seed, which is why both
+    must be functions of them. While the expert's own chunks are what is carried out, nothing needs repeating.
+    """
+
+    def __init__(self, ticks: Ticks) -> None:
+        """``ticks`` is for this alone."""
+        self.ticks, self._seed, self._moves = ticks, -1, list[np.ndarray]()
+
+    def chunk(self, seed: int, moves: Sequence[np.ndarray]) -> np.ndarray | None:
+        """What the expert would do next.
+
+        Args:
+            seed: of the episode.
+            moves: the (A,) commands of its ticks so far, as :meth:`Ticks.tick` takes them.
+
+        Returns:
+            (K, A) float32, robot units, within the embodiment's bounds.
+        """
+        body, ticks, done = self.ticks.body, self.ticks, len(self._moves)
+        alike = seed == self._seed and done <= len(moves)
+        if not (alike and all(np.array_equal(a, b) for a, b in zip(self._moves, moves, strict=False))):
+            ticks.reset(seed)
+            self._seed, self._moves, done = seed, [], 0
+        for move in moves[done:]:
+            self._act(move)
+        anchor, out = ticks.anchor(), []
+        for _ in range(body.chunk_actions):
+            own = body.relative_action(ticks.expert(), anchor)
+            out.append(np.clip(own, body.action_low, body.action_high))
+            self._act(body.absolute_action(out[-1], anchor))
+        return np.stack(out)
+
+    def _act(self, move: np.ndarray) -> None:
+        self.ticks.tick(move)
+        self._moves.append(move)
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:

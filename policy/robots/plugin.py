@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
-from imagine.embodiment import Embodiment
+from imagine.embodiment import QUATERNIONS, Embodiment
 from imagine.labels import Flip
 from imagine.limits import Limits
 from imagine.types import ImagineError
@@ -164,8 +164,19 @@ class RobotPlugin:
         return None
 
     def limits(self, body: Embodiment) -> Limits | None:
-        """What the robot may be commanded; None: the bounds of the embodiment alone."""
-        return None
+        """What the robot may be commanded, beyond the bounds of the embodiment; None: nothing is known.
+
+        By default, where slices say their kind: no relative position, joint or rotation may cross more than half of its
+        range, which is that of a whole chunk, in a single tick.
+        """
+        sudden = [
+            (a.high - a.low) / 2 * body.control_hz
+            if a.mode == "relative" and a.kind in ("position", "joint", "rotation") and a.unit not in QUATERNIONS
+            else None
+            for a in body.action
+            for _ in range(a.size)
+        ]
+        return Limits(control_hz=body.control_hz, velocity=tuple(sudden)) if any(sudden) else None
 
     def recorder(self) -> Recorder | None:
         """How ``imagine collect`` records episodes; None: it cannot."""

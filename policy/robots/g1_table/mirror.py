@@ -7,6 +7,7 @@ from torch import Tensor
 
 from imagine.embodiment import Slice
 from imagine.model.model import WorldActionModel
+from imagine.policy.robots.g1_table.limits import kind_of
 
 
 class Mirror:
@@ -68,7 +69,7 @@ def _swapped(parts: list[Slice]) -> tuple[list[int], Tensor]:
         twin = {"left": "right_", "right": "left_"}.get(side, f"{side}_") + rest
         size, whence = part.stop - part.start, begin.get(twin, begin[part.name])
         order += [whence + i for i in range(size)]
-        sign += [-1.0 if part.kind == "position" and i == 1 else 1.0 for i in range(size)]
+        sign += [-1.0 if kind_of(part) == "position" and i == 1 else 1.0 for i in range(size)]
     return order, torch.tensor(sign)
 
 
