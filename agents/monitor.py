@@ -19,7 +19,7 @@ from imagine.agents.finetune.improve import Check
 from imagine.agents.rollout import EpisodeRecord, rollout
 from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
-from imagine.rewards.negative_controls import GapAlarm, false_positive_rate, shuffled_chunks
+from imagine.types import ImagineError
 
 Absent = Callable[[str, int], str]
 """(instruction, start seed) to an instruction that cannot be carried out from that start."""
@@ -68,17 +68,18 @@ class Monitor:
         records = rollout(self.envs, policy, self.seeds, keep=True)
         success = np.array([r.success for r in records])
         canaries = self._canaries(policy, records, horizon)
-        floor = false_positive_rate(canaries)
+        every = np.concatenate(list(canaries.values()))
+        floor = float(every.mean())
         gap, rings = self._gap(success, second_verdicts(records))
         numbers = {
             "held_out_success": float(success.mean()),
             "held_out_second_judge": float(second_verdicts(records).mean()),
             "held_out_doubt": float(np.mean([h for r in records for h in r.hallucination])),
             "judge_gap": gap,
-            "floor": floor.rate,
-            **{f"floor_{kind}": rate for kind, (rate, _) in floor.by_kind.items()},
+            "floor": floor,
+            **{f"floor_{kind}": float(judged.mean()) for kind, judged in canaries.items()},
         }
-        return Check(numbers, self._alarm(floor.rate, floor.n, gap, rings))
+        return Check(numbers, self._alarm(floor, len(every), gap, rings))
 
     def _alarm(self, floor: float, n: int, gap: float, rings: bool) -> str | None:
         if self._floor is None:
@@ -99,11 +100,9 @@ class Monitor:
         return None
 
     def _canaries(self, policy: JointPolicy, records: list[EpisodeRecord], horizon: int) -> dict[str, np.ndarray]:
-        shape = self.envs.dream.single_action_space.shape
-        still = np.zeros((len(records), horizon, *shape), np.float32)
-        own = still.copy()
-        for i, r in enumerate(records):
-            own[i] = np.stack([r.actions[t % len(r.actions)] for t in range(horizon)])
+        begun = np.stack([r.observations[0]["proprio"] for r in records])
+        still = np.repeat(policy.model.body.hold(begun)[:, None], horizon, 1)
+        own = np.stack([[r.actions[t % len(r.actions)] for t in range(horizon)] for r in records])
         shuffled = shuffled_chunks(own, self.cfg.first_seed)
         return {
             "still": self._play(still),
@@ -127,3 +126,48 @@ class Monitor:
         """Take over :meth:`state`."""
         self._floor = None if state["floor"] is None else (float(state["floor"][0]), int(state["floor"][1]))
         self._gap.baseline = None if state["gap"] is None else (float(state["gap"][0]), float(state["gap"][1]))
+
+
+def shuffled_chunks(actions: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Chunks (N, T, K, A) shuffled among rollouts and moments: every chunk is one the policy really chose."""
+    n, t = actions.shape[:2]
+    order = np.random.default_rng(seed).permutation(n * t)
+    return actions.reshape(n * t, *actions.shape[2:])[order].reshape(actions.shape)
+
+
+class GapAlarm:
+    """Watches how many more successes the judge trained on sees than a second judge that is never trained on.
+
+    The gap at the start is the baseline; the alarm rings when a later gap is above it by more than ``sigmas`` standard
+    errors of the difference. The second judge should be of another architecture, which is the caller's to see to.
+    """
+
+    def __init__(self, sigmas: float = 3.0, least: float = 0.05) -> None:
+        """Start without a baseline.
+
+        Args:
+            sigmas: how many standard errors.
+            least: a growth below this share never rings.
+        """
+        self.sigmas, self.least = sigmas, least
+        self.baseline: tuple[float, float] | None = None
+
+    def __call__(self, first: np.ndarray, second: np.ndarray) -> tuple[float, bool]:
+        """The present gap, and whether the alarm rings.
+
+        Args:
+            first: (n,) bool, success of n rollouts as the first judge sees it.
+            second: (n,) bool, of the same rollouts, the second one.
+
+        Raises:
+            ImagineError: no rollouts, or not the same number from both.
+        """
+        if len(first) != len(second) or not len(first):
+            raise ImagineError(f"got verdicts on {len(first)} and {len(second)} rollouts, expected as many of each.")
+        difference = np.asarray(first, float) - np.asarray(second, float)
+        gap, error = float(difference.mean()), float((difference.var() + 0.25 / len(first)) / len(first))
+        if self.baseline is None:
+            self.baseline = (gap, error)
+            return gap, False
+        grown = gap - self.baseline[0]
+        return gap, bool(grown > max(self.least, self.sigmas * np.sqrt(error + self.baseline[1])))

@@ -1,7 +1,7 @@
-"""Negative controls: what cannot have succeeded, how often a judge says it did, and a second judge to compare with.
+"""Negative controls: videos of what cannot have succeeded, and how often a judge says that it did.
 
 A policy that learns from a judge finds whatever the judge mistakes for success, so the judge is regularly shown such
-controls, and a judge of another architecture, that nothing is trained on, is asked about the same rollouts.
+controls; :mod:`imagine.agents.monitor` does so while a policy learns.
 """
 
 from __future__ import annotations
@@ -42,13 +42,6 @@ def video_control(kind: str, videos: np.ndarray, seed: int = 0) -> np.ndarray:
     return out
 
 
-def shuffled_chunks(actions: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Chunks (N, T, K, A) shuffled among rollouts and moments: every chunk is one the policy really chose."""
-    n, t = actions.shape[:2]
-    order = np.random.default_rng(seed).permutation(n * t)
-    return actions.reshape(n * t, *actions.shape[2:])[order].reshape(actions.shape)
-
-
 class FalsePositiveRate(BaseModel):
     """How often negative controls, rollouts that did not succeed, were judged to have succeeded."""
 
@@ -76,41 +69,3 @@ def false_positive_rate(judged: dict[str, np.ndarray]) -> FalsePositiveRate:
     low, high = wilson(int(every.sum()), len(every))
     by_kind = {k: (float(np.mean(v)) if len(v) else 0.0, len(v)) for k, v in judged.items()}
     return FalsePositiveRate(rate=float(every.mean()), ci_low=low, ci_high=high, n=len(every), by_kind=by_kind)
-
-
-class GapAlarm:
-    """Watches how many more successes the judge trained on sees than a second judge that is never trained on.
-
-    The gap at the start is the baseline; the alarm rings when a later gap is above it by more than ``sigmas`` standard
-    errors of the difference. The second judge should be of another architecture, which is the caller's to see to.
-    """
-
-    def __init__(self, sigmas: float = 3.0, least: float = 0.05) -> None:
-        """Start without a baseline.
-
-        Args:
-            sigmas: how many standard errors.
-            least: a growth below this share never rings.
-        """
-        self.sigmas, self.least = sigmas, least
-        self.baseline: tuple[float, float] | None = None
-
-    def __call__(self, first: np.ndarray, second: np.ndarray) -> tuple[float, bool]:
-        """The present gap, and whether the alarm rings.
-
-        Args:
-            first: (n,) bool, success of n rollouts as the first judge sees it.
-            second: (n,) bool, of the same rollouts, the second one.
-
-        Raises:
-            ImagineError: no rollouts, or not the same number from both.
-        """
-        if len(first) != len(second) or not len(first):
-            raise ImagineError(f"got verdicts on {len(first)} and {len(second)} rollouts, expected as many of each.")
-        difference = np.asarray(first, float) - np.asarray(second, float)
-        gap, error = float(difference.mean()), float((difference.var() + 0.25 / len(first)) / len(first))
-        if self.baseline is None:
-            self.baseline = (gap, error)
-            return gap, False
-        grown = gap - self.baseline[0]
-        return gap, bool(grown > max(self.least, self.sigmas * np.sqrt(error + self.baseline[1])))

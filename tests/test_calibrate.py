@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagine.agents.monitor import GapAlarm, shuffled_chunks
 from imagine.rewards.calibrate import (
     Calibration,
     Calibrator,
@@ -24,7 +25,7 @@ from imagine.rewards.calibrate import (
     report,
 )
 from imagine.rewards.guards import GuardConfig, GuardedJudge
-from imagine.rewards.negative_controls import GapAlarm, false_positive_rate, shuffled_chunks, video_control
+from imagine.rewards.negative_controls import false_positive_rate, video_control
 from imagine.rewards.rules import Limits
 from imagine.types import Clip, ImagineError, Score, ShapeError
 
