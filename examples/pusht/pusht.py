@@ -28,4 +28,4 @@ def expert(env: Any, *_: Any) -> np.ndarray:
     if abs(turn) < 0.35:
         return t + back / np.linalg.norm(back) * 70
     round_ = complex(*arm) / distance * np.exp(1j * np.clip(turn, -0.5, 0.5)) * 115
-    return t + [round_.real, round_.imag]
+    return t + np.array([round_.real, round_.imag])
