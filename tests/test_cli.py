@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import yaml
 
 from imagine.configs import cli
 from imagine.configs.commands.common import Common
+from imagine.configs.commands.train import recipe_class
 from imagine.configs.load import load
 from imagine.configs.runfolder import RunFolder
 from imagine.embodiment import ActionSlice, Embodiment, View
@@ -174,6 +176,12 @@ def test_a_preset_holds_only_what_differs(tmp_path: Path) -> None:
 def test_a_wrong_override_is_explained(override: str, expected: str) -> None:
     with pytest.raises(ImagineError, match=expected):
         load(Outer, overrides=[override])
+
+
+@pytest.mark.parametrize("preset", ["tiny", "nano"])
+def test_the_training_presets_hold_known_keys(preset: str) -> None:
+    recipe: Any = load(recipe_class(), preset)
+    assert recipe.model_fit.steps > recipe.codec_fit.steps > 0 and recipe.dit.decoder.blocks > 0
 
 
 def test_a_missing_preset_is_explained() -> None:
