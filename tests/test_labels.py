@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from imagine.labels import LabelledRollouts, RolloutPairs
+from imagine.rewards.calibrate import fit_threshold
 from imagine.rewards.latent import HeadConfig, JudgeConfig, LatentJudge
 from imagine.rewards.measure import cross_folds, pattern_of
-from imagine.rewards.train.head import train_head
+from imagine.rewards.train.head import best_of_episodes, train_head
 from imagine.train.fit import FitConfig
 
 
@@ -69,6 +70,21 @@ def test_a_head_learns_from_rollouts_and_gets_a_threshold_that_it_reports(tmp_pa
     assert taught.cfg.threshold_fit.n == len(held) and not taught.cfg.threshold_fit.refused
     taught.save(tmp_path)
     assert LatentJudge.load(tmp_path).cfg == taught.cfg
+
+
+def test_one_judged_success_anywhere_makes_an_episode_a_success() -> None:
+    """Ten frames per dream: calm ones below 0.6, one false alarm at 0.7 in every third failure, successes at 0.8."""
+    rng = np.random.default_rng(0)
+    won = rng.random(400) < 0.4
+    label, p = np.zeros((400, 10), bool), rng.uniform(0, 0.6, (400, 10))
+    label[won, 7:] = True
+    p[won, 9] = 0.8
+    p[np.flatnonzero(~won)[::3], 4] = 0.7
+    best, success = best_of_episodes(p.ravel(), label.ravel(), np.repeat(np.arange(400), 10))
+    assert (success == won).all() and best.tolist() == p.max(1).tolist()
+    threshold, found = fit_threshold(best, success)
+    assert 0.7 <= threshold < 0.8 and found.n == 400
+    assert found.judged == found.real == won.mean() and found.disagreement == 0
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,13 @@ def test_heads_are_taught_on_whole_dreams(tmp_path: Path) -> None:
     assert run(*words) == got, "what is finished is kept"
 
 
-def test_a_judge_of_paths_is_taught_on_whole_dreams(tmp_path: Path) -> None:
-    small = "paths.policies=[base],paths.episodes=10,paths.chunks=2,paths_fit.steps=2,paths_fit.batch=8"
-    words = ("train", "--stages", "paths", "--init", "g1-table-tiny", "--set", small, "--out", str(tmp_path / "run"))
+def test_a_judge_of_trajectories_is_taught_on_whole_dreams(tmp_path: Path) -> None:
+    small = "trajectory.policies=[base],trajectory.episodes=10,trajectory.chunks=2"
+    small += ",trajectory_fit.steps=2,trajectory_fit.batch=8"
+    words = ("train", "--stages", "trajectory", "--init", "g1-table-tiny", "--out", str(tmp_path), "--set", small)
     got = run(*words)
-    assert {"auroc", "threshold", "off_cm", "false_positive", "policies"} <= got["paths"].keys()
-    assert TrajectoryJudge.load(got["model"]).cfg.threshold == got["paths"]["threshold"]
+    assert {"auroc", "threshold", "off_cm", "false_positive", "policies"} <= got["trajectory"].keys()
+    assert TrajectoryJudge.load(got["model"]).cfg.threshold == got["trajectory"]["threshold"]
     assert run(*words) == got, "what is finished is kept"
 
 
@@ -301,13 +303,13 @@ def test_an_imagined_rate_is_not_told_without_the_judges_error(tmp_path: Path) -
     assert result["judge"]["name"] == "judge-tiny" and 0 <= result["judge"]["fpr"] <= 1
 
 
-def test_calibrate_reports_both_worlds_and_the_floor(tmp_path: Path) -> None:
-    sizes = ["--episodes", "4", "--rollouts", "16", "--canaries", "4", "--fit-seed", "861000", "--seed", "971000"]
+def test_calibrate_reports_both_worlds_and_the_controls(tmp_path: Path) -> None:
+    sizes = ["--episodes", "4", "--rollouts", "16", "--controls", "4", "--fit-seed", "861000", "--seed", "971000"]
     result = run("calibrate", *sizes, "--out", str(tmp_path / "run"))
     for kind, n in (("real", 16), ("imagined", 16)):
         assert {"auroc", "ece", "brier", "fpr", "fnr", "fpr_ci"} <= set(result[kind]) and result[kind]["n"] == n
     assert set(result["imagined"]["by_policy"]) == {"base", "clumsy", "misled", "random"}
-    assert 0 <= result["exploitability_floor"] <= 1 and result["canaries"]["n"] >= 12
+    assert 0 <= result["false_positive_rate"] <= 1 and result["negative_controls"]["n"] >= 12
     assert (tmp_path / "run" / "reliability.png").stat().st_size > 5000
     found = JudgeSettings.read(tmp_path / "run").calibration
     assert "pick up the * block" in found["real"].families, "what was fitted can be used as a judge's settings"
@@ -316,3 +318,25 @@ def test_calibrate_reports_both_worlds_and_the_floor(tmp_path: Path) -> None:
 def test_calibrate_refuses_to_measure_what_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["calibrate", "--fit-seed", "970100"]) == 2
     assert "overlap" in capsys.readouterr().err
+
+
+def test_recordings_alone_teach_and_calibrate_judges(tmp_path: Path) -> None:
+    """A robot without a simulator: its episodes are dreamt again under their own actions, and cross-fitted."""
+    data = tmp_path / "data"
+    run("collect", "--out", str(data), "--episodes", "8", "--seed", "300", "--workers", "2", "--families", "push_left")
+    sizes = ["--dataset", str(data), "--chunks", "2", "--controls", "4"]
+    result = run("calibrate", *sizes, "--out", str(tmp_path / "run"))
+    assert result["real"]["n"] >= 8 and result["real"]["clusters"] == 8, "every episode is measured, none by itself"
+    assert set(result["imagined"]["by_policy"]) == {"recorded"} and result["imagined"]["n"] >= 4
+    assert {"reversed", "frozen", "noise"} < set(result["negative_controls"])
+    found = JudgeSettings.read(tmp_path / "run").calibration["real"].other
+    assert found.n == result["real"]["n"] and found.threshold_ci is not None
+
+    model = tmp_path / "model"
+    shutil.copytree(SHIPPED / "g1-table-tiny", model)
+    (model / "robot.json").unlink()  # nobody knows a simulator of it
+    small = "rollouts.chunks=2,rollouts_fit.steps=2,rollouts_fit.batch=4"
+    words = ("train", "--stages", "rollouts", "--init", str(model), "--dataset", str(data), "--set", small)
+    got = run(*words, "--out", str(tmp_path / "train"))
+    assert set(got["rollouts"]["policies"]) == {"recorded"} and got["rollouts"]["threshold_refused"]
+    assert LatentJudge.load(got["model"]).cfg.at == LatentJudge.load(model).cfg.at, "too few episodes to set it"

@@ -15,7 +15,6 @@ from torch import nn
 
 import imagine.train.fit
 from imagine.agents.finetune.refining import RefineConfig, refine
-from imagine.configs.commands.train_judge import calibrate, lambda_return
 from imagine.data.read import LeRobotDataset
 from imagine.data.windows import WindowBatch, Windows, build_cache
 from imagine.data.writer import DatasetWriter, EpisodeData
@@ -27,6 +26,7 @@ from imagine.model.model import WorldActionModel
 from imagine.noise import Shares
 from imagine.policy.adapter import merged, weights_hash
 from imagine.rewards.latent import HeadConfig
+from imagine.rewards.train.head import lambda_return
 from imagine.rewards.vlm import VLMJudge
 from imagine.train.fit import FitConfig, fit, rate
 from imagine.train.joint import build_model, train_codec, train_joint
@@ -505,28 +505,7 @@ def test_loss_is_a_function_of_its_generator(windows: Windows) -> None:
     assert first[0] != first[1]
 
 
-# ---------------------------------------------------------------------- the judge's threshold
-def test_threshold_makes_dreams_succeed_as_often_as_their_episodes_did() -> None:
-    """Ten frames per dream: calm ones below 0.6, one false alarm at 0.7 in every third failure, successes at 0.8."""
-    rng = np.random.default_rng(0)
-    dream = np.repeat(np.arange(400), 10)
-    won = rng.random(400) < 0.4
-    label, said = np.zeros((400, 10), bool), rng.uniform(0, 0.6, (400, 10))
-    label[won, 7:] = True
-    said[won, 9] = 0.8
-    said[np.flatnonzero(~won)[::3], 4] = 0.7
-    threshold, found = calibrate(said.ravel(), label.ravel(), dream)
-    assert 0.7 <= threshold < 0.8 and found["replay_n"] == 200
-    assert found["replay_judged"] == found["replay_real"] == won[1::2].mean() and found["replay_disagreement"] == 0
-
-
-def test_threshold_of_a_blind_judge_still_gives_the_right_rate() -> None:
-    rng = np.random.default_rng(1)
-    dream, label = np.arange(4000), rng.random(4000) < 0.25
-    _, found = calibrate(rng.random(4000), label, dream)
-    assert abs(found["replay_judged"] - 0.25) < 0.03 and found["replay_disagreement"] > 0.3
-
-
+# ---------------------------------------------------------------------- judges
 def test_lambda_returns_have_their_closed_forms() -> None:
     expected, recorded = torch.tensor([[0.1, 0.6, 0.4]]), torch.tensor([[0.64, 0.8, 1.0]])
     inside = torch.ones(1, 3, dtype=torch.bool)
@@ -576,10 +555,12 @@ def test_judge_tiny_is_trained_resumed_and_loads_like_any_other(tmp_path: Path) 
 
 
 def test_hindsight_questions_are_answered_by_the_truth() -> None:
-    from imagine.configs.commands.train_vlm import TASKS, Clips, questions
+    from imagine.labels import Clips
     from imagine.policy.robots.g1_table.expert import expert_target
     from imagine.policy.robots.g1_table.truth import truth
     from imagine.policy.robots.g1_table.world import G1Table
+    from imagine.policy.robots.registry import load_robot
+    from imagine.rewards.train.vlm import draw_questions
 
     world = G1Table()
     world.reset(3, families=("pick_up",))
@@ -588,9 +569,10 @@ def test_hindsight_questions_are_answered_by_the_truth() -> None:
         world.tick(expert_target(world, mine))
     picture = np.zeros((1, 1, 4, 4, 3), np.uint8)
     clips = Clips(picture[:, 0], picture, before[None], truth(world)[None, None])
-    asks, target = questions(clips, np.random.default_rng(0), 400)
+    robot = load_robot("g1_table")
+    asks, target = draw_questions(robot, clips, np.random.default_rng(0), 400)
     said = [(a.text, t) for a, t in zip(asks[0], target[0], strict=True) if a.text.startswith("Has the robot done")]
     assert 0.3 < np.mean([t for _, t in said]) < 0.7, "as many to be answered yes as no"
     done = {text for text, t in said if t == 1}
     assert len(done) == 1 and mine.instruction in done.pop()
-    assert len({text for text, t in said if t == 0}) > len(TASKS) / 2
+    assert len({text for text, t in said if t == 0}) > len(robot.instructions()) / 2

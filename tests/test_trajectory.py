@@ -15,13 +15,15 @@ from torch import Tensor
 
 from imagine.agents.memory import EpisodeContext
 from imagine.agents.planner import DreamScorer, PlanningState
-from imagine.configs.commands.train_paths import Questions, hands_of, loosened
+from imagine.agents.trajectory_labels import hands_of, loosened, questions_about
 from imagine.embodiment import Embodiment
 from imagine.model.model import SHIPPED, WorldActionModel
 from imagine.policy.policy import JointPolicy
 from imagine.policy.robots.g1_table.mirror import Mirror
 from imagine.policy.robots.g1_table.scene import REST_Z
 from imagine.policy.robots.g1_table.truth import NAMES
+from imagine.policy.robots.plugin import RobotPlugin
+from imagine.policy.robots.registry import load_robot
 from imagine.rewards.trajectory import TrajectoryConfig, TrajectoryJudge
 from imagine.types import CheckpointMismatch, Clip, RewardModel, Score, ShapeError
 from imagine.world.dream import Dream, DreamConfig
@@ -271,19 +273,28 @@ def test_every_question_is_answered_from_the_twins_truth() -> None:
         for axis, value in (("x", 0.5), ("y", y), ("z", REST_Z)):
             rows[0, :, at[f"{colour}_{axis}"]] = value
     rows[0, 2, at["red_y"]] += 0.08  # left, more than is asked for, in the second chunk
-    hands, words = (0, 1, 2, 4, 5, 6), tuple(sorted(model.text.cfg.words))
-    judge = trajectory_judge(proprio=8, actions=8, places=hands, targets=hands, near=(1.0,) * 6, words=words)
-    asked = Questions(model, judge, ["push the blue block to the left"], rows)
-    assert asked.words.shape[:2] == (1, 6) and asked.done.shape == (1, 6, 2)
+    hands = (0, 1, 2, 4, 5, 6)
+    done = np.zeros((1, 2), bool)
+    own = "push the blue block to the left"
+    asked = questions_about(load_robot("g1_table"), model, [own], rows, done, hands)
+    assert len(asked.instruction[0]) == 6 and asked.instruction[0][0] == own and asked.done.shape == (1, 6, 2)
     assert asked.done.sum() == 1, "red was pushed to the left in the second chunk, and nothing else happened"
-    i, q, t = asked.done.nonzero()[0].tolist()
-    assert t == 1 and asked.words[i, q].equal(judge.word_counts(["push the red block to the left"])[0])
-    torch.testing.assert_close(asked.moved[i, q, 1], torch.tensor([0, 0.8, 0]), atol=1e-5, rtol=0)
+    i, q, t = np.argwhere(asked.done)[0].tolist()
+    assert t == 1 and asked.instruction[i][q] == "push the red block to the left"
+    np.testing.assert_allclose(asked.moved[i, q, 1], [0, 0.08, 0], atol=1e-6)
     state = torch.zeros(1, 8)
-    state[:, list(hands)] = asked.place[i, q]
+    state[:, list(hands)] = torch.from_numpy(asked.place[i, q])
     torch.testing.assert_close(
         model.restore_proprio(state)[0, list(hands)], torch.tensor([0.5, 0.1, REST_Z] * 2), atol=1e-5, rtol=0
     )
+
+
+def test_without_a_true_state_only_the_own_instruction_is_asked_about() -> None:
+    model = WorldActionModel.from_pretrained("g1-table-tiny")
+    done, states = np.array([[False, True, True]]), np.zeros((1, 4, 0))
+    asked = questions_about(RobotPlugin(), model, ["push the blue block to the left"], states, done, (0, 1, 2))
+    assert asked.instruction == [["push the blue block to the left"]] and (asked.done[:, 0] == done).all()
+    assert np.isnan(asked.place).all() and np.isnan(asked.moved).all()
 
 
 def test_in_the_mirror_left_is_right() -> None:

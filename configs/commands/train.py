@@ -13,7 +13,7 @@ from imagine.configs.load import load
 from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
 
-STAGES = ("codec", "model", "judge", "rollouts", "paths", "vlm")
+STAGES = ("codec", "model", "judge", "rollouts", "trajectory", "vlm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Args(Common):
         embodiment: YAML file that names the dataset's state, action and camera slices (docs/embodiment.md).
         preset: recipe, a YAML file or the name of one in configs/.
         set: changes to the recipe, as model.steps=2000; several joined by commas.
-        stages: which of codec, model, judge, rollouts, paths, vlm to run; finished ones are skipped anyway.
+        stages: which of codec, model, judge, rollouts, trajectory, vlm to run; finished ones are skipped anyway.
         init: start from this model (name or folder): its codec and weights instead of fresh ones.
         name: name of the new model; it is written to OUT/NAME.
     """
@@ -42,11 +42,11 @@ class Args(Common):
 
 def recipe_class() -> type[BaseModel]:
     """The recipe: one configuration per stage, defaults beside the classes they configure."""
-    from imagine.configs.commands.train_rollouts import RolloutConfig
-    from imagine.configs.commands.train_vlm import VLMConfig
+    from imagine.agents.labelled_rollouts import RolloutConfig
     from imagine.model.codec import CodecConfig
     from imagine.model.dit import DiTConfig
     from imagine.rewards.latent import HeadConfig
+    from imagine.rewards.train.vlm import VLMConfig
     from imagine.train.fit import FitConfig
     from imagine.train.losses import JointConfig
 
@@ -60,10 +60,11 @@ def recipe_class() -> type[BaseModel]:
         model_fit: FitConfig = FitConfig()
         head: HeadConfig = HeadConfig()
         judge_fit: FitConfig = FitConfig()
+        judge_dreams: int = 9000  # recorded frames to dream on from; each gives up to three imagined ones with labels
         rollouts: RolloutConfig = RolloutConfig()
         rollouts_fit: FitConfig = FitConfig()
-        paths: RolloutConfig = RolloutConfig()
-        paths_fit: FitConfig = FitConfig()
+        trajectory: RolloutConfig = RolloutConfig()
+        trajectory_fit: FitConfig = FitConfig()
         vlm: VLMConfig = VLMConfig()
         vlm_fit: FitConfig = FitConfig()
 

@@ -6,9 +6,9 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from imagine.configs.commands import judge_stages
 from imagine.configs.commands.common import console
 from imagine.configs.runfolder import RunFolder
 from imagine.data.read import LeRobotDataset
@@ -16,11 +16,9 @@ from imagine.data.windows import Windows, build_cache
 from imagine.embodiment import Embodiment
 from imagine.files import write_json
 from imagine.model.codec import FrameCodec
-from imagine.model.model import WorldActionModel, load_weights, resolve
+from imagine.model.model import WorldActionModel, load_weights
 from imagine.train.joint import build_model, train_codec, train_joint
 from imagine.types import ImagineError
-from imagine.world.dream import DreamConfig
-from imagine.world.fidelity import inverse_errors
 
 
 class Training:
@@ -94,65 +92,43 @@ class Training:
         self.metrics["model"] = _read(where / "metrics.json")
 
     def judge(self) -> None:
-        """Train the success head on the same latents and write it beside the model."""
-        from imagine.configs.commands.train_judge import train_judge
-
-        model = WorldActionModel.from_pretrained(self.out)
-        where = self.folder / "judge_fit"
-        train_judge(model, self.windows, self.recipe.head, self.recipe.judge_fit, where).save(self.out)
-        rows = self.windows.rows("held_out")[:2000]
-        cfg = DreamConfig()
-        errors = inverse_errors(model, self.windows, rows, cfg) if len(rows) else np.array([np.inf])
-        limit = float(np.quantile(errors, 0.99))  # as MOReL halts: beyond what dreams from real frames ever show
-        write_json(self.out / "dream.json", cfg.model_copy(update={"hallucination_limit": limit}).model_dump())
-        self.metrics["judge"] = _read(where / "metrics.json")
-        write_json(self.out / "judge_metrics.json", self.metrics["judge"])
+        """Success heads; see :func:`imagine.configs.commands.judge_stages.judge`."""
+        judge_stages.judge(self)
 
     def rollouts(self) -> None:
-        """Teach the success head on whole dreams of many policies, labelled by the twin; ``judge.*`` in the model."""
-        from imagine.configs.commands.train_rollouts import train_rollouts
-        from imagine.rewards.latent import LatentJudge
+        """More success heads; see :func:`imagine.configs.commands.judge_stages.rollouts`."""
+        judge_stages.rollouts(self)
 
-        dreamer = self.out if (self.out / "config.json").is_file() else self.args.init
-        if not dreamer:
-            raise ImagineError("stage rollouts needs a joint model and its head; add the stages before, or --init one.")
-        where, model = self.folder / "rollouts_fit", WorldActionModel.from_pretrained(dreamer)
-        before, fit = LatentJudge.load(resolve(dreamer)), self.recipe.rollouts_fit
-        self.out.mkdir(parents=True, exist_ok=True)
-        train_rollouts(model, dreamer, before, self.recipe.rollouts, fit, where).save(self.out)
-        self.metrics["rollouts"] = _read(where / "metrics.json")
-        write_json(self.out / "judge_metrics.json", self.metrics["rollouts"])
-
-    def paths(self) -> None:
-        """Teach a judge of places and paths on whole dreams of many policies; ``path.*`` in the model."""
-        from imagine.configs.commands.train_paths import train_paths
-
-        dreamer = self.out if (self.out / "config.json").is_file() else self.args.init
-        if not dreamer:
-            raise ImagineError("stage paths needs a joint model to dream with; add the stage model, or --init one.")
-        where, model = self.folder / "paths_fit", WorldActionModel.from_pretrained(dreamer)
-        self.out.mkdir(parents=True, exist_ok=True)
-        train_paths(model, dreamer, self.recipe.paths, self.recipe.paths_fit, where).save(self.out)
-        self.metrics["paths"] = _read(where / "metrics.json")
-        write_json(self.out / "path_metrics.json", self.metrics["paths"])
+    def trajectory(self) -> None:
+        """A judge of trajectories; see :func:`imagine.configs.commands.judge_stages.trajectory`."""
+        judge_stages.trajectory(self)
 
     def vlm(self) -> None:
-        """Train a vision-language judge on the canvases and on what the model imagines; ``OUT/judge-tiny``."""
-        from imagine.configs.commands.train_vlm import train_vlm
-        from imagine.rewards.tiny import save_tiny
+        """A vision-language judge; see :func:`imagine.configs.commands.judge_stages.vlm`."""
+        judge_stages.vlm(self)
 
-        dreamer = self.out if (self.out / "config.json").is_file() else self.args.init
-        if not dreamer:
-            raise ImagineError("stage vlm needs a joint model to dream with; add the stage model, or --init one.")
-        model, where, out = (
-            WorldActionModel.from_pretrained(dreamer),
-            self.folder / "vlm_fit",
-            self.folder / "judge-tiny",
-        )
-        windows = Windows(self._caches(None, ""), self.body, context_frames=2)
-        save_tiny(train_vlm(model, dreamer, windows, self.recipe.vlm, self.recipe.vlm_fit, where), out)
-        self.metrics["vlm"] = _read(where / "metrics.json")
-        write_json(out / "training.json", self.metrics["vlm"])
+    def dreamer(self, stage: str) -> str:
+        """The folder or name of the model that dreams for a judge.
+
+        Raises:
+            ImagineError: none was trained or named.
+        """
+        found = self.out if (self.out / "config.json").is_file() else self.args.init
+        if not found:
+            raise ImagineError(
+                f"stage {stage} needs a joint model to dream with; add the stages before, or --init one."
+            )
+        return str(found)
+
+    @functools.cached_property
+    def canvases(self) -> Windows:
+        """Windows of canvases over all datasets."""
+        return Windows(self._caches(None, ""), self.body, context_frames=2)
+
+    def keep(self, stage: str, where: Path, file: Path) -> None:
+        """Take over what a stage measured, and write it beside what it trained."""
+        self.metrics[stage] = _read(where / "metrics.json")
+        write_json(file, self.metrics[stage])
 
 
 def _read(path: Path) -> Any:

@@ -1,0 +1,64 @@
+"""Makers of labelled rollouts of a model folder, for teaching and measuring judges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from imagine.agents.labelled_rollouts import NoJudge, RolloutMaker
+from imagine.configs.build import dream_config, dreamer, policy
+from imagine.model.model import WorldActionModel, resolve
+from imagine.model.text import split_words
+from imagine.policy.robots.registry import robot_of
+from imagine.world.dream import Dream, DreamConfig
+from imagine.world.starts import EnvStarts, Starts
+
+
+def understood(model: WorldActionModel) -> Callable[[str], bool]:
+    """Whether a model knows every word of an instruction."""
+    known = set(model.text.cfg.words)
+    return lambda text: set(split_words(text)) <= known
+
+
+def dreaming(model: WorldActionModel, folder: str | Path, starts: Starts, *, fast: bool) -> Dream:
+    """A dream whose judge sees no success; ``fast`` ones are not checked, and their last bits depend on the machine."""
+    cfg: DreamConfig = dream_config(folder)
+    if fast:
+        cfg = cfg.model_copy(update={"tile": 0, "autocast": True, "inverse_steps": 0, "hallucination_limit": None})
+    return Dream(dreamer(model, folder), NoJudge(), starts, cfg)
+
+
+def rollout_maker(
+    folder: str | Path, *, fast: bool = True, frames: bool = False, options: Mapping[str, Any] | None = None
+) -> RolloutMaker:
+    """A maker for the model of a folder, on the simulator of the robot that the folder remembers.
+
+    Args:
+        folder: of the model that dreams.
+        fast: see :func:`dreaming`.
+        frames: whether the frames are wanted.
+        options: of the robot's episodes, in place of its defaults.
+    """
+    model = WorldActionModel.from_pretrained(folder)
+    robot = robot_of(resolve(folder), model.body)
+
+    def dream(chosen: Mapping[str, Any]) -> Dream:
+        return dreaming(
+            model, folder, EnvStarts(robot.make_env(model.body, horizon=1, **chosen), model.body), fast=fast
+        )
+
+    return RolloutMaker(
+        model=model,
+        robot=robot,
+        dream=dream,
+        policy=partial(_policy, model, folder),
+        options={**robot.options(understood(model)), **(options or {})},
+        frames=frames,
+        **({} if fast else {"num_envs": 16}),
+    )
+
+
+def _policy(model: WorldActionModel, folder: str | Path, name: str) -> Any:
+    return policy(name, model, folder)
