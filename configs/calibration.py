@@ -14,6 +14,7 @@ from imagine.agents.control_rollouts import control_rollouts
 from imagine.agents.labelled_clips import ask_episodes
 from imagine.agents.labelled_recordings import recorded_rollouts
 from imagine.agents.labelled_rollouts import KINDS
+from imagine.agents.monitor import shuffled_chunks
 from imagine.configs import heldout
 from imagine.configs.build import MOST_BLUR, MOST_NOISE, dream_config
 from imagine.configs.commands.worlds import bar
@@ -25,7 +26,6 @@ from imagine.policy.robots.registry import robot_of
 from imagine.rewards.calibrate import Calibration
 from imagine.rewards.latent import LatentJudge
 from imagine.rewards.measure import FITS, Rater, Study, controls_report, cross_folds, margins, pattern_of
-from imagine.rewards.negative_controls import shuffled_chunks
 from imagine.rewards.train.head import probabilities
 from imagine.rewards.vlm import JudgeSettings, VLMJudge, judge_folder
 from imagine.types import ImagineError
