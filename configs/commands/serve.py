@@ -83,8 +83,9 @@ class DreamJudge:
     def __init__(self, model: WorldActionModel, judge: RewardModel, cfg: DreamConfig | None = None, seed: int = 0):
         from imagine.agents.planner import DreamScorer
         from imagine.policy.policy import JointPolicy
+        from imagine.world.dream import DreamConfig
 
-        self.score = DreamScorer(model, judge, **({} if cfg is None else {"cfg": cfg}))
+        self.score = DreamScorer(model, judge, cfg=cfg or DreamConfig())
         self.eyes, self.seed = JointPolicy(model), seed
 
     def __call__(

@@ -56,9 +56,7 @@ class WorldModelVectorEnv(gym.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
         """
         horizon = cfg.horizon if max_episode_steps is None else max_episode_steps
         if num_envs < 1 or horizon < 1:
-            raise ImagineError(
-                f"num_envs is {num_envs} and horizon {horizon} chunks, expected 1 or more of each; ask for more."
-            )
+            raise ImagineError(f"num_envs is {num_envs} and horizon {horizon} chunks, expected 1 or more of each.")
         if render_mode not in (None, "rgb_array"):
             raise ImagineError(f"render_mode {render_mode!r} is unknown, expected None or 'rgb_array'.")
         modes = [m.value for m in AutoresetMode]

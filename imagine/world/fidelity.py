@@ -95,24 +95,39 @@ def one_chunk(
         ``true``, ``shuffled``, ``copy``, ``codec`` (n,) mean squared errors (:func:`decibel`); ``episode`` (n,);
         ``inverse_r2``, ``inverse_r2_imagined``, ``policy_rms``, ``policy_rms_wrong`` scalars.
     """
-    out: dict[str, list[Tensor]] = {}
-    sums = {"inverse_r2": _Sums(), "inverse_r2_imagined": _Sums()}
-    rms = {"policy_rms": [0.0, 0.0], "policy_rms_wrong": [0.0, 0.0]}
+    measured = _OneChunk(model, actor or model, cfg)
     for begin in range(0, len(rows), BATCH):
         part = rows[begin : begin + BATCH]
-        batch, seeds = windows.batch(part), [int(r) for r in part]
+        measured.add(windows.batch(part), [int(r) for r in part])
+        if on_progress is not None:
+            on_progress(begin + len(part), len(rows))
+    return measured.numbers()
+
+
+class _OneChunk:
+    """What :func:`one_chunk` gives, added up batch by batch."""
+
+    def __init__(self, model: WorldActionModel, actor: WorldActionModel, cfg: DreamConfig) -> None:
+        self.model, self.actor = model, actor
+        self.cfg = cfg.model_copy(update={"inverse_steps": max(1, cfg.inverse_steps)})
+        self.errors: dict[str, list[Tensor]] = {}
+        self.inverse = {"inverse_r2": _Sums(), "inverse_r2_imagined": _Sums()}
+        self.policy = {"policy_rms": [0.0, 0.0], "policy_rms_wrong": [0.0, 0.0]}
+
+    def add(self, batch: WindowBatch, seeds: list[int]) -> None:
+        """Dream a batch of windows under its own and under other actions."""
+        model, cfg = self.model, self.cfg
         context, truth, latents, proprio = encode(model, batch)
         action = model.normalise_action(batch.action.to(model.device))
-        cache, known = model.prefill(context), batch.action_valid.to(model.device)
-        other = torch.roll(torch.arange(len(part)), max(1, len(part) // 2))
+        cache, other = model.prefill(context), torch.roll(torch.arange(len(seeds)), max(1, len(seeds) // 2))
         dream = predict_chunk(model, context, action, cfg, seeds=seeds, cache=cache)
         shuffled = predict_chunk(model, context, action[other], _unchecked(cfg), seeds=seeds, cache=cache)
         real = sample(
             model, INVERSE, context, video=latents, proprio=proprio, steps=cfg.inverse_steps, seeds=seeds, cache=cache
         )
-        for total, read in zip(sums.values(), (real.action, dream.inverse), strict=True):
+        for total, read in zip(self.inverse.values(), (real.action, dream.inverse), strict=True):
             assert read is not None
-            total.add(read, action, known)
+            total.add(read, action, batch.action_valid.to(model.device))
         shown = {
             "true": model.decode(dream.video),
             "shuffled": model.decode(shuffled.video),
@@ -120,31 +135,27 @@ def one_chunk(
             "codec": model.decode(latents),
         }
         for name, frames in shown.items():
-            out.setdefault(name, []).append(clip_mse(frames, truth, batch.video_valid.to(model.device)))
-        out.setdefault("episode", []).append(batch.episode)
-        _add_policy(rms, actor or model, {"policy_rms": context, "policy_rms_wrong": _wrong(model, context, batch)},
-                    batch, action, seeds)  # fmt: skip
-        if on_progress is not None:
-            on_progress(begin + len(part), len(rows))
-    scalars = {k: v.r2 for k, v in sums.items()} | {k: np.sqrt(a / max(b, 1.0)) for k, (a, b) in rms.items()}
-    return {k: torch.cat(v).cpu().numpy() for k, v in out.items()} | {k: np.asarray(v) for k, v in scalars.items()}
+            self.errors.setdefault(name, []).append(clip_mse(frames, truth, batch.video_valid.to(model.device)))
+        self.errors.setdefault("episode", []).append(batch.episode)
+        self._add_policy((context, _wrong(model, context, batch)), batch, action, seeds)
 
+    def _add_policy(
+        self, contexts: tuple[Context, Context], batch: WindowBatch, action: Tensor, seeds: list[int]
+    ) -> None:
+        """The squared errors of POLICY, and their number, where the policy is to imitate the recording."""
+        imitate = (batch.policy_valid & batch.action_valid).to(action.device)
+        for sums, context in zip(self.policy.values(), contexts, strict=True):
+            read = sample(self.actor, POLICY, context, steps=4, seeds=seeds).action
+            assert read is not None
+            sums[0] += float(((read - action).square().mean(2) * imitate).sum())
+            sums[1] += float(imitate.sum())
 
-def _add_policy(
-    rms: dict[str, list[float]],
-    actor: WorldActionModel,
-    contexts: dict[str, Context],
-    batch: WindowBatch,
-    action: Tensor,
-    seeds: list[int],
-) -> None:
-    """Add up the squared errors of POLICY, and their number, where the policy is to imitate the recording."""
-    imitate = (batch.policy_valid & batch.action_valid).to(action.device)
-    for name, context in contexts.items():
-        read = sample(actor, POLICY, context, steps=4, seeds=seeds).action
-        assert read is not None
-        rms[name][0] += float(((read - action).square().mean(2) * imitate).sum())
-        rms[name][1] += float(imitate.sum())
+    def numbers(self) -> dict[str, np.ndarray]:
+        """See :func:`one_chunk`."""
+        scalars = {k: v.r2 for k, v in self.inverse.items()}
+        scalars |= {k: float(np.sqrt(a / max(b, 1.0))) for k, (a, b) in self.policy.items()}
+        each = {k: torch.cat(v).cpu().numpy() for k, v in self.errors.items()}
+        return each | {k: np.asarray(v) for k, v in scalars.items()}
 
 
 def _unchecked(cfg: DreamConfig) -> DreamConfig:

@@ -35,7 +35,7 @@ class World(Protocol):
     def allocate(self, num_envs: int) -> None:
         """Make room for this many environments; called once, before anything else."""
 
-    def reset(self, envs: np.ndarray, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
+    def reset(self, envs: np.ndarray, seeds: Sequence[int], options: Mapping[str, Any], /) -> dict[str, Any]:
         """Begin an episode in (M,) int environments, a function of seed and options alone; returns info of length M.
 
         If it raises, nothing has changed.
@@ -53,7 +53,7 @@ class World(Protocol):
     def restore(self, state: Any) -> None:
         """Go back to a snapshot. If it raises, nothing has changed."""
 
-    def frames(self, env: int) -> np.ndarray:
+    def frames(self, env: int, /) -> np.ndarray:
         """(F, H, W, 3) uint8 RGB, the newest chunk of one environment, newest frame last."""
 
 
