@@ -85,7 +85,7 @@ class DreamCost:
             **{f"start_{k}": getattr(scene.start, k) for k in _PARTS},
             "told": torch.from_numpy(told),
             "seed": torch.tensor(scene.seeds, dtype=torch.long),
-            "path": scene.been(self.model),
+            "path": scene.known_trajectory(self.model),
         }
 
     def get_cost(self, info_dict: Mapping[str, Any], action_candidates: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imagine.agents.dream_scorer import DreamScorer
 from imagine.agents.memory import EpisodeContext
 from imagine.agents.scorer import (
-    DreamScorer,
     MultiFidelityScorer,
     Plain,
     PlanningState,

@@ -32,7 +32,8 @@ import numpy as np
 from torch import Tensor
 
 from imagine.agents.costable import DreamCost, SolverPolicy
-from imagine.agents.scorer import DreamScorer, PlanningState
+from imagine.agents.dream_scorer import DreamScorer
+from imagine.agents.scorer import PlanningState
 from imagine.model.model import WorldActionModel, resolve
 from imagine.policy.policy import JointPolicy
 from imagine.policy.robots.g1_table.env import G1TableEnv

@@ -19,9 +19,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from imagine.agents.dream_scorer import DreamScorer
 from imagine.agents.envs import ParallelEnvs
 from imagine.agents.rollout import decision_seed, episode_id, rollout
-from imagine.agents.scorer import DreamScorer, PlanningState
+from imagine.agents.scorer import PlanningState
 from imagine.agents.statistics import mean_interval
 from imagine.configs import build
 from imagine.embodiment import Embodiment

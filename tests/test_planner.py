@@ -428,7 +428,7 @@ def test_candidates_of_another_shape_are_refused(tiny_model: WorldActionModel, s
 def test_a_chunk_that_is_not_a_number_is_refused(tiny_model: WorldActionModel) -> None:
     chunks = torch.zeros(2, 3, 4, 2)
     chunks[1, 2, 0, 0] = torch.nan
-    with pytest.raises(ShapeError, match="candidate 2 of lane 1 holds NaN"):
+    with pytest.raises(ShapeError, match="candidate 2 of row 1 holds NaN"):
         DreamScorer(tiny_model, FarRight(0.5))(scene_of(tiny_model), chunks)
     obs = observation(1)
     obs["proprio"][:] = np.nan

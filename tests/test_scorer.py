@@ -79,3 +79,18 @@ def test_an_unchecked_dream_costs_a_candidate_nothing(tiny_model: WorldActionMod
     )
     assert (free.terms["hallucination"] == 0).all() and (checked.terms["hallucination"] > 0).all()
     torch.testing.assert_close(checked.value, free.value - 0.1 * checked.terms["hallucination"])
+
+
+def test_what_follows_the_end_of_an_episode_does_not_count(tiny_model: WorldActionModel) -> None:
+    class EndsFirst(Reach):
+        def __call__(self, clip: Clip, instruction: Sequence[str]) -> Score:
+            self.clips.append(clip)
+            k = len(self.clips) - 1
+            one = torch.ones(len(clip.latents))
+            return Score(one * k, one * 0, one > 0, {"chunk_reward": one * k}, terminated=one * (k == 1) > 0)
+
+    state = scene_of(dream_of(tiny_model, Reach(), DreamConfig()))
+    for end, at in (("max", 1), ("last", 1)):
+        scorer = DreamScorer(tiny_model, EndsFirst(), cfg=DreamConfig(inverse_steps=0), end=end)  # type: ignore[arg-type]
+        scores = scorer(state, torch.zeros(8, 1, 3 * 4, 2))
+        assert (scores.terms["chunk"] == at).all() and (scores.value == 1).all(), end

@@ -16,9 +16,10 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import imagine
+from imagine.agents.dream_scorer import DreamScorer
 from imagine.agents.instruction_swap import SwappedEnvs
 from imagine.agents.rollout import rollout
-from imagine.agents.scorer import DreamScorer, PlanningState
+from imagine.agents.scorer import PlanningState
 from imagine.configs import build, cli
 from imagine.embodiment import Embodiment
 from imagine.model.model import SHIPPED, WorldActionModel

@@ -210,7 +210,7 @@ def test_a_planner_takes_the_way_between_two_looks_to_be_straight(tiny_model: Wo
         torch.testing.assert_close(path[:, -1 - frames + k, -2:], here[:, tiny_model.anchor])
     torch.testing.assert_close(path[:, -1, 3:5], (a.proprio[:, -1] + way * 0.75)[:, tiny_model.anchor])
     scene = PlanningState(b, start, ("push",), (1,))
-    torch.testing.assert_close(scene.been(tiny_model), path)  # assumed of a scene that has no path
+    torch.testing.assert_close(scene.known_trajectory(tiny_model), path)  # assumed of a scene that has no path
 
 
 class Says(JointPolicy):
