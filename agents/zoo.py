@@ -76,10 +76,9 @@ class Flawed:
         if seeds is None:
             raise ImagineError("a flawed policy draws its flaws from seeds; got none.")
         chunk, flaw, body = self.policy.act(observation, seeds, episodes), self.flaw, self.body
-        relative = body.is_difference
         low, high, k = body.action_low, body.action_high, body.chunk_actions
         ramp = np.linspace(0, 1, k + 1)[1:, None]
-        out = chunk.copy()
+        out, still = chunk.copy(), self._still(observation, chunk)
         for i, seed in enumerate(seeds):
             draw = np.random.default_rng(derive(seed, 0, Stream.FLAW))
             always = np.random.default_rng(derive(i if episodes is None else episodes[i], 1, Stream.FLAW))
@@ -87,14 +86,21 @@ class Flawed:
             off = flaw.noise * draw.normal(size=len(low)) + flaw.bias * always.normal(size=len(low))
             if flaw.delay:
                 late = min(flaw.delay, k)
-                waiting = np.where(relative, 0, chunk[i, :1]).repeat(late, 0)
-                out[i] = np.concatenate([waiting, chunk[i]])[:k]
+                out[i] = np.concatenate([still[i, :late], chunk[i]])[:k]
             if idle:
-                out[i] = np.where(relative, 0, out[i, :1])
+                out[i] = still[i]
             if grip:
                 out[i] = np.where(body.is_gripper, low + high - out[i], out[i])
             out[i] += off * (high - low) * self._grows(ramp)
         return np.clip(out, low, high).astype(np.float32)
+
+    def _still(self, observation: dict[str, np.ndarray], chunk: np.ndarray) -> np.ndarray:
+        """(N, K, A): chunks that do nothing. What is not held by its present state keeps the chunk's first target:
+        grippers, which would let go of what they press on, and what no proprioception tells of.
+        """
+        body = self.body
+        told = np.array([at >= 0 for at, _ in body.commanded_in_proprio()])
+        return np.where(body.is_difference | (told & ~body.is_gripper), body.hold(observation["proprio"]), chunk[:, :1])
 
     def _grows(self, ramp: np.ndarray) -> np.ndarray:
         """(K, A): how much of an error there is at each tick, so that all of it is there at the chunk's end."""

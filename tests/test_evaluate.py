@@ -165,6 +165,22 @@ def test_chances_are_chances() -> None:
     assert abs(idle - 0.3) < 0.08 and abs(flipped - 0.7) < 0.08
 
 
+def test_joints_that_are_commanded_absolutely_stay_where_they_are_when_idle() -> None:
+    values = BODY.model_dump()
+    for part in values["action"]:
+        if part["kind"] == "position":
+            part.update(relative_to=None, mode="absolute", low=-2.0, high=2.0)
+    body = Embodiment.model_validate(values)
+    now = np.linspace(-1, 1, 3 * body.proprio_dim, dtype=np.float32).reshape(3, -1)
+    idle = Flawed(Straight(body), Flaw(idle=1), body).act({"proprio": now}, range(3), range(3))
+    assert (idle == idle[:, :1]).all()
+    at = [i for i, _ in body.commanded_in_proprio()]
+    np.testing.assert_allclose(idle[:, 0, ARMS], now[:, at][:, ARMS], rtol=1e-6)
+    late = Flawed(Straight(body), Flaw(delay=1), body).act({"proprio": now}, range(3), range(3))
+    np.testing.assert_array_equal(late[:, 0], idle[:, 0])
+    np.testing.assert_array_equal(late[:, 1:], Straight(body).chunk[None, :-1].repeat(3, 0))
+
+
 def test_a_flaw_depends_on_the_seed_alone() -> None:
     one = Flawed(Straight(BODY), Flaw.parse("noise=0.05+idle=0.4+grip=0.4"), BODY)
     seen = {"proprio": np.zeros((5, BODY.proprio_dim), np.float32)}
