@@ -122,6 +122,27 @@ def written(out: Path, episodes: int = EPISODES, **changes: object) -> DatasetWr
     return writer
 
 
+def test_a_yaw_that_turns_over_pi_moves_a_little_at_a_time(tmp_path: Path) -> None:
+    n, tick = 24, 0.02
+    yaw = ((3.0 + tick * np.arange(n + 1) + np.pi) % (2 * np.pi) - np.pi).astype(np.float32)[:, None]
+    episode = random_episode(2)
+    views = {f"observation.images.{name}": frames for name, frames in episode.views.items()}
+    features = {"observation.state": yaw[:-1], "action": yaw[1:]}
+    writer = DatasetWriter(tmp_path, "tiny", 30, SHARD)
+    index = np.minimum(np.arange(n) // STRIDE, len(episode.views["head"]) - 1)
+    writer.write_shard(0, [EpisodeData(features, ["turn"] * n, views, index)])
+    writer.finalize()
+    part = {"name": "yaw", "key": "observation.state", "start": 0, "stop": 1, "unit": "rad", "kind": "rotation"}
+    action = {**part, "key": "action", "relative_to": "yaw", "low": -0.8, "high": 0.8}
+    body = embodiment(state=[part], proprio=["yaw"], action=[action])
+    windows = Windows(build_cache(LeRobotDataset.open(tmp_path), body, None, tmp_path / "cache", workers=0), body, 1)
+    moved, valid = windows.actions(np.arange(len(windows)))
+    expected = np.broadcast_to(tick * np.arange(1, K + 1, dtype=np.float32)[:, None], moved.shape)
+    np.testing.assert_allclose(moved[valid], expected[valid], atol=1e-5)
+    known = statistics(windows)["action"]
+    assert tick <= known["mean"][0] <= K * tick and known["std"][0] < K * tick
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> LeRobotDataset:
     out = tmp_path_factory.mktemp("data") / "tiny"
