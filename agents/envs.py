@@ -209,17 +209,18 @@ class DreamEnvs:
 class RecordedEnvs:
     """Environments, simulated or dreamt, in which every episode carries out given actions and is as long as they are.
 
-    An episode ends before its last action where the environments end it.
+    An episode ends before its last action where the environments end it, unless the ``whole`` of it is asked for.
     """
 
-    def __init__(self, envs: ParallelEnvs, actions: Mapping[int, np.ndarray]) -> None:
+    def __init__(self, envs: ParallelEnvs, actions: Mapping[int, np.ndarray], *, whole: bool = False) -> None:
         """Act by a recording.
 
         Args:
             envs: where; their horizon is at least as long as the actions.
             actions: start seed to (T, K, A) float32 in robot units, T at least 1.
+            whole: carry out all actions, also after a success or what cannot be believed.
         """
-        self.envs, self.actions, self.num_envs = envs, actions, envs.num_envs
+        self.envs, self.actions, self.whole, self.num_envs = envs, actions, whole, envs.num_envs
 
     def reset(self, seeds: Sequence[int], instruction: str | None = None) -> dict[str, np.ndarray]:
         """See :class:`ParallelEnvs`."""
@@ -231,7 +232,9 @@ class RecordedEnvs:
         seen, results = self.envs.step(rows, actions)
         self._chunks += 1
         over = [self._chunks >= len(self._own[row]) for row in rows]
-        return seen, [replace(r, done=r.done or last) for r, last in zip(results, over, strict=True)]
+        return seen, [
+            replace(r, done=last or (r.done and not self.whole)) for r, last in zip(results, over, strict=True)
+        ]
 
     def next_actions(self, rows: Sequence[int]) -> np.ndarray:
         """See :class:`ParallelEnvs`."""

@@ -74,7 +74,7 @@ class Monitor:
         numbers = {
             "held_out_success": float(success.mean()),
             "held_out_second_judge": float(second_verdicts(records).mean()),
-            "held_out_doubt": float(np.mean([h for r in records for h in r.hallucination])),
+            "held_out_inverse_error": float(np.mean([h for r in records for h in r.hallucination])),
             "judge_gap": gap,
             "floor": floor,
             **{f"floor_{kind}": float(judged.mean()) for kind, judged in canaries.items()},

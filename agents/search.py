@@ -39,10 +39,10 @@ class PlannerConfig:
 
     Attributes:
         method: ``best_of_n``, ``halving``, ``cem`` or ``mppi``.
-        candidates: N per lane; of CEM and MPPI, in every iteration.
+        candidates: N per row; of CEM and MPPI, in every iteration.
         pessimism: lambda; a candidate counts as value - lambda * spread.
-        budget_ms: milliseconds for a decision of all lanes; None takes as long as it takes.
-        slice: candidates per lane judged between two looks at the clock; no matter without a budget.
+        budget_ms: milliseconds for a decision of all rows; None takes as long as it takes.
+        slice: candidates per row judged between two looks at the clock; no matter without a budget.
         rungs: of ``halving``: denoising steps of a dream, round by round.
         keep: of ``halving``: share of the candidates that get into the next round.
         space: of CEM and MPPI: ``noise`` moves the noise that the policy starts from, so that every candidate is one
@@ -122,7 +122,7 @@ def best_of_n(evaluator: Evaluator, make: Make, cfg: PlannerConfig) -> None:
 def halving(evaluator: Evaluator, make: Make, cfg: PlannerConfig) -> None:
     """Judge N candidates at a glance, the better share of them more closely, and so on.
 
-    Within a lane survivors keep their order, so that ties go to the policy's own candidate.
+    Within a row survivors keep their order, so that ties go to the policy's own candidate.
     """
     chunks: list[Tensor] = []
 
@@ -158,7 +158,7 @@ def refine(
         decode: points (B, n, slow, A) to chunks (B, n, K, A) in robot units.
         mean: (B, slow, A), the policy's own point.
         own: (B, 1, K, A), the policy's own chunk: the first candidate of the first round.
-        seeds: one per lane; every draw comes from them.
+        seeds: one per row; every draw comes from them.
         cfg: how many of what.
     """
     n, centre, spread = cfg.candidates, torch.zeros_like(mean), torch.ones_like(mean)
@@ -181,7 +181,7 @@ def refine(
 def fit(points: Tensor, low: Tensor, mean: Tensor, spread: Tensor, cfg: PlannerConfig) -> tuple[Tensor, Tensor]:
     """Mean and deviation of the elites among (B, n, slow, A) points, each (B, slow, A).
 
-    Weights are equal for CEM, exp((low - best) / temperature) for MPPI, and 0 for what could not be judged; a lane in
+    Weights are equal for CEM, exp((low - best) / temperature) for MPPI, and 0 for what could not be judged; a row in
     which nothing could be keeps the mean and deviation that it had.
     """
     at = low.sort(dim=1, descending=True, stable=True).indices[:, : cfg.chosen_elites]
@@ -213,5 +213,5 @@ def unmix(rows: Tensor, chunk: Tensor) -> Tensor:
 
 
 def take(x: Tensor, at: Tensor) -> Tensor:
-    """Of each lane of (B, N, ...), the candidates ``at`` (B, n)."""
+    """Of each row of (B, N, ...), the candidates ``at`` (B, n)."""
     return x[torch.arange(len(x), device=x.device)[:, None], at.to(x.device)]

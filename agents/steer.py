@@ -162,7 +162,7 @@ class Steered:
     """A ``World`` around a dream and a policy; both are this world's own from now on.
 
     Observations and actions are those of :class:`Steering`. Lanes are independent: what the policy draws depends on the
-    lane's seed and step alone, and is what ``imagine.agents.rollout`` makes it draw.
+    row's seed and step alone, and is what ``imagine.agents.rollout`` makes it draw.
     """
 
     def __init__(self, dream: Dream, policy: JointPolicy | None, cfg: SteerConfig | None = None) -> None:
@@ -173,15 +173,15 @@ class Steered:
         self.metadata = dream.metadata
 
     def allocate(self, num_envs: int) -> None:
-        """Make room for ``num_envs`` lanes."""
+        """Make room for ``num_envs`` environments."""
         self.dream.allocate(num_envs)
 
     def reset(self, lanes: np.ndarray, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Begin an episode in some lanes; see :meth:`imagine.world.dream.Dream.reset`."""
+        """Begin an episode in some environments; see :meth:`imagine.world.dream.Dream.reset`."""
         return self.dream.reset(lanes, seeds, options)
 
     def step(self, actions: np.ndarray) -> Outcome:
-        """Imagine the chunk that (N, slow * A) float32 actions lead to in every lane."""
+        """Imagine the chunk that (N, slow * A) float32 actions lead to in every environment."""
         return self.dream.step(self.chunks(actions))
 
     def observe(self) -> np.ndarray:
@@ -198,21 +198,21 @@ class Steered:
         self.dream.restore(state)
 
     def frames(self, lane: int) -> np.ndarray:
-        """(F, H, W, 3) uint8, the newest chunk of one lane."""
+        """(F, H, W, 3) uint8, the newest chunk of one environment."""
         return self.dream.frames(lane)
 
     def chunks(self, actions: np.ndarray) -> np.ndarray:
-        """What the lanes would do now: (N, slow * A) float32 to (N, K, A) float32 in robot units, within bounds."""
+        """What is done now: (N, slow * A) float32 to (N, K, A) float32 in robot units, within bounds."""
         policy = self.steering.policy
         context = None if policy is None else policy.context(self.dream.observe())
         return self.steering.chunks(context, self.seeds(), actions)
 
     def unsteered(self) -> np.ndarray:
-        """What leaves every lane's policy as it is now; see :meth:`Steering.unsteered`."""
+        """What leaves the policy of every environment as it is now; see :meth:`Steering.unsteered`."""
         return self.steering.unsteered(self.seeds())
 
     def seeds(self) -> list[int]:
-        """What the policy draws from in each lane now; the same as in :func:`imagine.agents.rollout.rollout`."""
+        """What the policy draws from in each environment now; the same as in :func:`imagine.agents.rollout.rollout`."""
         return [decision_seed(int(s), int(k)) for s, k in zip(self.dream.seeds, self.dream.steps, strict=True)]
 
 

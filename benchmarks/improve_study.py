@@ -134,12 +134,12 @@ def main() -> None:
         pairs = list(zip(ours, theirs, strict=False)) if name != "filtered BC" else []
         against = gain([a.astype(float) - b for a, b in pairs], np.zeros(args.episodes)) if pairs else None
         dreamt = [c["final_held_out_success"] - c["held_out_success"] for c in curves[name] if "floor" in c]
-        kl, doubt = (float(np.mean([c[k] for c in curves[name]])) for k in ("kl", "doubt"))
+        kl, error = (float(np.mean([c[k] for c in curves[name]])) for k in ("kl", "inverse_error"))
         per_seed = ", ".join(f"{100 * e[8].mean():.0f}" for e in each)
         lines.append(
             f"| {name} | {len(each)} | {per_seed} % | **{points(overall)}** | {points(quick)} "
             f"| {points(against) if against else ''} | {f'{100 * np.mean(dreamt):+.0f}' if dreamt else 'not looked'} "
-            f"| {kl:.0f} | {doubt:.3f} |"
+            f"| {kl:.0f} | {error:.3f} |"
         )
         report[name] = {
             "per_seed": [float(e[8].mean()) for e in each],

@@ -13,7 +13,7 @@ from test_dream import SeededStarts, chunks
 
 from imagine.agents.evaluate import evaluate
 from imagine.agents.planner import BestOfN, DreamScorer
-from imagine.agents.rollout import DreamEnvs, rollout
+from imagine.agents.rollout import DreamEnvs, RecordedEnvs, rollout
 from imagine.agents.statistics import decibel_gain, mean_interval, paired_difference, success_rate
 from imagine.model.model import WorldActionModel
 from imagine.policy.adapter import merged
@@ -28,6 +28,7 @@ from imagine.types import (
     Score,
     ShapeError,
     pack_instruction,
+    unpack_instruction,
 )
 from imagine.world.dream import Dream, DreamConfig
 
@@ -149,6 +150,52 @@ def test_rollout_keeps_what_happened(tiny_model: WorldActionModel) -> None:
         assert r.frames.shape == (1 + 3 * 2, 16, 16, 3)
     with pytest.raises(ImagineError, match="0 episodes"):
         rollout(envs(tiny_model, 2.0), JointPolicy(tiny_model), [])
+
+
+def test_recorded_actions_are_dreamt_as_they_were(tiny_model: WorldActionModel) -> None:
+    done = rollout(envs(tiny_model, 0.55), JointPolicy(tiny_model), range(5), keep=True, frames=True)
+    assert {len(r.actions) for r in done} > {1}, "some succeed at once, some later"
+    given = {r.seed: np.stack(r.actions) for r in done}
+    seen: list[tuple[int, int]] = []
+    again = rollout(
+        RecordedEnvs(envs(tiny_model, 0.55, n=2), given), None, range(5), keep=True, frames=True,
+        on_step=lambda episodes, rows: seen.extend(zip(episodes, rows, strict=True)),
+    )  # fmt: skip
+    for a, b in zip(done, again, strict=True):
+        assert np.array_equal(a.frames, b.frames) and np.array_equal(a.actions, b.actions)
+        assert (a.success, a.rewards, a.terms) == (b.success, b.rewards, b.terms)
+        assert seen.count((b.seed, b.seed % 2)) == 1 + len(b.actions), "it is seen at its start and after every chunk"
+    longer = {seed: np.concatenate([chunks, chunks]) for seed, chunks in given.items()}
+    for whole in (False, True):
+        wide = envs(tiny_model, 0.55, n=2)
+        wide.horizon = 6
+        for r in rollout(RecordedEnvs(wide, longer, whole=whole), None, range(5)):
+            won_at = next((t for t, reward in enumerate(r.rewards) if reward > 0), len(longer[r.seed]) - 1)
+            assert len(r.rewards) == (len(longer[r.seed]) if whole else won_at + 1)
+    with pytest.raises(ImagineError, match="give a policy"):
+        rollout(envs(tiny_model, 0.55), None, [1])
+
+
+def test_a_policy_may_be_told_something_else_than_its_success_is_measured_by(tiny_model: WorldActionModel) -> None:
+    judged: list[str] = []
+
+    class Listening(FarRight):
+        def __call__(self, clip: Clip, instruction: Sequence[str]) -> Score:
+            judged.extend(instruction)
+            return super().__call__(clip, instruction)
+
+    def told(instruction: str, seed: int) -> str:
+        return "push the bowl" if seed % 2 else instruction
+
+    world = DreamEnvs(Dream(tiny_model, Listening(2.0), SeededStarts(), DreamConfig()), 4, horizon=1)
+    swapped, plain = (
+        rollout(world, JointPolicy(tiny_model), range(4), instruct=how, keep=True) for how in (told, None)
+    )
+    assert [r.instruction for r in swapped] == [r.instruction for r in plain] and "push the bowl" not in judged
+    prompts = [unpack_instruction(r.observations[0]["instruction"]) for r in swapped]
+    assert prompts == [told(r.instruction, r.seed) for r in plain]
+    same = [np.array_equal(a.actions, b.actions) for a, b in zip(swapped, plain, strict=True)]
+    assert same == [True, False, True, False], "and it does something else for it"
 
 
 def test_an_unbelievable_episode_breaks_off_unless_it_is_only_watched(tiny_model: WorldActionModel) -> None:

@@ -76,8 +76,8 @@ class Experience:
             "return": float(self.returns.mean()),
             "success": float(np.mean([r.success for r in self.records])),
             "second_judge": float(second_verdicts(self.records).mean()),
-            "doubt": float(np.mean([h for r in self.records for h in r.hallucination])),
-            "worst_doubt": float(np.mean(worst)),
+            "inverse_error": float(np.mean([h for r in self.records for h in r.hallucination])),
+            "worst_inverse_error": float(np.mean(worst)),
             "unbelievable": float(np.mean([r.unbelievable for r in self.records])),
             "chunks": float(sum(len(r.rewards) for r in self.records)),
         }
@@ -189,8 +189,8 @@ def _decisions(
 def advantages(returns: np.ndarray, group: np.ndarray, least: float = 0.05) -> np.ndarray:
     """(E,) returns less their group's mean, over its standard deviation; 0 throughout a group without spread.
 
-    A group whose members all failed (or all succeeded at once) still differs a little in the cost of doubt; blown up to
-    unit spread that would teach to please the doubt, so a spread below ``least`` counts as none.
+    A group whose members all failed (or all succeeded at once) still differs a little in the cost of inverse error;
+    blown up to unit spread that would teach to lower it alone, so a spread below ``least`` counts as none.
 
     With the whole batch as one group a success counts the same from every start. Within groups of one start a rare
     success counts most, and from a hard start a rare success is often the judge's mistake.

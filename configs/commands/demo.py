@@ -281,16 +281,13 @@ class Demo:
 
 def replay(dream: Any, records: Any) -> list[np.ndarray]:
     """Dream each record's start under its recorded actions; frames as long as the record's."""
-    dream.allocate(len(records))
-    dream.reset(np.arange(len(records)), [r.seed for r in records], {})
-    idle = np.zeros(dream.single_action_space.shape, np.float32)
-    films = [[r.frames[:1]] for r in records]
-    for k in range(max(len(r.actions) for r in records)):
-        dream.step(np.stack([r.actions[k] if k < len(r.actions) else idle for r in records]))
-        for i, r in enumerate(records):
-            if k < len(r.actions):
-                films[i].append(dream.frames(i))
-    return [np.concatenate(f) for f in films]
+    from imagine.agents.envs import DreamEnvs, RecordedEnvs
+    from imagine.agents.rollout import rollout
+
+    given = {r.seed: np.stack(r.actions) for r in records}
+    envs = DreamEnvs(dream, len(records), horizon=max(map(len, given.values())))
+    dreams = rollout(RecordedEnvs(envs, given, whole=True), None, list(given), frames=True)
+    return [np.concatenate([r.frames[:1], d.frames[1:]]) for r, d in zip(records, dreams, strict=True)]
 
 
 def horizon_figure(numbers: dict[str, Any]) -> Any:

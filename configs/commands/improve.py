@@ -151,8 +151,8 @@ def _check(args: Args, cfg: Any) -> None:
 
 
 def _short(numbers: dict[str, float]) -> dict[str, float]:
-    shown = ("horizon", "return", "success", "second_judge", "doubt", "kl", "held_out_success", "floor", "judge_gap")
-    return {k: numbers[k] for k in shown if k in numbers}
+    shown = "horizon return success second_judge inverse_error kl held_out_success floor judge_gap"
+    return {k: numbers[k] for k in shown.split() if k in numbers}
 
 
 def _yaml(cfg: Any) -> str:

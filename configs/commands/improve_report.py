@@ -17,7 +17,7 @@ CURVES = (
     ("imagined success", ("success", "second_judge")),
     ("held-out starts", ("held_out_success", "held_out_second_judge")),
     ("KL to the start, nats per chunk", ("kl",)),
-    ("doubt, normalised action units", ("doubt", "held_out_doubt")),
+    ("inverse error, normalised action units", ("inverse_error", "held_out_inverse_error")),
     ("exploitability floor", ("floor", "floor_still", "floor_shuffled", "floor_absent")),
     ("judge less second judge", ("judge_gap",)),
 )
