@@ -22,6 +22,8 @@ MOST_LISTED = 8  # entries of a list that a person wants to read
 COMMANDS = {
     "demo": "see the whole loop work: a dream, its judge, and a policy improved inside it",
     "collect": "record demonstrations and deliberate failures on the twin as a LeRobot dataset",
+    "embodiment": "draft the file that says how a dataset's numbers and cameras are to be read",
+    "check": "find what would fail later in a dataset, an embodiment and a recipe",
     "train": "train the joint world-action model on a dataset",
     "rollout": "let a policy act in the dream or on the twin, and film it",
     "clone": "clone recorded behaviour into a policy adapter",
@@ -78,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def overview() -> str:
     """What ``imagine --help`` prints; needs no library."""
-    rows = "\n".join(f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items())
+    rows = "\n".join(f"  {name:<11}{purpose}" for name, purpose in COMMANDS.items())
     return (
         "usage: imagine COMMAND [OPTIONS]\n\n"
         "One joint world-action model: a robot's policy, and the gym in which it is improved.\n\n"

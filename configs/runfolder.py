@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,30 @@ class RunFolder:
         """Write a file whole: under a temporary name first, then renamed."""
         atomic_write(self / name, text)
 
+    def keep(self, name: str, content: Any, what: str) -> None:
+        """Record what results are made from in a YAML file, or refuse to go on with something else.
+
+        Keys that only one of two versions of the program knows do not count.
+
+        Args:
+            name: the file.
+            content: nested mappings, or a configuration.
+            what: names it in the error message.
+
+        Raises:
+            ImagineError: results were made from another content; names the keys.
+        """
+        file, content = self / name, plain(content)
+        before = yaml.safe_load(file.read_text()) if file.is_file() else None
+        if before is not None and any(path.is_dir() for path in self.path.iterdir()):
+            changed = list(_changes(before, content))
+            if changed:
+                raise _imagine_error(
+                    f"{what} is not the one that run folder {self.path} was started with: {'; '.join(changed[:3])}; "
+                    "choose another --out"
+                )
+        self.write_text(name, yaml.safe_dump(content, sort_keys=False))
+
     def _refuse_another_run(self) -> None:
         file = self / "config.yaml"
         before = yaml.safe_load(file.read_text()) if file.is_file() else None
@@ -76,6 +100,16 @@ class RunFolder:
         changed = [k for k in {**before, **self.config} if before.get(k) != self.config.get(k)]
         was, now = ({k: c.get(k) for k in changed} for c in (before, self.config))
         raise _imagine_error(f"run folder {self.path} holds results of {was}, not {now}; choose another --out")
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """``a.b was 1, is 2`` for every key that both have."""
+    for key in before.keys() & now.keys():
+        was, is_ = before[key], now[key]
+        if isinstance(was, Mapping) and isinstance(is_, Mapping):
+            yield from _changes(was, is_, f"{prefix}{key}.")
+        elif was != is_:
+            yield f"{prefix}{key} was {was!r}, is {is_!r}"
 
 
 def plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
+from imagine.configs import cli
 from imagine.data.check import Report, check_dataset
+from imagine.data.draft import draft
 from imagine.data.read import LeRobotDataset
 from imagine.data.windows import Windows, build_cache
 from imagine.embodiment import Embodiment
 from imagine.model.codec import CodecConfig, FrameCodec
 from imagine.model.dit import DiTConfig
 from imagine.model.sizes import fitted
+from imagine.policy.robots.registry import spec_of
 from imagine.train.joint import build_model
 from imagine.train.losses import JointConfig
 from imagine.types import DatasetError, ImagineError
@@ -254,3 +259,133 @@ def test_the_action_patch_follows_from_the_chunk(actions: int, frames: int, patc
     body = Embodiment.model_validate(arm(chunk_actions=actions, chunk_frames=frames))
     dit = fitted(DiTConfig(steer_tokens=1), body, 8)
     assert dit.action_patch == patch and dit.steer_tokens == actions * 2 // (frames * patch)
+
+
+# ---------------------------------------------------------------------- the draft
+def two_arms(columns: Columns) -> Columns:
+    """State follows the commanded joints; the gripper opens from 0 to 1."""
+    rng = np.random.default_rng(int(columns["episode_index"][0]))
+    joints = np.cumsum(rng.normal(size=(ROWS + 1, 6)) * 0.05, 0)
+    grip = rng.uniform(size=(ROWS + 1, 1))
+    rows = np.concatenate([joints, grip], 1).astype(np.float32)
+    return {**columns, "observation.state": list(rows[:-1]), "action": list(rows[1:])}
+
+
+def drafted(root: Path) -> tuple[Embodiment, str]:
+    return draft(LeRobotDataset.open(root))
+
+
+def test_a_draft_groups_by_name_and_reads_the_values(tmp_path: Path) -> None:
+    root = record(tmp_path / "d", two_arms, episodes=4)
+    names = [f"{side}_shoulder_{i}" for side in ("left", "right") for i in range(3)] + ["right_gripper"]
+    vector = {"dtype": "float32", "shape": [7], "names": {"motors": names}}
+    declare(root, action=vector, observation__state=vector)
+    body, text = drafted(root)
+    got = [(a.name, a.start, a.stop, a.kind, a.mode, a.relative_to) for a in body.action]
+    assert got == [
+        ("left_arm", 0, 3, "joint", "relative", "left_arm"),
+        ("right_arm", 3, 6, "joint", "relative", "right_arm"),
+        ("right_gripper", 6, 7, "gripper", "absolute", None),
+    ]
+    assert (body.chunk_actions, body.chunk_frames, body.canvas_height, body.canvas_width) == (24, 4, 16, 16)
+    assert (body.action[2].low, body.action[2].high) == (0, 1)
+    (tmp_path / "draft.yaml").write_text(text)
+    assert Embodiment.load(tmp_path / "draft.yaml") == body
+    assert not check_dataset(LeRobotDataset.open(root), body).errors
+    fitted(DiTConfig(), body, 8)
+
+
+def test_a_draft_tells_displacements_from_targets(tmp_path: Path) -> None:
+    def displaced(columns: Columns) -> Columns:
+        step = np.random.default_rng(1).uniform(-1, 1, size=(ROWS, 2)).astype(np.float32)
+        state = np.cumsum(np.concatenate([np.zeros((1, 2)), step[:-1] * 0.02]), 0).astype(np.float32)
+        return {**columns, "observation.state": list(state), "action": list(step)}
+
+    body, text = drafted(record(tmp_path / "d", displaced))
+    assert [(a.mode, a.relative_to) for a in body.action] == [("delta", None)]
+    assert "next displacement" in text
+
+
+@pytest.mark.parametrize(
+    ("source", "views", "size"), [((96, 128), 1, (64, 80)), ((240, 320), 3, (48, 64)), ((16, 16), 2, (16, 16))]
+)
+def test_a_draft_lays_views_on_a_canvas_that_patches_fill(
+    source: tuple[int, int], views: int, size: tuple[int, int], tmp_path: Path
+) -> None:
+    root = record(tmp_path / "d")
+    path = root / "meta/info.json"
+    info = json.loads(path.read_text())
+    del info["features"][CAMERA]
+    path.write_text(json.dumps(info))
+    declare(root, **{f"observation__images__c{i}": {"dtype": "image", "shape": [*source, 3]} for i in range(views)})
+    body, _ = drafted(root)
+    assert {(v.height, v.width) for v in body.views} == {size}
+    assert (body.canvas_height, body.canvas_width) == (size[0], size[1] * views)
+
+
+# ---------------------------------------------------------------------- the commands
+RECIPE = {
+    "codec": {"channels": 4, "widths": [8, 8, 8]},
+    "codec_fit": {"steps": 2, "batch": 4},
+    "model_fit": {"steps": 2, "batch": 4},
+    "dit": {"layers": 1, "heads": 2, "head_dim": 16, "ffn_dim": 32},
+}
+
+
+def command(*words: str, out: Path) -> int:
+    return cli.main([*words, "--out", str(out)])
+
+
+def test_from_recordings_to_a_model_with_a_drafted_embodiment(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = record(tmp_path / "d", two_arms, episodes=16)
+    vector = {"dtype": "float32", "shape": [7], "names": None}
+    declare(root, action=vector, observation__state=vector)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    body, run = tmp_path / "arm.yaml", tmp_path / "run"
+    words = ["--dataset", str(root), "--embodiment", str(body), "--preset", str(tmp_path / "recipe.yaml")]
+    assert command("embodiment", "--dataset", str(root), out=body) == 0
+    assert command("embodiment", "--dataset", str(root), out=body) == 2
+    assert command("check", *words, out=tmp_path / "check") == 0
+    assert command("train", *words, out=run) == 0
+    said = capfd.readouterr().err
+    assert "arm.yaml exists" in said and "no success head: the dataset has no feature next.success" in said
+    assert spec_of(run / "model") == str(run / "model/robot.yaml") and (run / "model/dream.json").is_file()
+
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"model_fit": {"steps": 3, "batch": 4}}))
+    assert command("train", *words, out=run) == 2
+    assert "model_fit.steps was 2, is 3" in capfd.readouterr().err
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    body.write_text(body.read_text().replace("control_hz: 30", "control_hz: 15"))
+    assert command("train", *words, out=run) == 2
+    assert "control_hz was 30, is 15" in capfd.readouterr().err
+
+
+def test_a_run_goes_on_with_its_own_dataset_only(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = record(tmp_path / "d", episodes=3)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"joint": {"decoder_only": 0}}))
+    (tmp_path / "arm.yaml").write_text(yaml.safe_dump(arm()))
+    words = ["--dataset", str(root), "--embodiment", str(tmp_path / "arm.yaml"), "--stages", "codec"]
+    words += ["--preset", str(tmp_path / "recipe.yaml")]
+    assert command("train", *words, out=tmp_path / "run") == 0
+    shutil.rmtree(root)
+    record(root, episodes=4)
+    assert command("train", *words, out=tmp_path / "run") == 2
+    error = capfd.readouterr().err
+    assert "the dataset is not the one that run folder" in error and "episodes was 3, is 4" in error
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [({"canvas_width": 24}, "canvas_width is 24"), ({"chunk_actions": 6, "chunk_frames": 3}, "chunk_frames is 3")],
+)
+def test_train_refuses_before_it_decodes(
+    change: dict[str, Any], key: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = record(tmp_path / "d")
+    (tmp_path / "arm.yaml").write_text(yaml.safe_dump(arm(**change)))
+    words = ["--dataset", str(root), "--embodiment", str(tmp_path / "arm.yaml"), "--preset", "nano"]
+    assert command("train", *words, out=tmp_path / "run") == 2
+    assert key in capfd.readouterr().err
+    assert not (tmp_path / "run/cache").exists()

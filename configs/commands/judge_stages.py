@@ -14,15 +14,12 @@ from imagine.agents.labelled_recordings import recorded_rollouts
 from imagine.agents.labelled_rollouts import RolloutConfig, labelled_rollouts
 from imagine.configs.commands.worlds import bar
 from imagine.configs.labelling import dreaming, rollout_maker
-from imagine.files import write_json
 from imagine.labels import LabelledRollouts, RolloutPairs
 from imagine.model.model import WorldActionModel, resolve
 from imagine.model.text import vocabulary
 from imagine.policy.robots.registry import robot_of
 from imagine.rewards.latent import JudgeConfig, LatentJudge
 from imagine.types import DatasetError, ImagineError
-from imagine.world.dream import DreamConfig
-from imagine.world.fidelity import inverse_errors
 
 REPLAY_CHUNKS = 8  # as long as an evaluated episode
 
@@ -52,10 +49,6 @@ def judge(run: Any) -> None:
         replays=replays, trace=recipe.head.trace,
     )  # fmt: skip
     taught.save(run.out)
-    cfg, known = DreamConfig(), len(windows.rows("held_out"))
-    found = inverse_errors(model, windows, held, cfg) if known else np.array([np.inf])
-    limit = float(np.quantile(found, 0.99))  # as MOReL halts: beyond what dreams of real frames ever show
-    write_json(run.out / "dream.json", cfg.model_copy(update={"hallucination_limit": limit}).model_dump())
     run.keep("judge", where, run.out / "judge_metrics.json")
 
 

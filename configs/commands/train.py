@@ -23,7 +23,9 @@ class Args(Common):
     Attributes:
         dataset: folder of a LeRobot dataset (v2.1 or v3.0), or FOLDER@a:b:c for some of its episodes, as a slice, and
             FOLDER@^a:b:c for the others; several, joined by commas, are used together.
-        embodiment: YAML file that names the dataset's state, action and camera slices (docs/embodiment.md).
+        robot: whose dataset it is: a name, module:object or YAML file; remembered in the model folder.
+        embodiment: YAML file that names the dataset's state, action and camera slices (docs/embodiment.md), if not the
+            robot's own; imagine embodiment drafts one.
         preset: recipe, a YAML file or the name of one in configs/.
         set: changes to the recipe, as model.steps=2000; several joined by commas.
         stages: which of codec, model, judge, rollouts, trajectory, vlm to run; finished ones are skipped anyway.
@@ -32,7 +34,8 @@ class Args(Common):
     """
 
     dataset: Words = ("datasets/g1",)
-    embodiment: Path = Path("policy/robots/g1_table/g1_eef.yaml")
+    robot: str = ""
+    embodiment: Path | None = None
     preset: str = "tiny"
     set: Words = ()
     stages: Words = STAGES[:3]
@@ -81,19 +84,12 @@ def run(args: Args) -> dict[str, Any]:
     if unknown:
         raise ImagineError(f"--stages holds {unknown[0]!r}, expected some of {', '.join(STAGES)}.")
     recipe: Any = load(recipe_class(), args.preset, args.set)
-    folder = RunFolder.of("train", args)
-    folder.write_text("recipe.yaml", _yaml(recipe))
     from imagine.configs.commands.train_stages import Training
 
-    training = Training(args, recipe, folder)
+    training = Training(args, recipe, RunFolder.of("train", args))
+    training.prepare()
     for stage in args.stages:
         console.print(f"[bold]{stage}[/bold]")
         getattr(training, stage)()
-    folder.save_metrics(training.metrics)
+    training.folder.save_metrics(training.metrics)
     return {"model": str(training.out), **training.metrics}
-
-
-def _yaml(recipe: BaseModel) -> str:
-    import yaml
-
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)

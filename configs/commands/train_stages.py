@@ -6,19 +6,29 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from imagine.configs.commands import judge_stages
+from imagine.configs.commands.check import examine
 from imagine.configs.commands.common import console
 from imagine.configs.runfolder import RunFolder
+from imagine.data.cache import fingerprint
 from imagine.data.read import LeRobotDataset
 from imagine.data.windows import Windows, build_cache
 from imagine.embodiment import Embodiment
 from imagine.files import write_json
 from imagine.model.codec import FrameCodec
-from imagine.model.model import WorldActionModel, load_weights
+from imagine.model.model import WorldActionModel, load_weights, resolve
+from imagine.model.text import TextConfig
+from imagine.policy.robots.registry import DEFAULT, load_robot, remember, spec_of
 from imagine.train.joint import build_model, train_codec, train_joint
 from imagine.types import ImagineError
+from imagine.world.dream import DreamConfig
+from imagine.world.fidelity import inverse_errors
+
+READ_RECORDINGS = {"codec", "model", "judge", "vlm"}
+"""Stages that need the dataset; the others dream."""
 
 
 class Training:
@@ -28,9 +38,39 @@ class Training:
         self.args, self.recipe, self.folder = args, recipe, folder
         self.out = folder.path / args.name
         self.metrics: dict[str, Any] = dict(folder.metrics)
-        init = WorldActionModel.from_pretrained(args.init) if args.init else None
-        self.init = init
-        self.body = init.body if init else Embodiment.load(args.embodiment)
+        self.init = WorldActionModel.from_pretrained(args.init) if args.init else None
+        known = DEFAULT if self.init is None else spec_of(resolve(args.init))
+        self.robot: str | Path | None = args.robot or args.embodiment or known
+        self.body = self._embodiment()
+
+    def _embodiment(self) -> Embodiment:
+        given = Embodiment.load(self.args.embodiment) if self.args.embodiment else None
+        if self.init is not None:
+            if given is not None and given != self.init.body:
+                raise ImagineError(
+                    f"--init {self.args.init} is a model of embodiment {self.init.body.name!r}, which --embodiment "
+                    f"{self.args.embodiment} differs from; leave --embodiment out, or train a new model without --init"
+                )
+            return self.init.body
+        body = given or load_robot(self.robot or DEFAULT).embodiment()
+        if body is None:
+            raise ImagineError(f"robot {self.robot!r} has no embodiment of its own; give --embodiment FILE")
+        return body
+
+    def prepare(self) -> None:
+        """Find what would fail later, and refuse to go on with another dataset, embodiment or recipe.
+
+        Raises:
+            ImagineError: names what cannot work, or what has changed since the run folder was started.
+        """
+        if not set(self.args.stages) & READ_RECORDINGS:
+            return
+        datasets = {str(i): fingerprint(d) for i, d in enumerate(self.datasets)}
+        known = self.init.text.cfg.words if self.init and isinstance(self.init.cfg.text, TextConfig) else None
+        examine(self.datasets, self.body, None if self.init else self.recipe, known)
+        self.folder.keep("recipe.yaml", self.recipe, f"the recipe {self.args.preset}")
+        self.folder.keep("embodiment.yaml", self.body.model_dump(mode="json"), "the embodiment")
+        self.folder.keep("datasets.yaml", datasets, "the dataset")
 
     @functools.cached_property
     def datasets(self) -> list[LeRobotDataset]:
@@ -88,12 +128,27 @@ class Training:
         )
         console.print(f"{sum(p.numel() for p in model.dit.parameters()) / 1e6:.2f} M parameters in the transformer")
         fit, where = self.recipe.model_fit, self.folder / "model_fit"
-        train_joint(self.windows, model, self.recipe.joint, fit, where, out=self.out)
+        model = train_joint(self.windows, model, self.recipe.joint, fit, where, out=self.out)
         self.metrics["model"] = _read(where / "metrics.json")
+        if self.robot:
+            remember(self.robot, self.out)
+        if not (self.out / "dream.json").is_file():
+            self._write_dream(model)
+
+    def _write_dream(self, model: WorldActionModel) -> None:
+        """Settings of dreams: as MOReL, they halt beyond the inverse error that dreams of real frames ever show."""
+        held = np.random.default_rng(0).permutation(self.windows.rows("held_out"))[:2000]
+        cfg = DreamConfig()
+        found = inverse_errors(model, self.windows, held, cfg) if len(held) else np.array([np.inf])
+        limit = float(np.quantile(found, 0.99))
+        write_json(self.out / "dream.json", cfg.model_copy(update={"hallucination_limit": limit}).model_dump())
 
     def judge(self) -> None:
         """Success heads; see :func:`imagine.configs.commands.judge_stages.judge`."""
-        judge_stages.judge(self)
+        if self.windows.tells_success:
+            judge_stages.judge(self)
+        else:
+            console.print("no success head: the dataset has no feature next.success (bool per row: the task is done)")
 
     def rollouts(self) -> None:
         """More success heads; see :func:`imagine.configs.commands.judge_stages.rollouts`."""

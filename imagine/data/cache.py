@@ -89,14 +89,27 @@ def is_current(cache_dir: Path, identity: str) -> bool:
 
 
 def _identity(dataset: LeRobotDataset, embodiment: Embodiment, kind: str) -> str:
-    """Hash of all that a cache depends on: format, encoder, embodiment, tasks, and the dataset's files with sizes."""
-    paths = {p for e in dataset.layout.episodes for p in [e.data, *(v.path for v in e.videos.values())]}
-    paths.add(dataset.root / "meta/info.json")
-    files = sorted((p.relative_to(dataset.root).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in paths)
+    """Hash of all that a cache depends on: format, encoder, embodiment, and the dataset with its files' times."""
+    return _hash([_FORMAT, kind, embodiment.model_dump(), _content(dataset, times=True)])
+
+
+def fingerprint(dataset: LeRobotDataset) -> dict[str, object]:
+    """What tells a dataset from another, whatever folder it lies in: its size, and a hash of tasks and file sizes."""
+    rows = sum(e.length for e in dataset.layout.episodes)
+    return {"episodes": len(dataset), "rows": rows, "content": _hash(_content(dataset, times=False))[:16]}
+
+
+def _content(dataset: LeRobotDataset, *, times: bool) -> list[object]:
     layout = dataset.layout
-    said = [(e.index, e.length, e.tasks, e.seed) for e in layout.episodes]
-    parts = [_FORMAT, kind, embodiment.model_dump(), files, said, sorted(layout.tasks.items())]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    paths = {p for e in layout.episodes for p in [e.data, *(v.path for v in e.videos.values())]}
+    stats = {p.relative_to(dataset.root).as_posix(): p.stat() for p in [*paths, dataset.root / "meta/info.json"]}
+    files = sorted((name, s.st_size, s.st_mtime_ns if times else 0) for name, s in stats.items())
+    episodes = [(e.index, e.length, e.tasks, e.seed) for e in layout.episodes]
+    return [files, episodes, sorted(layout.tasks.items())]
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def tick_rows(length: int, fps: float, control_hz: float) -> np.ndarray:

@@ -209,7 +209,7 @@ class LeRobotDataset:
         if deltas and self.fps != embodiment.control_hz:
             raise DatasetError(
                 f"{self.root} is recorded at {self.fps:g} Hz, expected control_hz {embodiment.control_hz} of "
-                f"embodiment {embodiment.name!r}: actions per tick ({', '.join(deltas)}) cannot be read at another rate."
+                f"embodiment {embodiment.name!r}: actions per tick ({', '.join(deltas)}) can be read at no other rate."
             )
         used = {a.relative_to for a in embodiment.action} | set(embodiment.proprio)
         state = self._has({s.key: s.stop for s in embodiment.state if s.name in used}, embodiment.name)

@@ -139,6 +139,11 @@ class Windows:
         self._task_start = np.maximum.accumulate(np.where(switch, np.arange(n), 0))
         self._run_end = np.where(expert, _next(switch | ~expert)[1:], np.arange(n))
 
+    @property
+    def tells_success(self) -> bool:
+        """Whether every dataset says at which rows the task was done."""
+        return bool(self._a["has_success"].all())
+
     def __len__(self) -> int:
         return len(self._row_frame)
 
