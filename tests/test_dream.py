@@ -320,3 +320,9 @@ def test_a_dream_with_an_unknown_word_is_as_it_was(tiny_model: WorldActionModel)
         with pytest.raises(ImagineError):
             env.reset(seed=2, options={"instruction": bad})
         assert same(env.snapshot().world, before.world) and env.snapshot().episodes == before.episodes
+
+
+def test_settings_of_earlier_versions_load() -> None:
+    cfg = DreamConfig.model_validate_json('{"steps": 2, "memory": "kept", "doubt_cost": 0.1}')
+    assert (cfg.steps, cfg.history, cfg.inverse_error_cost) == (2, "kept", 0.1)
+    assert DreamConfig.model_validate(cfg.model_dump()) == cfg
