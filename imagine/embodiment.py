@@ -7,102 +7,19 @@ Slices are named; positions in a vector are never assumed (facts: AgiBot ports d
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from imagine.slices import QUATERNIONS, ActionSlice, Frozen, Kind, Slice, View, difference, moved, picked
 from imagine.types import ImagineError, ShapeError
 
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+__all__ = ["QUATERNIONS", "ActionSlice", "Embodiment", "Kind", "Slice", "View"]
 
 
-class View(_Frozen):
-    """One camera and its place (top, left) on the canvas, in pixels."""
-
-    name: str
-    key: str
-    height: Annotated[int, Field(gt=0)]
-    width: Annotated[int, Field(gt=0)]
-    top: int = 0
-    left: int = 0
-
-
-Kind = Literal["position", "rotation", "joint", "gripper"]
-QUATERNIONS = {"quaternion_wxyz": 0, "quaternion_xyzw": 3}
-"""Units of rotations given as four numbers, and where the real part stands."""
-
-
-class Slice(_Frozen):
-    """A named range ``[start, stop)`` of a dataset feature.
-
-    ``kind`` says what the numbers are: a position (x, y, z in m), a rotation (angles in rad, or a quaternion), joints
-    (rad or m) or a gripper's opening; limits, flaws and angle differences follow from it. None is unknown.
-    """
-
-    name: str
-    key: str
-    start: Annotated[int, Field(ge=0)]
-    stop: int
-    unit: str
-    kind: Kind | None = None
-
-    @property
-    def size(self) -> int:
-        """How many numbers it holds."""
-        return self.stop - self.start
-
-    @property
-    def wraps(self) -> bool:
-        """Whether these are angles that start again at -pi after pi; joints do not, and count on."""
-        return self.unit == "rad" and self.kind in (None, "rotation")
-
-    @model_validator(mode="after")
-    def _sized(self) -> Slice:
-        if self.stop <= self.start:
-            raise ValueError(f"slice {self.name!r} is [{self.start}, {self.stop}), expected stop above start")
-        if self.unit in QUATERNIONS and self.size != 4:
-            raise ValueError(f"slice {self.name!r} is a quaternion of {self.size} numbers, expected 4")
-        return self
-
-
-class ActionSlice(Slice):
-    """A slice of the recorded action, and what the model makes of it.
-
-    ``mode`` is ``absolute`` (a target; the model predicts it as recorded), ``relative`` (a target, of which the model
-    predicts the difference to the state slice ``relative_to`` at the chunk's first tick) or ``delta`` (recorded, and
-    predicted, as the displacement of one tick). Left out, it is relative where ``relative_to`` is given, else absolute.
-    ``low`` and ``high`` bound the model's action, in ``unit``.
-    """
-
-    relative_to: str | None = None
-    mode: Literal["absolute", "relative", "delta"] = "absolute"
-    low: float
-    high: float
-
-    @model_validator(mode="before")
-    @classmethod
-    def _relative_by_default(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("relative_to") is not None and "mode" not in values:
-            return {**values, "mode": "relative"}
-        return values
-
-    @model_validator(mode="after")
-    def _anchored(self) -> ActionSlice:
-        if (self.mode == "relative") != (self.relative_to is not None):
-            raise ValueError(
-                f"action slice {self.name!r} has mode {self.mode} and relative_to {self.relative_to!r}; give "
-                "relative_to for mode relative, and for no other"
-            )
-        if not self.low < self.high:
-            raise ValueError(f"action slice {self.name!r} has low {self.low} and high {self.high}, expected low < high")
-        return self
-
-
-class Embodiment(_Frozen):
+class Embodiment(Frozen):
     """How a robot's data become a model's tensors and back. Load with :meth:`load`."""
 
     name: str
@@ -200,7 +117,7 @@ class Embodiment(_Frozen):
 
     def proprio_of(self, row: dict[str, np.ndarray]) -> np.ndarray:
         """Pick proprioception (..., P) float32 out of recorded features ``{key: (..., S)}``."""
-        return np.concatenate([_picked(row, self._state(n)) for n in self.proprio], -1)
+        return np.concatenate([picked(row, self._state(n)) for n in self.proprio], -1)
 
     def anchor_of(self, row: dict[str, np.ndarray]) -> np.ndarray:
         """What relative actions are measured from: (..., A) float32, zero where an action is absolute."""
@@ -210,7 +127,7 @@ class Embodiment(_Frozen):
                 key = self.state[0].key
                 parts.append(np.zeros((*np.asarray(row[key]).shape[:-1], a.size), np.float32))
             else:
-                parts.append(_picked(row, self._state(a.relative_to)))
+                parts.append(picked(row, self._state(a.relative_to)))
         return np.concatenate(parts, -1)
 
     def relative_action(self, absolute: np.ndarray, anchor: np.ndarray) -> np.ndarray:
@@ -218,11 +135,11 @@ class Embodiment(_Frozen):
 
         Of the two quaternions of one rotation the one nearer the anchor is meant.
         """
-        return self._each(absolute, anchor, _difference)
+        return self._each(absolute, anchor, difference)
 
     def absolute_action(self, action: np.ndarray, anchor: np.ndarray) -> np.ndarray:
         """Inverse of :meth:`relative_action`: what a robot is commanded, (..., A); angles in (-pi, pi]."""
-        return self._each(action, anchor, _sum)
+        return self._each(action, anchor, moved)
 
     def _each(self, x: np.ndarray, anchor: np.ndarray, join: Any) -> np.ndarray:
         x, anchor = np.broadcast_arrays(np.asarray(x, np.float32), np.asarray(anchor, np.float32))
@@ -287,16 +204,16 @@ class Embodiment(_Frozen):
     def commanded_in_proprio(self) -> list[tuple[int, bool]]:
         """Per action dimension, the proprioception dimension it commands, -1 if none, and whether by a difference."""
         starts = dict(zip(self.proprio, np.cumsum([0] + [self._state(n).size for n in self.proprio]), strict=False))
-        moved = [(a.relative_to or a.name, a) for a in self.action]
+        commanded = [(a.relative_to or a.name, a) for a in self.action]
         return [
             (int(starts[name]) + i if name in starts else -1, a.mode != "absolute")
-            for name, a in moved
+            for name, a in commanded
             for i in range(a.size)
         ]
 
     def action_of(self, row: dict[str, np.ndarray]) -> np.ndarray:
         """Pick the recorded action (..., A) float32; :meth:`relative_action` makes the model's of it."""
-        return np.concatenate([_picked(row, a) for a in self.action], -1)
+        return np.concatenate([picked(row, a) for a in self.action], -1)
 
     def tile(self, views: dict[str, np.ndarray]) -> np.ndarray:
         """Lay views ``{name: (..., h, w, 3)}`` uint8 on the canvas (..., H, W, 3) uint8.
@@ -347,32 +264,3 @@ class Embodiment(_Frozen):
 
     def _unit(self, i: int) -> str:
         return [a.unit for a in self.action for _ in range(a.size)][i]
-
-
-def _picked(row: dict[str, np.ndarray], part: Slice) -> np.ndarray:
-    """A slice (..., size) float32 of recorded features; of two quaternions of one rotation that with real part >= 0."""
-    x = np.asarray(row[part.key], np.float32)[..., part.start : part.stop]
-    if part.unit in QUATERNIONS:
-        real = QUATERNIONS[part.unit]
-        x = np.where(x[..., real : real + 1] < 0, -x, x)
-    return x
-
-
-def _difference(part: Slice, x: np.ndarray, anchor: np.ndarray) -> np.ndarray:
-    if part.unit in QUATERNIONS:
-        x = np.where((x * anchor).sum(-1, keepdims=True) < 0, -x, x)
-    difference = x - anchor
-    return _wrapped(difference) if part.wraps else difference
-
-
-def _sum(part: Slice, x: np.ndarray, anchor: np.ndarray) -> np.ndarray:
-    total = x + anchor
-    if part.unit in QUATERNIONS:
-        return total / np.maximum(np.linalg.norm(total, axis=-1, keepdims=True), 1e-6)
-    return _wrapped(total) if part.wraps else total
-
-
-def _wrapped(angle: np.ndarray) -> np.ndarray:
-    """The same angle in (-pi, pi]; one that is there already keeps its bits."""
-    turned = np.pi - (np.pi - angle) % (2 * np.pi)
-    return np.where(np.abs(angle) <= np.pi, angle, turned).astype(np.float32)
