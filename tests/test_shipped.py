@@ -278,7 +278,7 @@ def test_the_gym_reports_every_part_of_the_verdict() -> None:
     parts = {
         "success",
         "progress",
-        "doubt",
+        "inverse_error",
         "frozen",
         "blurred",
         "noisy",
@@ -292,7 +292,7 @@ def test_the_gym_reports_every_part_of_the_verdict() -> None:
     assert not terminated.any() and np.allclose(reward, terms["shaping"])
     plain = gym.make_vec("imagine/G1Table-v0", num_envs=2, judge="latent", guarded=False)
     plain.reset(seed=900_000)
-    assert "doubt" not in plain.step(np.zeros(env.action_space.shape, np.float32))[4]["reward_terms"]
+    assert "inverse_error" not in plain.step(np.zeros(env.action_space.shape, np.float32))[4]["reward_terms"]
 
 
 def test_an_imagined_rate_is_not_told_without_the_judges_error(tmp_path: Path) -> None:
