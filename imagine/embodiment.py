@@ -18,6 +18,9 @@ from imagine.types import ImagineError, ShapeError
 
 __all__ = ["QUATERNIONS", "ActionSlice", "Embodiment", "Kind", "Slice", "View"]
 
+VISIBLE = 0.03
+"""See :attr:`Embodiment.visible_motion`."""
+
 
 class Embodiment(Frozen):
     """How a robot's data become a model's tensors and back. Load with :meth:`load`."""
@@ -172,6 +175,19 @@ class Embodiment(Frozen):
         if any(a.kind for a in self.action):
             return np.concatenate([np.full(a.size, a.kind == "gripper") for a in self.action])
         return ~self.is_difference
+
+    @property
+    def visible_motion(self) -> tuple[float, ...]:
+        """(A,) how far a command has to lead within a chunk for cameras to see it: 0.03 m or rad; in other units 3 %
+        of the range, which for actions per tick is that of K ticks.
+        """
+        return tuple(
+            VISIBLE
+            if a.unit in ("m", "rad")
+            else VISIBLE * (a.high - a.low) * (self.chunk_actions if a.mode == "delta" else 1)
+            for a in self.action
+            for _ in range(a.size)
+        )
 
     def hold(self, proprio: np.ndarray) -> np.ndarray:
         """The chunk that stands still.

@@ -24,7 +24,7 @@ class GuardConfig(BaseModel):
     inverse_error: float | None = None  # normalised action units between what was commanded and what the video shows
     blur: float | None = None  # share of the first frame's sharpness that may be lost
     noise: float | None = None  # share by which the newest frame may be sharper than the first one
-    moved: float = 0.03  # a commanded displacement, robot units, from which on a picture must change
+    moved: float | tuple[float, ...] = 0.03  # displacement, robot units, from which on a picture must change; or (A,)
     limits: Limits | None = None  # of the commanded chunk
 
 
@@ -64,8 +64,8 @@ class GuardedJudge:
             terms |= rules
             clean &= torch.stack(list(rules.values())).amax(0) <= 0
         if clip.action is not None and clip.pose is not None:
-            far = (clip.action - clip.pose[:, None]).abs().amax((1, 2))
-            terms["frozen"] = frozen(clip.decode([1, -1]), torch.where(far > cfg.moved, far, torch.zeros_like(far)))
+            far = (clip.action - clip.pose[:, None]).abs() > torch.tensor(cfg.moved, device=clip.action.device)
+            terms["frozen"] = frozen(clip.decode([1, -1]), far.any(2).any(1).float())
             clean &= terms["frozen"] <= 0
         for name, most, measure in (("blurred", cfg.blur, blurred), ("noisy", cfg.noise, noisy)):
             if most is not None:

@@ -164,6 +164,12 @@ def test_each_guard_alone_overrules_the_judge(bad: Clip, term: str) -> None:
     assert score.terms[term].item() > 0 and score.terms["vetoed"].item() == 1
 
 
+@pytest.mark.parametrize(("moved", "vetoed"), [(0.05, 1), (0.2, 0), ((0.2, 0.2, 0.05), 1), ((0.2, 0.2, 0.2), 0)])
+def test_a_picture_must_change_where_a_command_leads_far_enough_to_be_seen(moved: object, vetoed: int) -> None:
+    guarded = GuardedJudge(Believer(), GuardConfig(moved=moved))  # type: ignore[arg-type]
+    assert guarded(clip(still=True), ["x"]).terms["vetoed"].item() == vetoed
+
+
 @pytest.mark.parametrize(("pay", "left"), [(0.2, 0.0), (-0.2, -0.2)])
 def test_a_guard_withholds_a_dense_reward_but_no_penalty(pay: float, left: float) -> None:
     class Dense(Believer):

@@ -214,6 +214,16 @@ def test_robots_without_limits_of_their_own_may_not_jump() -> None:
     assert RobotPlugin().limits(body_of(hand, yaw, state=state)) is None, "of what has no kind nothing is known"
 
 
+def test_how_far_a_command_must_lead_to_be_seen_depends_on_its_unit() -> None:
+    table = load_robot(DEFAULT).embodiment()
+    assert table is not None and table.visible_motion == pytest.approx([0.03] * table.action_dim)
+    state = ({"name": "hand", "start": 0, "stop": 1, "unit": "px"},)
+    hand = {"name": "hand", "start": 0, "stop": 1, "unit": "px", "relative_to": "hand", "low": -200, "high": 200}
+    push = {"name": "push", "start": 1, "stop": 2, "unit": "cm", "mode": "delta", "low": -1, "high": 1}
+    body = body_of(hand, push, state=state)
+    assert body.visible_motion == pytest.approx([12, 0.06 * body.chunk_actions])
+
+
 def test_the_tables_limits_need_no_kinds() -> None:
     robot = load_robot(DEFAULT)
     body = robot.embodiment()
