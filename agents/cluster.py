@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from imagine.extras import extra
 from imagine.types import ImagineError
 
 NODE_MEMORY = 128 * 2**20  # bytes of object store
@@ -26,8 +27,9 @@ def local_cluster(nodes: int, cpus_per_node: int) -> Iterator[str]:
     Raises:
         ImagineError: this process is connected to a cluster already, or no nodes are asked for.
     """
-    import ray
-    from ray.cluster_utils import Cluster
+    with extra("rl"):
+        import ray
+        from ray.cluster_utils import Cluster
 
     if nodes < 1 or cpus_per_node < 1:
         raise ImagineError(f"asked for {nodes} nodes of {cpus_per_node} CPUs, expected 1 or more of each.")
@@ -54,7 +56,8 @@ def connected(address: str) -> Iterator[None]:
     Raises:
         ImagineError: no cluster answers there.
     """
-    import ray
+    with extra("rl"):
+        import ray
 
     environment = {"env_vars": ONE_THREAD}
     try:

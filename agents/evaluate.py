@@ -21,6 +21,7 @@ from imagine.agents.recorded import RecordedEpisodes
 from imagine.agents.rollout import EpisodeRecord, Instruct, OnProgress, rollout
 from imagine.agents.statistics import success_rate
 from imagine.embodiment import Embodiment
+from imagine.extras import extra
 from imagine.files import atomic_path
 from imagine.types import ImagineError, Policy
 
@@ -141,8 +142,9 @@ def _answers(
         for part in wanted:
             yield part, work(part)
         return
-    import ray
-    from ray.util import ActorPool
+    with extra("rl"):
+        import ray
+        from ray.util import ActorPool
 
     from imagine.agents.cluster import connected, errors_as_ours, local_cluster
 

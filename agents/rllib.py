@@ -18,24 +18,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import gymnasium as gym
 import numpy as np
-import ray
 import torch
 from gymnasium.vector import AutoresetMode
 from pydantic import BaseModel, ConfigDict, Field
-from ray.rllib.algorithms.ppo import PPOConfig
-from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
-from ray.rllib.utils.spaces.space_utils import unsquash_action
-from ray.tune import register_env
 
 from imagine.agents.cluster import connected, errors_as_ours, local_cluster, quiet
 from imagine.agents.rollout import OnProgress
 from imagine.agents.statistics import mean_interval
 from imagine.agents.steer import Agent
+from imagine.extras import extra
 from imagine.files import atomic_path, recover_folder
 from imagine.types import ImagineError
 from imagine.world.env import WorldModelVectorEnv
+
+with extra("rl"):
+    import ray
+    from ray.rllib.algorithms.ppo import PPOConfig
+    from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+    from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+    from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+    from ray.rllib.utils.spaces.space_utils import unsquash_action
+    from ray.tune import register_env
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm

@@ -14,16 +14,19 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from pydantic import BaseModel, ConfigDict
-from stable_baselines3 import PPO, SAC
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from imagine.agents.rollout import OnProgress
 from imagine.agents.steer import Agent
+from imagine.extras import extra
 from imagine.files import atomic_path
 from imagine.types import ImagineError
 from imagine.world.env import WorldModelVectorEnv
+
+with extra("rl"):
+    from stable_baselines3 import PPO, SAC
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 
 class Common(BaseModel):

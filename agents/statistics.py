@@ -1,4 +1,4 @@
-"""Intervals around success rates, and tests of two policies. scipy where it has them, ours where it has not.
+"""Intervals around success rates, and tests of two policies; scipy's and statsmodels' where they have them.
 
 What this is: one number with the 95 % interval around it, for one or two lists of episodes. Whether imagination agrees
 with reality is ``agreement.py``; correcting an imagined rate by a judge's measured errors or by a few real episodes,
@@ -240,12 +240,14 @@ def unpaired_difference(after: Outcomes, before: Outcomes) -> Interval:
     Raises:
         ImagineError: no episodes, NaN, or more than one axis.
 
-    Source: Newcombe (1998), Statistics in Medicine 17:873, method 10.
+    Source: Newcombe (1998), Statistics in Medicine 17:873, method 10, through statsmodels.
     """
-    a, b = (success_rate(checked(x, name)) for x, name in ((after, "After"), (before, "Before")))
-    value = a.value - b.value
-    low, high = np.hypot(a.value - a.low, b.high - b.value), np.hypot(a.high - a.value, b.value - b.low)
-    return Interval(value, float(value - low), float(value + high), a.n + b.n)
+    from statsmodels.stats.proportion import confint_proportions_2indep
+
+    a, b = checked(after, "After"), checked(before, "Before")
+    k, m = int(a.sum()), int(b.sum())
+    low, high = confint_proportions_2indep(k, len(a), m, len(b), compare="diff", method="newcomb")
+    return Interval(k / len(a) - m / len(b), float(low), float(high), len(a) + len(b))
 
 
 def mcnemar(after: Outcomes, before: Outcomes) -> float:
@@ -263,36 +265,9 @@ def mcnemar(after: Outcomes, before: Outcomes) -> float:
     Raises:
         ImagineError: the shapes differ.
 
-    Source: McNemar (1947), exact form, through ``scipy.stats.binomtest``.
+    Source: McNemar (1947), exact form, through statsmodels.
     """
-    from scipy.stats import binomtest
+    from statsmodels.stats.contingency_tables import mcnemar as test
 
     a, b = _paired(after, before)
-    differ = int((a ^ b).sum())
-    return float(binomtest(int((a & ~b).sum()), differ).pvalue) if differ else 1.0
-
-
-def boschloo(after: Outcomes, before: Outcomes) -> float:
-    """P-value of the exact test that two policies succeed equally often, each on its own starts.
-
-    Never less powerful than Fisher's test, which also fixes the number of successes that nobody fixed. For up to a few
-    hundred episodes each; of more, the interval of ``unpaired_difference`` says the same.
-
-    Args:
-        after: (n,) success of one policy.
-        before: (m,) success of the other.
-
-    Returns:
-        Two-sided p-value in [0, 1].
-
-    Raises:
-        ImagineError: no episodes, NaN, or more than one axis.
-
-    Source: Boschloo (1970), through ``scipy.stats.boschloo_exact``.
-    """
-    from scipy.stats import boschloo_exact
-
-    a, b = checked(after, "After") > 0.5, checked(before, "Before") > 0.5
-    if a.all() == b.all() and a.any() == b.any() and a.all() == a.any():
-        return 1.0  # both always or both never succeed; scipy answers NaN
-    return min(1.0, float(boschloo_exact([[a.sum(), b.sum()], [(~a).sum(), (~b).sum()]]).pvalue))
+    return float(test([[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]], exact=True).pvalue)

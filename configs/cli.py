@@ -70,6 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = module.run(args)
     except KeyboardInterrupt:
         return _complain("interrupted; resume with the same command", 130)
+    except ModuleNotFoundError as error:
+        from imagine.extras import explained  # torch comes with it; not wanted before something is wrong
+
+        if (missing := explained(error)) is None:
+            raise
+        return _complain(str(missing), 2)
     except ValueError as error:
         if not isinstance(error, BadRequest) and not _is_imagine_error(error):
             raise

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imagine.extras import extra
 from imagine.files import atomic_write
 from imagine.model.model import WorldActionModel, load_weights
 from imagine.types import CheckpointMismatch
@@ -56,7 +57,8 @@ class Learner:
 
         Source: LoRA, arXiv:2106.09685, through peft.
         """
-        from peft import LoraConfig, get_peft_model
+        with extra("train"):
+            from peft import LoraConfig, get_peft_model
 
         state = {} if start is None else _read(Path(start), base)[1]
         changes = list(targets) if start is None else _about(Path(start)).get("target_modules", list(targets))

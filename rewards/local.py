@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imagine.extras import extra
 from imagine.rewards.pictures import Pictures, pictures_of
 from imagine.types import CheckpointMismatch, ImagineError, ShapeError
 
@@ -107,8 +108,9 @@ class LocalVLM:
         Raises:
             CheckpointMismatch: it is missing, incomplete, or no image-text-to-text model.
         """
-        from transformers import AutoModelForImageTextToText, AutoTokenizer
-        from transformers.utils import logging
+        with extra("vlm"):
+            from transformers import AutoModelForImageTextToText, AutoTokenizer
+            from transformers.utils import logging
 
         bars = logging.is_progress_bar_enabled()
         if torch.device(device).type == "cpu":

@@ -22,8 +22,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from imagine.extras import extra
 from imagine.files import atomic_write
-from imagine.types import RewardUnavailable
 
 Content = list[dict[str, Any]]  # parts of a message: pictures, then a question
 
@@ -107,14 +107,10 @@ class Server:
         """Nothing is sent yet.
 
         Raises:
-            RewardUnavailable: the ``openai`` package is not installed.
+            MissingExtra: the ``openai`` package is not installed.
         """
-        try:
+        with extra("vlm"):
             from openai import DefaultHttpxClient, OpenAI, omit
-        except ImportError:
-            raise RewardUnavailable(
-                f"a judge at {cfg.url} needs the openai package; install it with `pip install imagine-wam[vlm]`."
-            ) from None
         self.cfg, self.usage, self._lock = cfg, Usage(), threading.Lock()
         self._slots = threading.BoundedSemaphore(cfg.concurrency)
         self._lacks: set[str] = set()  # fields that this server does not take

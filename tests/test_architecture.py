@@ -47,7 +47,7 @@ def layer(module: str) -> str | None:
     parts = module.split(".")
     if parts[0] != "imagine":
         return None
-    if module in ("imagine.limits", "imagine.seeds", "imagine.files", "imagine.labels"):
+    if module in ("imagine.limits", "imagine.seeds", "imagine.files", "imagine.extras", "imagine.labels"):
         return "types"
     if module == "imagine.train.fit":
         return "fit"  # the training loop knows no model, so judges are taught in it too
@@ -113,7 +113,8 @@ def test_imports_follow_the_layers(path: Path) -> None:
 def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
     relative = str(path.relative_to(ROOT))
     at_home = {library for prefix, library in HEAVY_AT_HOME.items() if relative.startswith(prefix)}
-    top = {name.split(".")[0] for name in imports(path, tree(path).body)}
+    optional = [inner for node in tree(path).body if isinstance(node, ast.With) for inner in node.body]
+    top = {name.split(".")[0] for name in imports(path, [*tree(path).body, *optional])}
     assert top & HEAVY <= at_home
 
 

@@ -26,6 +26,7 @@ from imagine.agents.finetune.filtered_bc import FilteredBC
 from imagine.agents.finetune.grpo import FlowGRPO
 from imagine.agents.finetune.kernel import FlowKernel
 from imagine.agents.finetune.nft import DiffusionNFT
+from imagine.extras import extra
 from imagine.files import atomic_path
 from imagine.model.model import WorldActionModel
 from imagine.noise import schedule
@@ -188,7 +189,8 @@ class Trainer:
 
     def run(self, on_update: OnUpdate | None = None) -> Path:
         """Train until all updates are done or an alarm stops it; returns the folder of the adapter."""
-        from torch.utils.tensorboard import SummaryWriter
+        with extra("train"):
+            from torch.utils.tensorboard import SummaryWriter
 
         log = SummaryWriter(str(self.folder / "log"), purge_step=self.update)
         while self.update < self.cfg.updates and not self.alarm:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from imagine.data.windows import WindowBatch
+from imagine.extras import extra
 from imagine.model.action_registers import filled
 from imagine.model.dit import JointDiT
 from imagine.model.model import WorldActionModel
@@ -274,7 +275,8 @@ def adapt(
 
 def _put_adapters(dit: JointDiT, cfg: AdaptConfig) -> None:
     """Adapters in the blocks; registers train whole, as they say how noisy an action is."""
-    from peft import LoraConfig, inject_adapter_in_model
+    with extra("train"):
+        from peft import LoraConfig, inject_adapter_in_model
 
     lora = LoraConfig(r=cfg.rank, lora_alpha=cfg.rank, target_modules=list(LORA_TARGETS), bias="none")
     with torch.random.fork_rng(devices=[]):

@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from imagine.extras import extra
 from imagine.files import recover_folder, replace_folder, write_json
 from imagine.types import ImagineError
 
@@ -98,10 +99,11 @@ def fit(
     Raises:
         ImagineError: the loss became NaN.
     """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-    from torch.utils.tensorboard import SummaryWriter
+    with extra("train"):
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+        from torch.utils.tensorboard import SummaryWriter
 
     from imagine.train.fsdp import Shards
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from imagine.extras import extra
 from imagine.types import CheckpointMismatch
 
 State = dict[str, Tensor]
@@ -70,7 +71,8 @@ _CLIP_UNUSED = ("visual.head", "log_scale", "textual.")  # the half of CLIP that
 
 def vae(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], State]:
     """Wan's video autoencoder, 2.1 (194 tensors) or 2.2, as ``AutoencoderKLWan``."""
-    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+    with extra("wan"):
+        from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
     first, last = _shape(state, "encoder.conv1.weight", 5), _shape(state, "decoder.head.2.weight", 5)
     z = _shape(state, "conv2.weight", 5)[0]

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from imagine.extras import extra
 from imagine.types import CheckpointMismatch, ShapeError, UnknownWord
 from imagine.wan import encoder_names
 from imagine.wan.vae import Frozen, WanCodec, fit_preview
@@ -136,7 +137,8 @@ def load_codec(source: Source, *, dtype: torch.dtype = torch.float32, **shape: A
     Raises:
         CheckpointMismatch: nothing there, or names and shapes disagree; it names them.
     """
-    from diffusers import AutoencoderKLWan
+    with extra("wan"):
+        from diffusers import AutoencoderKLWan
 
     if isinstance(source, str | Path):
         return WanCodec(_from_pipeline(AutoencoderKLWan, source, "vae", dtype))
@@ -162,7 +164,8 @@ def load_prompts(
     Raises:
         CheckpointMismatch: nothing there, or names and shapes disagree; it names them.
     """
-    from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+    with extra("wan"):
+        from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
     inside = {}
     if tokenizer is None and isinstance(source, str | Path):
@@ -192,7 +195,8 @@ def load_image_encoder(source: Source, *, dtype: torch.dtype = torch.float32, he
     Raises:
         CheckpointMismatch: nothing there, or names and shapes disagree; it names them.
     """
-    from transformers import CLIPVisionConfig, CLIPVisionModel
+    with extra("wan"):
+        from transformers import CLIPVisionConfig, CLIPVisionModel
 
     if isinstance(source, str | Path):
         return ImageEncoder(_from_pipeline(CLIPVisionModel, source, "image_encoder", dtype))
@@ -230,7 +234,8 @@ def _from_pipeline(kind: Any, source: str | Path, part: str, dtype: torch.dtype)
 
 def _from_tensors(build: Callable[[], Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
     """A module around given tensors, without ever holding a second, random copy of them."""
-    from accelerate import init_empty_weights
+    with extra("wan"):
+        from accelerate import init_empty_weights
 
     with init_empty_weights():
         module = build()

@@ -10,10 +10,13 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
-import mujoco
 import numpy as np
 
+from imagine.extras import extra
 from imagine.types import ImagineError
+
+with extra("sim"):
+    import mujoco
 
 SUPERSAMPLE = 2
 SKY = np.array([0.70, 0.76, 0.82], np.float32)

@@ -1,0 +1,47 @@
+"""Libraries that only some commands need, by the extra of ``imagine-wam`` that installs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from imagine.types import ImagineError
+
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "train": ("accelerate", "peft", "tensorboard"),
+    "rl": ("stable_baselines3", "ray"),
+    "vlm": ("transformers", "openai"),
+    "wan": ("diffusers", "transformers", "accelerate"),
+    "sim": ("mujoco",),
+}
+"""Import names by extra; what is in several is told by its first unless :func:`extra` names another."""
+
+
+class MissingExtra(ImagineError, ImportError):
+    """A library that is optional is not installed; the message says how to install it."""
+
+
+def explained(error: ModuleNotFoundError, extra: str | None = None) -> MissingExtra | None:
+    """The same failure with its remedy; None for a module that no extra installs."""
+    library = (error.name or "").partition(".")[0]
+    known = [name for name, libraries in LIBRARIES.items() if library in libraries]
+    if not known:
+        return None
+    which = extra if extra in known else known[0]
+    return MissingExtra(f'{library} is not installed; `pip install "imagine-wam[{which}]"` brings it.')
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Put around imports of libraries that the extra ``name`` installs.
+
+    Raises:
+        MissingExtra: one of them is not there.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        told = explained(error, name)
+        if told is None:
+            raise
+        raise told from None
