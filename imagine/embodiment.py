@@ -197,7 +197,7 @@ class Embodiment(Frozen):
 
         Returns:
             (..., K, A) float32, robot units: zero for relative and per-tick actions; the present state, within bounds,
-            for absolute ones whose state slice of the same name is among ``proprio``; else the middle of the bounds.
+            for absolute ones that command proprioception (:meth:`commanded_in_proprio`); else the middle of the bounds.
         """
         proprio = np.asarray(proprio, np.float32)
         row = np.where(self.is_difference, 0.0, (self.action_low + self.action_high) / 2).astype(np.float32)
@@ -210,22 +210,24 @@ class Embodiment(Frozen):
 
     def anchors_in_proprio(self) -> list[int]:
         """Per action dimension, the proprioception dimension it is relative to; -1 if absolute or not among them."""
-        starts = dict(zip(self.proprio, np.cumsum([0] + [self._state(n).size for n in self.proprio]), strict=False))
-        return [
-            int(starts[a.relative_to]) + i if a.relative_to in starts else -1
-            for a in self.action
-            for i in range(a.size)
-        ]
+        return self._in_proprio([a.relative_to for a in self.action])
 
     def commanded_in_proprio(self) -> list[tuple[int, bool]]:
-        """Per action dimension, the proprioception dimension it commands, -1 if none, and whether by a difference."""
-        starts = dict(zip(self.proprio, np.cumsum([0] + [self._state(n).size for n in self.proprio]), strict=False))
-        commanded = [(a.relative_to or a.name, a) for a in self.action]
-        return [
-            (int(starts[name]) + i if name in starts else -1, a.mode != "absolute")
-            for name, a in commanded
-            for i in range(a.size)
-        ]
+        """Per action dimension, the proprioception dimension it commands, -1 if none, and whether by a difference.
+
+        That is the slice it is relative to, else the state slice of the same name, size and unit.
+        """
+        alike = {(s.name, s.size, s.unit) for s in self.state}
+        names = [a.relative_to or (a.name if (a.name, a.size, a.unit) in alike else None) for a in self.action]
+        return list(zip(self._in_proprio(names), map(bool, self.is_difference), strict=True))
+
+    def _in_proprio(self, names: list[str | None]) -> list[int]:
+        begin, at = dict[str | None, int](), 0
+        for name in self.proprio:
+            begin[name] = at
+            at += self._state(name).size
+        each = zip(names, self.action, strict=True)
+        return [begin[name] + i if name in begin else -1 for name, a in each for i in range(a.size)]
 
     def action_of(self, row: dict[str, np.ndarray]) -> np.ndarray:
         """Pick the recorded action (..., A) float32; :meth:`relative_action` makes the model's of it."""

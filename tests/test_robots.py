@@ -202,6 +202,16 @@ def test_a_slice_that_makes_no_sense_is_refused(change: dict, expected: str) -> 
         body_of({**YAW, "low": -1, "high": 1, **change}, state=(YAW,))
 
 
+def test_an_action_commands_the_state_of_its_name_size_and_unit() -> None:
+    state = ({"name": "hand", "start": 0, "stop": 2, "unit": "m"}, {"name": "grip", "start": 2, "stop": 3, "unit": "1"})
+    hand = {"name": "hand", "start": 0, "stop": 2, "unit": "cm", "mode": "delta", "low": -1, "high": 1}
+    grip = {"name": "grip", "start": 2, "stop": 3, "unit": "1", "low": 0, "high": 1}
+    move = {"name": "move", "start": 3, "stop": 5, "unit": "m", "relative_to": "hand", "low": -1, "high": 1}
+    body = body_of(hand, grip, move, state=state)
+    assert body.commanded_in_proprio() == [(-1, True), (-1, True), (2, False), (0, True), (1, True)]
+    assert body.anchors_in_proprio() == [-1, -1, -1, 0, 1]
+
+
 def test_robots_without_limits_of_their_own_may_not_jump() -> None:
     state = ({"name": "hand", "start": 0, "stop": 1, "unit": "m"}, {**YAW, "start": 1, "stop": 2})
     hand = {"name": "hand", "start": 0, "stop": 1, "unit": "m", "relative_to": "hand", "low": -0.2, "high": 0.2}
