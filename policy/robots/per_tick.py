@@ -100,7 +100,8 @@ class Ticks:
     def reset(self, seed: int) -> None:
         """Begin an episode, a function of the seed."""
         self.space.seed(seed)
-        self.observation, self.info = self.env.reset(seed=seed)
+        self.observation, info = self.env.reset(seed=seed)
+        self.info: dict[str, Any] = info
         self.vector = np.zeros(self.space.shape, np.float32)  # what no slice commands keeps its last target
         self.reward, self.success, self.over = 0.0, False, False
 
@@ -191,7 +192,7 @@ class Demonstration:
         """``ticks`` is for this alone."""
         self.ticks, self._seed, self._moves = ticks, -1, list[np.ndarray]()
 
-    def chunk(self, seed: int, moves: Sequence[np.ndarray]) -> np.ndarray | None:
+    def chunk(self, seed: int, moves: Sequence[np.ndarray]) -> np.ndarray:
         """What the expert would do next.
 
         Args:
@@ -210,8 +211,9 @@ class Demonstration:
             self._act(move)
         anchor, out = ticks.anchor(), []
         for _ in range(body.chunk_actions):
-            own = body.relative_action(ticks.expert(), anchor)
-            out.append(np.clip(own, body.action_low, body.action_high))
+            own = ticks.expert()
+            assert own is not None, "who asks for a demonstration knows that there is an expert"
+            out.append(np.clip(body.relative_action(own, anchor), body.action_low, body.action_high))
             self._act(body.absolute_action(out[-1], anchor))
         return np.stack(out)
 
