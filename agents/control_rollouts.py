@@ -17,4 +17,4 @@ def control_rollouts(maker: RolloutMaker, rollouts: LabelledRollouts, shuffled: 
     start = maker.model.restore_proprio(torch.from_numpy(rollouts.proprio[:, 0])).numpy()
     still = np.repeat(maker.model.body.hold(start)[:, None], chunks, 1)
     made = LabelledRollouts.cat([maker.under(seeds, still, "still"), maker.under(seeds, shuffled, "shuffled")])
-    return made.pick(~made.done.any(1))
+    return made.pick(np.flatnonzero(~made.done.any(1)))

@@ -115,7 +115,7 @@ class Calibrating:
         every = np.where(believed & rater.clear(dreams.frames), rater.log_odds(dreams.frames, texts), -np.inf)
         ended = np.minimum(believed.sum(1), believed.shape[1] - 1)  # the chunk that was not believed is the last one
         label = np.take_along_axis(dreams.done, ended[:, None], 1)[:, 0]
-        valid, folds = np.isfinite(every).any(1), self._folds(dreams.seeds, dreams.seeds)
+        valid, folds = np.isfinite(every.max(1)), self._folds(dreams.seeds, dreams.seeds)
         return Study(every.max(1), valid, label, texts, dreams.seeds, folds, self._patterns(texts), None)
 
     def _second(self, dreams: LabelledRollouts, rater: Rater, study: Study) -> dict[str, Any]:

@@ -176,24 +176,25 @@ def fit_threshold(
     n, yes = len(best), int(success.sum())
     if not n:
         raise ImagineError("got 0 episodes to set a threshold by, expected at least 1.")
-    refused = ""
     if min(yes, n - yes) < LEAST:
         refused = f"{yes} successes and {n - yes} failures, expected at least {LEAST} of each"
         _log.warning("the judge's threshold stays at %.3g: there are %s; give more episodes.", default, refused)
+        return default, _of_verdicts(best > default, success, 0, (0.0, 1.0), refused)
     rng, folds = np.random.default_rng(0), min(folds, n)
-    if refused:
-        threshold, interval, judged = default, (0.0, 1.0), best > default
-    else:
-        threshold = _matched(best, success)
-        drawn = rng.integers(n, size=(RESAMPLES, n))
-        low, high = np.quantile([_matched(best[i], success[i]) for i in drawn], [0.025, 0.975])
-        interval, fold = (float(low), float(high)), rng.permutation(n) % folds
-        own = np.array([_matched(best[fold != f], success[fold != f]) for f in range(folds)])
-        judged = best > own[fold]
+    drawn = rng.integers(n, size=(RESAMPLES, n))
+    low, high = np.quantile([_matched(best[i], success[i]) for i in drawn], [0.025, 0.975])
+    fold = rng.permutation(n) % folds
+    own = np.array([_matched(best[fold != f], success[fold != f]) for f in range(folds)])
+    return _matched(best, success), _of_verdicts(best > own[fold], success, folds, (float(low), float(high)))
+
+
+def _of_verdicts(
+    judged: np.ndarray, success: np.ndarray, folds: int, ci: tuple[float, float], refused: str = ""
+) -> ThresholdFit:
     false_positive, positive_ci = _share(judged[~success])
     false_negative, negative_ci = _share(~judged[success])
-    return threshold, ThresholdFit(
-        n=n, successes=yes, folds=0 if refused else folds, ci=interval, judged=float(judged.mean()),
+    return ThresholdFit(
+        n=len(success), successes=int(success.sum()), folds=folds, ci=ci, judged=float(judged.mean()),
         real=float(success.mean()), disagreement=float((judged != success).mean()), false_positive=false_positive,
         false_positive_ci=positive_ci, false_negative=false_negative, false_negative_ci=negative_ci, refused=refused,
     )  # fmt: skip

@@ -112,11 +112,10 @@ class LocalVLM:
             from transformers import AutoModelForImageTextToText, AutoTokenizer
             from transformers.utils import logging
 
-        bars = logging.is_progress_bar_enabled()
-        if torch.device(device).type == "cpu":
+        bars, on_cpu = logging.is_progress_bar_enabled(), torch.device(device).type == "cpu"
+        if on_cpu:
             logging.disable_progress_bar()  # small enough to load at once; a bar would only stand among our own
-        if dtype == "auto" and torch.device(device).type == "cpu":
-            dtype = torch.float32
+            dtype = torch.float32 if dtype == "auto" else dtype
         try:
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 path, dtype=dtype, attn_implementation="sdpa", output_loading_info=True

@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from imagine.rewards.prompts import Frames
+from imagine.types import ImagineError
+
 Grid = tuple[int, int]
 
 
@@ -175,3 +178,32 @@ def _image_token(model: Any, processor: Any) -> int:
         if (found := getattr(model.config, name, None)) is not None:
             return int(found)
     return int(processor.image_token_id)
+
+
+def views_of(frames: Tensor, cfg: Frames) -> list[Tensor]:
+    """Each view cut out of the canvases (B, T, H, W, 3) uint8, (B, T, h, w, 3).
+
+    Raises:
+        ImagineError: a view lies outside, or views of several sizes have no common size to be shown at.
+    """
+    if not cfg.views:
+        return [frames]
+    height, width = frames.shape[2:4]
+    for top, left, h, w in cfg.views:
+        if min(top, left) < 0 or h < 1 or w < 1 or top + h > height or left + w > width:
+            raise ImagineError(
+                f"view {(top, left, h, w)} lies outside the canvas of {height} x {width} pixels; give "
+                "(top, left, height, width) inside it."
+            )
+    if cfg.size is None and len({v[2:] for v in cfg.views}) > 1:
+        raise ImagineError("views of several sizes need one size to be shown at; set Frames.size.")
+    return [frames[:, :, top : top + h, left : left + w] for top, left, h, w in cfg.views]
+
+
+def resized(frames: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Frames (B, T, h, w, 3) uint8 at another (height, width); None leaves them."""
+    if size is None or tuple(frames.shape[2:4]) == size:
+        return frames
+    x = frames.flatten(0, 1).permute(0, 3, 1, 2).float()
+    x = F.interpolate(x, size, mode="bicubic", antialias=True).round().clamp(0, 255).to(torch.uint8)
+    return x.permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])

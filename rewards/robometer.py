@@ -13,50 +13,29 @@ linear map, 1 the layer norm and 4 the second linear map.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from safetensors import SafetensorError, safe_open
+from pydantic import ValidationError
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from imagine.files import atomic_write
 from imagine.rewards.local import LocalVLM
 from imagine.rewards.pictures import QwenPictures
-from imagine.types import CheckpointMismatch, Clip, Score, ShapeError
-
-PROMPT = (
-    "The robot was told: {instruction}. Frames of what it did follow in order of time. After each frame, say how far "
-    "it has come, from 0 at the start to 1 when it is done."
+from imagine.rewards.robometer_heads import (
+    RobometerConfig,
+    RobometerHeads,
+    expectation,
+    fitting,
+    head_tensors,
+    prefixes,
 )
-"""Our own wording. Weights trained with another one want that one: put it into ``robometer.json``."""
-
-
-class RobometerConfig(BaseModel):
-    """How the heads are read; ``robometer.json``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    bins: Annotated[int, Field(ge=2)] = 10  # of progress, with evenly spaced centres from 0 to 1
-    max_frames: Annotated[int, Field(ge=1)] = 8  # most frames of one clip
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5  # on success; reward is 1 above it
-    token: str = "<|prog_token|>"  # stands after each frame
-    prompt: str = PROMPT  # stands before the frames
-    progress_prefix: str = "progress_head."  # of the tensors' names in the file
-    success_prefix: str = "success_head."
-
-    @field_validator("prompt")
-    @classmethod
-    def _asks(cls, prompt: str) -> str:
-        if "{instruction}" not in prompt:
-            raise ValueError(f"the prompt {prompt[:40]!r} has no {{instruction}}, expected a place for it")
-        return prompt
+from imagine.types import CheckpointMismatch, Clip, Score, ShapeError
 
 
 @dataclass(frozen=True)
@@ -72,40 +51,6 @@ class Curve:
     progress: Tensor
     success: Tensor
     understood: Tensor
-
-
-class RobometerHeads(nn.Module):
-    """Both heads on hidden states. Each is linear, layer norm, GELU, dropout, linear."""
-
-    def __init__(self, width: int, bins: int, dropout: float = 0.1) -> None:
-        """Make random heads.
-
-        Args:
-            width: size of a hidden state.
-            bins: of progress.
-            dropout: while training.
-        """
-        super().__init__()
-        self.progress_head, self.success_head = _head(width, bins, dropout), _head(width, 1, dropout)
-
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the progress bins (..., bins) and of success (...), float, for hidden states (..., width)."""
-        return self.progress_head(hidden), self.success_head(hidden)[..., 0]
-
-
-def expectation(logits: Tensor) -> Tensor:
-    """Mean of a distribution over bins whose centres are spaced evenly from 0 to 1, both included.
-
-    Args:
-        logits: (..., bins) float.
-
-    Returns:
-        (...) float, in [0, 1].
-
-    Source: Bellemare, Dabney & Munos, "A distributional perspective on reinforcement learning" (C51; ICML 2017).
-    """
-    centres = torch.linspace(0, 1, logits.shape[-1], dtype=logits.dtype, device=logits.device)
-    return (logits.softmax(-1) * centres).sum(-1)
 
 
 class RobometerJudge:
@@ -157,7 +102,7 @@ class RobometerJudge:
             ) from None
         vlm = LocalVLM.load(folder, device=device)
         heads = RobometerHeads(int(vlm.model.config.get_text_config().hidden_size), cfg.bins)
-        heads.load_state_dict(_fitting(_head_tensors(folder, cfg), heads.state_dict(), folder))
+        heads.load_state_dict(fitting(head_tensors(folder, cfg), heads.state_dict(), folder))
         return cls(vlm, heads, cfg)
 
     def save(self, folder: str | Path) -> None:
@@ -266,10 +211,10 @@ class RobometerJudge:
         """Token ids (L,) and positions (3, L) of one prompt."""
         content: list[dict[str, str]] = [{"type": "text", "text": self._asked(instruction)}]
         content += [{"type": "image"}, {"type": "text", "text": self.cfg.token}] * frames
-        said = self.vlm.tokenizer.apply_chat_template(
+        prompt = self.vlm.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=False, add_vision_id=True
         )
-        ids = self.pictures.ids(str(said), frames, grid)
+        ids = self.pictures.ids(str(prompt), frames, grid)
         each = grid[0] * grid[1] // self.pictures.merge**2
         if ids.count(self._token) != frames or ids.count(self.pictures.token) != frames * each:
             raise ShapeError(
@@ -292,58 +237,4 @@ class RobometerJudge:
 
     def _named(self, key: str) -> str:
         """The name of a tensor in the file."""
-        return next(theirs + key[len(ours) :] for ours, theirs in _prefixes(self.cfg) if key.startswith(ours))
-
-
-def _head(width: int, out: int, dropout: float) -> nn.Sequential:
-    half = width // 2
-    return nn.Sequential(
-        nn.Linear(width, half), nn.LayerNorm(half), nn.GELU(), nn.Dropout(dropout), nn.Linear(half, out)
-    )
-
-
-def _prefixes(cfg: RobometerConfig) -> list[tuple[str, str]]:
-    """(in the module, in the file) of both heads."""
-    return [("progress_head.", cfg.progress_prefix), ("success_head.", cfg.success_prefix)]
-
-
-def _head_tensors(folder: Path, cfg: RobometerConfig) -> dict[str, Tensor]:
-    """The heads' tensors by their names in the module, from their own file or from among the checkpoint's."""
-    own = folder / "heads.safetensors"
-    files: Iterable[Path] = [own] if own.is_file() else sorted(folder.glob("*.safetensors"))
-    found: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118  (it is no mapping)
-                    ours = [our + key[len(their) :] for our, their in _prefixes(cfg) if key.startswith(their)]
-                    if ours or file == own:  # in a file of heads only, a stranger is an error
-                        found[ours[0] if ours else key] = tensors.get_tensor(key).float()
-        except (OSError, SafetensorError) as error:
-            raise CheckpointMismatch(f"{file} cannot be read: {error}; copy the whole folder again.") from None
-    return found
-
-
-def _fitting(found: dict[str, Tensor], wanted: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """The tensors, if they are just those that are wanted.
-
-    Raises:
-        CheckpointMismatch: names all that are not.
-    """
-    shapes = [
-        f"{k} is {tuple(found[k].shape)}, expected {tuple(wanted[k].shape)}"
-        for k in sorted(wanted.keys() & found.keys())
-        if found[k].shape != wanted[k].shape
-    ]
-    wrong = {
-        "missing": sorted(wanted.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - wanted.keys()),
-        "mis-shaped": shapes,
-    }
-    if any(wrong.values()):
-        said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in wrong.items() if names)
-        raise CheckpointMismatch(
-            f"heads in {folder} do not fit ({said}); expected a progress head with as many bins as robometer.json says "
-            "and a success head, named as it says."
-        )
-    return found
+        return next(theirs + key[len(ours) :] for ours, theirs in prefixes(self.cfg) if key.startswith(ours))

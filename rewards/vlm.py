@@ -15,14 +15,14 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 import imagine.types
 from imagine.rewards.calibrate import Calibration
 from imagine.rewards.local import Answers, Ask, LocalVLM
-from imagine.rewards.prompts import NO, PROGRESS, YES, Frames, Preset, Prompt, preset
+from imagine.rewards.pictures import resized, views_of
+from imagine.rewards.prompts import NO, PROGRESS, YES, Preset, Prompt, preset
 from imagine.types import CheckpointMismatch, Clip, ImagineError, Score, ShapeError
 
 Domain = Literal["real", "imagined"]
@@ -232,7 +232,7 @@ class VLMJudge:
     def _pictures(self, frames: Tensor) -> Tensor:
         """(B, 1 + M, H, W, 3), first frame first, to the backend's (B, M', V, G, h, w, 3)."""
         cfg = self.protocol.frames
-        shown = [_resized(v, cfg.size) for v in _views(frames, cfg)]
+        shown = [resized(v, cfg.size) for v in views_of(frames, cfg)]
         each = torch.stack(shown, 2)  # (B, 1 + M, V, h, w, 3)
         if not self._pairs:
             return each[:, :, :, None]
@@ -303,27 +303,3 @@ def _checked(frames: Tensor | np.ndarray) -> Tensor:
             "with at least one frame; convert them."
         )
     return frames
-
-
-def _views(frames: Tensor, cfg: Frames) -> list[Tensor]:
-    """Each view cut out of the canvas, (B, T, h, w, 3)."""
-    if not cfg.views:
-        return [frames]
-    height, width = frames.shape[2:4]
-    for top, left, h, w in cfg.views:
-        if min(top, left) < 0 or h < 1 or w < 1 or top + h > height or left + w > width:
-            raise ImagineError(
-                f"view {(top, left, h, w)} lies outside the canvas of {height} x {width} pixels; give "
-                "(top, left, height, width) inside it."
-            )
-    if cfg.size is None and len({v[2:] for v in cfg.views}) > 1:
-        raise ImagineError("views of several sizes need one size to be shown at; set Frames.size.")
-    return [frames[:, :, top : top + h, left : left + w] for top, left, h, w in cfg.views]
-
-
-def _resized(frames: Tensor, size: tuple[int, int] | None) -> Tensor:
-    if size is None or tuple(frames.shape[2:4]) == size:
-        return frames
-    x = frames.flatten(0, 1).permute(0, 3, 1, 2).float()
-    x = F.interpolate(x, size, mode="bicubic", antialias=True).round().clamp(0, 255).to(torch.uint8)
-    return x.permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])

@@ -12,7 +12,8 @@ import torch
 from conftest import randomise
 from safetensors.torch import load_file, save_file
 
-from imagine.rewards.robometer import RobometerConfig, RobometerHeads, RobometerJudge, expectation
+from imagine.rewards.robometer import RobometerJudge
+from imagine.rewards.robometer_heads import RobometerConfig, RobometerHeads, expectation
 from imagine.rewards.tiny import TinyConfig, build_tiny, save_tiny
 from imagine.types import CheckpointMismatch, Clip, RewardModel, ShapeError
 

@@ -41,8 +41,12 @@ def judge(run: Any) -> None:
     chains = windows.chains(1, "held_out")[:, 0]
     replays = _imagined(model, windows, chains, chunks=REPLAY_CHUNKS) if len(chains) else None
     channels, height, width = model.chunk_shapes["video"][1:]
-    sizes = {"channels": channels, "height": height, "width": width, "proprio": model.body.proprio_dim}
-    head = LatentJudge(JudgeConfig(head=recipe.head, words=vocabulary(windows.instructions), **sizes))
+    head = LatentJudge(
+        JudgeConfig(
+            head=recipe.head, channels=channels, height=height, width=width, proprio=model.body.proprio_dim,
+            words=vocabulary(windows.instructions),
+        )
+    )  # fmt: skip
     where = run.folder / "judge_fit"
     taught = train_head(
         head, [recorded[0], imagined[0]], {"": recorded[1], "imagined_": imagined[1]}, recipe.judge_fit, where,

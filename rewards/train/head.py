@@ -6,19 +6,21 @@ dream's faults for failures; so it learns from dreams too, with what really happ
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imagine.files import atomic_write
+from imagine.files import write_json
 from imagine.labels import LabelledPairs, PairSource
 from imagine.rewards.calibrate import auroc, by_kind, fit_threshold
 from imagine.rewards.latent import HeadConfig, LatentJudge
 from imagine.train.fit import FitConfig, fit
+
+Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
 
 LOOKAHEAD = 3  # chunks over which progress is a TD(lambda) return; the recorded outcome stands for what comes after
 LATENT_NOISE = 0.3  # imagined latents are off by about this much; a judge that only knew clean ones would be fooled
@@ -52,18 +54,32 @@ def train_head(
     Returns:
         The trained judge.
     """
+
+    def evaluate(ema: nn.Module) -> dict[str, float]:
+        assert isinstance(ema, LatentJudge)
+        return {f"{prefix}{k}": v for prefix, source in held.items() for k, v in errors(ema, source).items()}
+
+    torch.manual_seed(run.seed)  # dropout and each head's share of a batch
+    ema = fit(judge, _loss(judge, sources, run.batch, trace), run, folder, evaluate=evaluate, name=name)
+    assert isinstance(ema, LatentJudge)
+    found = {} if replays is None or not len(replays) else _set_threshold(ema, replays, kinds)
+    write_json(folder / "metrics.json", {"step": run.steps, **evaluate(ema), **found})
+    return ema
+
+
+def _loss(judge: LatentJudge, sources: Sequence[PairSource], batch: int, trace: float) -> Loss:
+    """What :func:`imagine.train.fit.fit` minimises: equal shares of a batch from each source, latents made noisy."""
     cfg = judge.cfg.head.model_copy(update={"trace": trace})
-    shares = [len(part) for part in np.array_split(np.arange(run.batch), len(sources))]
+    shares = [len(part) for part in np.array_split(np.arange(batch), len(sources))]
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        rows = [
-            torch.randint(len(source), (share,), generator=generator).numpy()
+        drawn = [
+            (source, torch.randint(len(source), (share,), generator=generator).numpy())
             for source, share in zip(sources, shares, strict=True)
         ]
-        drawn = list(zip(sources, rows, strict=True))
-        clips = LabelledPairs.cat([source.at(own) for source, own in drawn])
+        clips = LabelledPairs.cat([source.at(rows) for source, rows in drawn])
         if trace < 1:
-            target = torch.cat([_returns(judge.eval(), source, own, cfg) for source, own in drawn])
+            target = torch.cat([_returns(judge.eval(), source, rows, cfg) for source, rows in drawn])
         else:
             target = cfg.discount**clips.chunks_left
         level = torch.rand(len(target), 1, 1, 1, generator=generator) * LATENT_NOISE
@@ -72,23 +88,17 @@ def train_head(
         value = judge.train().loss(clips.latents, clips.proprio, words, clips.success, target)
         return value, {"base_rate": clips.success.float().mean().item()}
 
-    def evaluate(ema: nn.Module) -> dict[str, float]:
-        assert isinstance(ema, LatentJudge)
-        return {f"{prefix}{k}": v for prefix, source in held.items() for k, v in errors(ema, source).items()}
+    return loss
 
-    torch.manual_seed(run.seed)  # dropout and each head's share of a batch
-    ema = fit(judge, loss, run, folder, evaluate=evaluate, name=name)
-    assert isinstance(ema, LatentJudge)
-    found: dict[str, object] = {}
-    if replays is not None and len(replays):
-        best, success = best_of_episodes(probabilities(ema, replays)[:, 0], _labels(replays), replays.episode)
-        threshold, how = fit_threshold(best, success, default=ema.cfg.at)
-        ema.calibrate(threshold, how)
-        found = {"threshold": threshold, **how.numbers()}
-        if kinds is not None:
-            found["policies"] = by_kind(best > threshold, success, kinds)
-    atomic_write(folder / "metrics.json", json.dumps({"step": run.steps, **evaluate(ema), **found}, indent=1))
-    return ema
+
+def _set_threshold(judge: LatentJudge, replays: PairSource, kinds: np.ndarray | None) -> dict[str, Any]:
+    """Set the threshold by whole episodes; returns what is known of it."""
+    label = replays.at(np.arange(len(replays))).success.numpy()
+    best, success = best_of_episodes(probabilities(judge, replays)[:, 0], label, replays.episode)
+    threshold, how = fit_threshold(best, success, default=judge.cfg.at)
+    judge.calibrate(threshold, how)
+    policies = {} if kinds is None else {"policies": by_kind(best > threshold, success, kinds)}
+    return {"threshold": threshold, **how.numbers(), **policies}
 
 
 def lambda_return(expected: Tensor, recorded: Tensor, within: Tensor, head: HeadConfig) -> Tensor:
@@ -161,7 +171,3 @@ def best_of_episodes(p: np.ndarray, label: np.ndarray, episode: np.ndarray) -> t
     np.maximum.at(best, group, p)
     np.logical_or.at(success, group, label)
     return best, success
-
-
-def _labels(source: PairSource) -> np.ndarray:
-    return source.at(np.arange(len(source))).success.numpy()

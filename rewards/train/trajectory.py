@@ -5,16 +5,16 @@ What the same actions really did tells for every question where the thing was, h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagine.files import atomic_write
+from imagine.files import write_json
 from imagine.labels import Flip, LabelledRollouts, Questions
 from imagine.rewards.calibrate import auroc, by_kind, fit_threshold
 from imagine.rewards.trajectory import TrajectoryJudge
@@ -48,11 +48,22 @@ class _Lessons:
         self.moved = torch.from_numpy((questions.moved / NEAR).clip(-3, 3))
         self.frames, self.history = (self.path.shape[1] - 1) // self.done.shape[2], history
 
+    def clips(self, episodes: np.ndarray, batch: int) -> tuple[list[Tensor], list[int]]:
+        """(n, 3) episode, question and chunk of what is taught of ``episodes`` (N,) bool, and shares of a batch.
+
+        The first are about an episode's own instruction; the others, if there are any, about other questions.
+        """
+        taught = ~self.before & torch.from_numpy(episodes)[:, None, None]
+        own = torch.arange(taught.shape[1]).eq(0)[:, None]
+        both, share = [(taught & own).nonzero(), (taught & ~own).nonzero()], int(batch * OWN)
+        return (both, [share, batch - share]) if len(both[1]) else (both[:1], [batch])
+
     def window(self, i: Tensor, t: Tensor) -> Tensor:
         """(n, 1 + history, P + S A), as a judge is shown the trajectory after chunk t."""
         back = torch.arange(-self.history, 1)
         return self.path[i[:, None], ((t[:, None] + 1) * self.frames + back).clamp(min=0)]
 
+    @torch.no_grad()
     def chances(self, judge: TrajectoryJudge, rows: np.ndarray) -> np.ndarray:
         """(n, T) success probability of each episode's own instruction, as the judge reports it."""
         i = torch.from_numpy(rows)
@@ -75,7 +86,7 @@ def train_trajectory(
     loosen: Callable[[Tensor], Tensor],
     flip: Flip | None = None,
 ) -> TrajectoryJudge:
-    """Train a TrajectoryJudge; held-out episodes set its threshold. Numbers go to ``metrics.json``.
+    """Train a TrajectoryJudge and return it; held-out episodes set its threshold. Numbers go to ``metrics.json``.
 
     Args:
         judge: trained in place.
@@ -87,21 +98,14 @@ def train_trajectory(
         history: frames before the newest that a judge is shown.
         loosen: turns windows (n, 1 + history, P + S A) into what a planner on a robot knows of them.
         flip: shown to half of a batch.
-
-    Returns:
-        The trained judge.
     """
     lessons, rows = _Lessons(judge, rollouts, questions, history), np.flatnonzero(held)
-    taught = ~lessons.before & torch.from_numpy(~held)[:, None, None]
-    own = torch.arange(taught.shape[1]).eq(0)[:, None]
-    clips = [c for c in ((taught & own).nonzero(), (taught & ~own).nonzero()) if len(c)]
-    shares = [int(run.batch * OWN), run.batch - int(run.batch * OWN)] if len(clips) > 1 else [run.batch]
+    clips, shares = lessons.clips(~held, run.batch)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         drawn = [c[torch.randint(len(c), (n,), generator=generator)] for c, n in zip(clips, shares, strict=True)]
         return _loss(judge.train(), lessons, torch.cat(drawn), generator, loosen, flip)
 
-    @torch.no_grad()
     def evaluate(ema: nn.Module) -> dict[str, float]:
         assert isinstance(ema, TrajectoryJudge)
         return _errors(ema, lessons, rows)
@@ -109,14 +113,17 @@ def train_trajectory(
     torch.manual_seed(run.seed)  # dropout
     ema = fit(judge, loss, run, folder, evaluate=evaluate, name="trajectory")
     assert isinstance(ema, TrajectoryJudge)
-    with torch.no_grad():
-        best, success = lessons.chances(ema, rows).max(1), lessons.done[rows, 0].any(1).numpy()
-    threshold, how = fit_threshold(best, success, default=ema.cfg.at)
-    ema.calibrate(threshold, how)
-    policies = by_kind(best > threshold, success, rollouts.kind[rows])
-    found = {"step": run.steps, **evaluate(ema), "threshold": threshold, **how.numbers(), "policies": policies}
-    atomic_write(folder / "metrics.json", json.dumps(found, indent=1))
+    found = _set_threshold(ema, lessons, rows, rollouts.kind[rows])
+    write_json(folder / "metrics.json", {"step": run.steps, **evaluate(ema), **found})
     return ema
+
+
+def _set_threshold(judge: TrajectoryJudge, lessons: _Lessons, rows: np.ndarray, kinds: np.ndarray) -> dict[str, Any]:
+    """Set the threshold by whole episodes; returns what is known of it."""
+    best, success = lessons.chances(judge, rows).max(1), lessons.done[rows, 0].any(1).numpy()
+    threshold, how = fit_threshold(best, success, default=judge.cfg.at)
+    judge.calibrate(threshold, how)
+    return {"threshold": threshold, **how.numbers(), "policies": by_kind(best > threshold, success, kinds)}
 
 
 def _loss(
@@ -156,6 +163,7 @@ def _known_l1(x: Tensor, target: Tensor, beta: float) -> Tensor:
     return error / known.sum().clamp(min=1)
 
 
+@torch.no_grad()
 def _errors(judge: TrajectoryJudge, lessons: _Lessons, rows: np.ndarray) -> dict[str, float]:
     """How well held-out clips are told apart, and how far from the thing the judge looks for it."""
     p, truth = lessons.chances(judge, rows), lessons.done[rows, 0].numpy()

@@ -51,10 +51,12 @@ class StateReader(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, vlm: LocalVLM, grid: tuple[int, int], states: np.ndarray) -> None:
-        """``states`` (n, S) are examples, by which both are brought to one scale."""
+    def __init__(self, vlm: LocalVLM, example: Clips) -> None:
+        """The ``example`` tells how large pictures are, and brings states and their changes to one scale."""
         super().__init__()
         assert isinstance(vlm.pictures, QwenPictures)
+        states, (height, width) = example.truth[:, 0], example.first.shape[1:3]
+        grid = vlm.pictures.grid(torch.zeros(1, 1, 1, 2, height, width, 3))
         self.tokens = grid[0] * grid[1] // vlm.pictures.merge**2
         self.read = nn.Linear(self.tokens * vlm.model.config.text_config.hidden_size, 2 * states.shape[1])
         self.register_buffer("mean", torch.from_numpy(states.mean(0)).float())
@@ -97,33 +99,34 @@ def train_vlm(
     vlm = LocalVLM.load(judge_folder(cfg.init)) if cfg.init else build_tiny(cfg.tiny, [*asked, "yes no"])
     embed_by_product(vlm)
     example = sources[0].draw(np.arange(min(256, len(sources[0]))), np.random.default_rng(run.seed), 1)
-    height, width = example.first.shape[1:3]
-    grid = vlm.pictures.grid(torch.zeros(1, 1, 1, 2, height, width, 3))
-    reader = StateReader(vlm, grid, example.truth[:, 0])
-    imagined = round(run.batch * cfg.dreamt) // max(1, len(sources) - 1) if len(sources) > 1 else 0
-    shares = [run.batch - imagined * (len(sources) - 1)] + [imagined] * (len(sources) - 1)
+    reader, others = StateReader(vlm, example), len(sources) - 1
+    imagined = round(run.batch * cfg.dreamt) // others if others else 0
+    shares = [run.batch - imagined * others] + [imagined] * others
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng([run.seed, step])
-        clips = Clips.cat(
-            [s.draw(rng.integers(len(s), size=n), rng, cfg.moments) for s, n in zip(sources, shares, strict=True)]
-        )
+        drawn = [s.draw(rng.integers(len(s), size=n), rng, cfg.moments) for s, n in zip(sources, shares, strict=True)]
+        clips = Clips.cat(drawn)
         asks, target = draw_questions(hindsight, clips, rng, cfg.asked)
         vlm.model.train()
-        answers = answer_loss(vlm, clips.pictures(), asks, target)
-        states = reader.loss(clips)
+        answers, states = answer_loss(vlm, clips.pictures(), asks, target), reader.loss(clips)
         return answers + cfg.state * states, {"answers": answers.item(), "state": states.item()}
 
     def evaluate(ema: nn.Module) -> dict[str, float]:
-        judge, numbers = _judge_of(ema, vlm), dict[str, float]()
-        for name, source in held.items():
-            rng = np.random.default_rng(1)
-            clips = source.draw(rng.integers(len(source), size=600), rng, 1)
-            numbers |= {f"{name}_{k}": v for k, v in quality(judge, hindsight, clips, rng).items()}
-        return numbers
+        return _held_out(_judge_of(ema, vlm), hindsight, held)
 
     learner = nn.ModuleDict({"judge": vlm.model, "state": reader})
     return _judge_of(fit(learner, loss, run, folder, evaluate=evaluate, name="judge-tiny"), vlm)
+
+
+def _held_out(judge: LocalVLM, hindsight: Hindsight, held: Mapping[str, ClipSource]) -> dict[str, float]:
+    """:func:`quality` on each of the held-out sources."""
+    numbers = dict[str, float]()
+    for name, source in held.items():
+        rng = np.random.default_rng(1)
+        clips = source.draw(rng.integers(len(source), size=600), rng, 1)
+        numbers |= {f"{name}_{k}": v for k, v in quality(judge, hindsight, clips, rng).items()}
+    return numbers
 
 
 def embed_by_product(vlm: LocalVLM) -> None:
