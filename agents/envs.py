@@ -145,7 +145,7 @@ class DreamEnvs:
         *,
         horizon: int = 8,
         break_off: bool = True,
-        judged_by: Callable[[str, int], str] | None = None,
+        judged_by: Callable[[str, int], str | None] | None = None,
     ) -> None:
         """Take possession of a dream.
 
@@ -154,8 +154,8 @@ class DreamEnvs:
             num_envs: how many.
             horizon: chunks per episode at most.
             break_off: whether an episode that cannot be believed any more ends.
-            judged_by: (an episode's instruction, start seed) to the instruction it is judged by instead; the dream must
-                be an :class:`imagine.world.dream.Dream`.
+            judged_by: (an episode's instruction, start seed) to the one it is judged by instead, None for its own.
+                The dream must be an :class:`imagine.world.dream.Dream`.
         """
         self.dream: Any = dream
         self.num_envs, self.horizon, self.break_off, self.judged_by = num_envs, horizon, break_off, judged_by
@@ -169,7 +169,7 @@ class DreamEnvs:
         self.chunks, self._packed = 0, np.stack([pack_instruction(text) for text in info["instruction"]])
         if self.judged_by is not None:
             own = [unpack_instruction(row) for row in self._packed]
-            self.dream.judge_by([self.judged_by(*both) for both in zip(own, full, strict=True)])
+            self.dream.judge_by([self.judged_by(*both) or both[0] for both in zip(own, full, strict=True)])
         return self._observation(range(len(seeds)))
 
     def step(self, rows: Sequence[int], actions: np.ndarray) -> tuple[dict[str, np.ndarray], list[StepResult]]:

@@ -7,7 +7,7 @@ not there. Their judged success is the exploitability floor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
 from imagine.types import ImagineError
 
-Absent = Callable[[str, int], str]
-"""(instruction, start seed) to an instruction that cannot be carried out from that start."""
+Absent = Callable[[str, int], str | None]
+"""(instruction, start seed) to an instruction that cannot be carried out from that start; None where none is known."""
 
 
 class MonitorConfig(BaseModel):
@@ -104,19 +104,23 @@ class Monitor:
         still = np.repeat(policy.model.body.hold(begun)[:, None], horizon, 1)
         own = np.stack([[r.actions[t % len(r.actions)] for t in range(horizon)] for r in records])
         shuffled = shuffled_chunks(own, self.cfg.first_seed)
-        return {
-            "still": self._play(still),
-            "shuffled": self._play(shuffled),
-            "absent": self._play(own, self.absent),
-        }
+        found = {"still": self._play(still), "shuffled": self._play(shuffled)}
+        others = [self.absent(r.instruction, r.seed) for r in records]
+        known = [i for i, other in enumerate(others) if other is not None]
+        if known:
+            found["absent"] = self._play(own[known], [records[i].seed for i in known], self.absent)
+        return found
 
-    def _play(self, actions: np.ndarray, judged_by: Absent | None = None) -> np.ndarray:
+    def _play(
+        self, actions: np.ndarray, seeds: Sequence[int] | None = None, judged_by: Absent | None = None
+    ) -> np.ndarray:
         """(n,) bool, judged a success at any chunk of those given, (n, T, K, A); by other instructions if given."""
-        given = dict(zip(self.seeds, actions, strict=True))
+        seeds = self.seeds if seeds is None else seeds
+        given = dict(zip(seeds, actions, strict=True))
         envs = DreamEnvs(
             self.envs.dream, self.envs.num_envs, horizon=actions.shape[1], break_off=False, judged_by=judged_by
         )
-        return np.array([r.success for r in rollout(RecordedEnvs(envs, given), None, self.seeds)])
+        return np.array([r.success for r in rollout(RecordedEnvs(envs, given), None, seeds)])
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must know."""

@@ -21,7 +21,7 @@ import numpy as np
 from imagine.agents.evaluate import evaluate
 from imagine.agents.statistics import Interval, mean_interval, success_rate
 from imagine.configs import build
-from imagine.model.model import WorldActionModel
+from imagine.configs.policies import load_policy
 
 ROOT = Path(__file__).parent.parent
 MODEL = "g1-table-tiny"
@@ -72,15 +72,15 @@ def train(recipe: tuple[str, ...], seed: int, folder: Path) -> Path:
     return folder / "adapter"
 
 
-def outcomes(model: WorldActionModel, policy: str, episodes: int, chunks: tuple[int, ...]) -> dict[int, np.ndarray]:
+def outcomes(loaded: build.Loaded, policy: str, episodes: int, chunks: tuple[int, ...]) -> dict[int, np.ndarray]:
     """(episodes,) bool by time limit in chunks: was the task done by then, on the real twin? Kept beside an adapter."""
     kept = Path(policy).parent / f"real-{episodes}.json" if Path(policy).is_dir() else None
     if kept is not None and kept.is_file():
         took = np.array(json.loads(kept.read_text()))
     else:
-        lanes = build.lanes("real", model, MODEL, 16)
+        lanes = build.parallel_envs(loaded, "sim", 16)
         seeds = range(900_000, 900_000 + episodes)
-        _, records = evaluate(lanes, build.policy(policy, model, MODEL), seeds, task_of=build.task_of)
+        _, records = evaluate(lanes, load_policy(policy, loaded.model, MODEL), seeds, task_of=loaded.robot.task_of)
         took = np.array([len(r.rewards) if r.success else 10**6 for r in records])
         if kept is not None:
             kept.write_text(json.dumps(took.tolist()))
@@ -107,8 +107,8 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--finished", action="store_true", help="evaluate finished runs, train nothing")
     args = parser.parse_args()
-    model, chunks = WorldActionModel.from_pretrained(MODEL), (4, 8)
-    novice = outcomes(model, "novice", args.episodes, chunks)
+    loaded, chunks = build.load(MODEL), (4, 8)
+    novice = outcomes(loaded, "novice", args.episodes, chunks)
     found: dict[str, list[dict[int, np.ndarray]]] = {}
     curves: dict[str, list[dict[str, float]]] = {}
     for name, recipe in TABLES[args.table].items():
@@ -118,7 +118,7 @@ def main() -> None:
                 continue
             adapter = train(recipe, seed, folder)
             curve = json.loads((adapter.parent / "metrics.json").read_text())["curve"]
-            found.setdefault(name, []).append(outcomes(model, str(adapter), args.episodes, chunks))
+            found.setdefault(name, []).append(outcomes(loaded, str(adapter), args.episodes, chunks))
             curves.setdefault(name, []).append({**curve[0], **curve[-1]})
             print(name, seed, {h: x.mean() for h, x in found[name][-1].items()}, file=sys.stderr)
     lines = [

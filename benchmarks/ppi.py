@@ -19,7 +19,6 @@ import numpy as np
 from imagine.agents.correction import ppi_mean
 from imagine.agents.evaluate import carry_out, outcomes, parts
 from imagine.agents.statistics import success_rate
-from imagine.configs.build import judge_name
 from imagine.configs.evaluation import Setup, stamp, worker
 
 MODEL = "g1-table-tiny"
@@ -51,7 +50,7 @@ def main() -> None:
     """Run, resample, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--policies", default="novice")
-    parser.add_argument("--judge", default="own")
+    parser.add_argument("--judge", default="trajectory")
     parser.add_argument("--horizon", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--real", type=int, default=30)
@@ -60,16 +59,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs") / "ppi")
     args = parser.parse_args()
     seeds, policies = range(args.seed, args.seed + args.episodes), args.policies.split(",")
-    setup = Setup(MODEL, judge_name(args.judge, MODEL), horizon=args.horizon)
+    setup = Setup(MODEL, args.judge, horizon=args.horizon)
     here = worker(setup)
     table = carry_out(
-        parts(policies, ["real", "imagined"], seeds, 16), lambda: here, args.out / f"within-{args.horizon}",
+        parts(policies, ["sim", "imagined"], seeds, 16), lambda: here, args.out / f"within-{args.horizon}",
         stamp=stamp(setup, policies),
     )  # fmt: skip
     judged = {(r["policy"], r["seed"]): r["judged"] for r in table.to_pylist() if r["world"] == "imagined"}
     answer = {
         name: compare(
-            outcomes(table, [name], "real", seeds)[0], np.array([judged[name, s] for s in seeds]), args.real, args.draws
+            outcomes(table, [name], "sim", seeds)[0], np.array([judged[name, s] for s in seeds]), args.real, args.draws
         )
         for name in policies
     }

@@ -25,8 +25,9 @@ from imagine.agents.rollout import decision_seed, episode_id, rollout
 from imagine.agents.scorer import PlanningState
 from imagine.agents.statistics import mean_interval
 from imagine.configs import build
+from imagine.configs.judges import load_judge
+from imagine.configs.policies import load_policy
 from imagine.embodiment import Embodiment
-from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
 from imagine.seeds import derive
 from imagine.types import Policy, unpack_instruction
@@ -117,7 +118,7 @@ def main() -> None:
     """Act out, score, count."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--policies", default="novice")
-    parser.add_argument("--judge", default="own")
+    parser.add_argument("--judge", default="trajectory")
     parser.add_argument("--single", action="store_true")
     parser.add_argument("--starts", type=int, default=60)
     parser.add_argument("--candidates", type=int, default=8)
@@ -126,12 +127,13 @@ def main() -> None:
     parser.add_argument("--pessimism", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=906_000)
     args = parser.parse_args()
-    model = WorldActionModel.from_pretrained(MODEL)
-    envs = build.lanes("real", model, MODEL, args.candidates, horizon=args.depth)
+    loaded = build.load(MODEL)
+    model = loaded.model
+    envs = build.parallel_envs(loaded, "sim", args.candidates, horizon=args.depth)
     answer, every = {}, []
     for name in args.policies.split(","):
-        acts = build.policy(name, model, MODEL)
-        judge, how = build.judge(args.judge, MODEL), {"draws": args.draws, "cfg": build.dream_config(MODEL)}
+        acts = load_policy(name, model, MODEL)
+        judge, how = load_judge(args.judge, MODEL), {"draws": args.draws, "cfg": build.dream_config(MODEL)}
         if args.single:
             assert isinstance(acts, JointPolicy), "only a policy that denoises can propose several chunks"
             score = DreamScorer(build.dreamer(model, MODEL), judge, depth=args.depth, follow=acts, **how)

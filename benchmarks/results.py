@@ -17,18 +17,18 @@ ROOT = Path(__file__).parent.parent
 MODEL = "g1-table-tiny"
 COMMANDS = {
     "fidelity": "fidelity --seed 950000 --episodes 120 --windows 800 --chunks 4",
-    "expert": "evaluate --policy expert --world real --episodes 100 --seed 900000",
-    "real": "evaluate --policy base --world real --episodes 200 --seed 900000",
-    "imagined": "evaluate --policy base --world imagined --episodes 200 --seed 900000",
-    "random_real": "evaluate --policy random --world real --episodes 100 --seed 900000",
-    "random_imagined": "evaluate --policy random --world imagined --episodes 100 --seed 900000",
-    "told_colour": "evaluate --policy base --world real --told colour --episodes 100 --seed 900000",
-    "told_colour_on": "evaluate --policy base --world real --told colour --go-on --episodes 100 --seed 900000",
-    "told_task": "evaluate --policy base --world real --told task --episodes 100 --seed 900000",
-    "zoo": "evaluate --zoo --episodes 200 --seed 980000",
-    "zoo_8": "evaluate --zoo --episodes 100 --seed 900000 --horizon 8",
-    "plan": "plan --policy novice --candidates 8 --compare --episodes 200 --seed 900000",
-    "plan_base": "plan --policy base --horizon 1 --candidates 8 --compare --episodes 200 --seed 900000",
+    "expert": "evaluate --policy expert --world sim --episodes 100 --seed 900000",
+    "real": "evaluate --policy base --world sim --episodes 200 --seed 900000",
+    "imagined": "evaluate --policy base --world imagined --episodes 200 --seed 900000 --judge trajectory",
+    "random_real": "evaluate --policy random --world sim --episodes 100 --seed 900000",
+    "random_imagined": "evaluate --policy random --world imagined --episodes 100 --seed 900000 --judge trajectory",
+    "told_colour": "evaluate --policy base --world sim --told colour --episodes 100 --seed 900000",
+    "told_colour_on": "evaluate --policy base --world sim --told colour --go-on --episodes 100 --seed 900000",
+    "told_task": "evaluate --policy base --world sim --told task --episodes 100 --seed 900000",
+    "zoo": "evaluate --zoo --episodes 200 --seed 980000 --judge trajectory",
+    "zoo_8": "evaluate --zoo --episodes 100 --seed 900000 --horizon 8 --judge trajectory",
+    "plan": "plan --policy novice --candidates 8 --compare --episodes 200 --seed 900000 --judge trajectory",
+    "plan_base": "plan --policy base --horizon 1 --candidates 8 --compare --episodes 200 --seed 900000 --judge trajectory",
     "improve": "improve --preset nft --set look_every=100 --seed 1",
     "bench": "bench",
     "calibrate": "calibrate",
@@ -153,7 +153,7 @@ def zoo_table(metrics: dict) -> str:
     """The zoo of docs/evaluate.md: every policy in both worlds, within 3 chunks and within 8."""
     lines = ["| policy | real, 3 chunks | imagined | real, 8 chunks | imagined |", "|---|---|---|---|---|"]
     for short, long in zip(metrics["zoo"]["policies"], metrics["zoo_8"]["policies"], strict=True):
-        cells = [rate(one[w]) for one in (short, long) for w in ("real", "imagined")]
+        cells = [rate(one[w]) for one in (short, long) for w in ("sim", "imagined")]
         lines.append(f"| `{short['policy']}` | {' | '.join(cells)} |")
     for k in ("pearson", "spearman", "kendall", "mmrv", "pairs", "regret", "bias", "rmse"):
         values = [

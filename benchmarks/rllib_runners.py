@@ -22,7 +22,7 @@ import ray
 
 from imagine.agents.cluster import local_cluster, quiet
 from imagine.agents.rllib import RLlibConfig, ppo_config, register_rllib
-from imagine.configs.build import make_steered_vector_env
+from imagine.configs.make_env import make_latent_vector_env
 
 NODES = 2
 
@@ -48,7 +48,7 @@ def place(runner: Any) -> tuple[str, set[int]]:
 
 def measure(policy: str, lanes: int, batch: int, turns: int) -> dict[str, Any]:
     """Steps per second with one runner and with two, and their ratio."""
-    register_rllib("imagined", partial(make_steered_vector_env, policy=policy))
+    register_rllib("imagined", partial(make_latent_vector_env, policy=policy))
     with quiet(), local_cluster(NODES, cpus_per_node=3):
         two, one = build(NODES, lanes, batch, cpus=2), build(1, lanes, batch, cpus=1)
         speeds = [(turn(one), turn(two)) for _ in range(turns + 1)][1:]  # the first turn warms up

@@ -23,6 +23,7 @@ from imagine.agents.evaluate import carry_out, outcomes, parts
 from imagine.agents.statistics import Interval, decibel_gain, mean_interval, paired_difference, success_rate
 from imagine.configs import build, heldout
 from imagine.configs.evaluation import Setup, stamp, worker
+from imagine.configs.policies import load_policy
 from imagine.data.windows import Windows
 from imagine.model.model import WorldActionModel
 from imagine.questions import DYNAMICS, POLICY
@@ -51,7 +52,7 @@ def numbers(x: Interval) -> dict[str, float]:
 def episodes(names: Names, worlds: Sequence[str], steps: Sequence[int], seeds: range, out: Path) -> dict[str, Any]:
     """Success by world, policy and K, with paired differences against the teacher.
 
-    Worlds are ``real`` within 8 chunks, ``soon``, the same episodes within 3, and ``imagined`` within 3.
+    Worlds are ``sim`` within 8 chunks, ``soon``, the same episodes within 3, and ``imagined`` within 3.
     """
     won: dict[tuple[str, str, int], np.ndarray] = {}
     for world, k in product(worlds, steps):
@@ -61,7 +62,7 @@ def episodes(names: Names, worlds: Sequence[str], steps: Sequence[int], seeds: r
             wanted = parts([policy], [world], seeds, 16)
             done = carry_out(wanted, lambda w=here: w, out / f"{name}-{world}-{k}", stamp=stamp(setup, [policy]))  # type: ignore[misc]
             won[world, name, k] = outcomes(done, [policy], world, seeds)[0]
-            if world == "real":
+            if world == "sim":
                 chunks = np.array(
                     done.column("chunks").to_pylist()
                 )  # in the order of the seeds, as there is one policy
@@ -100,7 +101,7 @@ def draws(names: Names, steps: Sequence[int], windows: Windows, rows: np.ndarray
     episode = windows.batch(rows).episode.numpy()
     found: dict[tuple[str, int, int], np.ndarray] = {}
     for name, (policy, _) in names.items():
-        model = build.policy(policy, base, MODEL).model  # type: ignore[attr-defined]
+        model = load_policy(policy, base, MODEL).model  # type: ignore[attr-defined]
         for k, seed in product(steps, (0, OTHER)):
             file = out / f"draws-{name}-{k}-{seed}-{len(rows)}.npy"
             if not file.is_file():
@@ -144,7 +145,7 @@ def dreams(names: Names, steps: Sequence[int], windows: Windows, rows: np.ndarra
     base = WorldActionModel.from_pretrained(MODEL)
     found: dict[tuple[str, int], dict[str, np.ndarray]] = {}
     for name, (dream, _) in names.items():
-        model = build.policy(dream, base, MODEL).model  # type: ignore[attr-defined]
+        model = load_policy(dream, base, MODEL).model  # type: ignore[attr-defined]
         for k in steps:
             file = out / f"dream-{name}-{k}-{len(rows)}.npz"
             if not file.is_file():
@@ -207,7 +208,7 @@ def page(answer: dict[str, Any], steps: Sequence[int]) -> str:
         f"PSNR of chunk {CHUNKS}": lambda r: f"{r['psnr_last']:.2f}",
         f"… less teacher, K = {most}": less(most, plain, "last_less_"),
     }
-    kinds = {"real": success, "soon": success, "imagined": success, "draws": apart, "dream": pictures}
+    kinds = {"sim": success, "soon": success, "imagined": success, "draws": apart, "dream": pictures}
     return "\n\n".join(f"{kind}\n\n{table(answer, kind, columns)}" for kind, columns in kinds.items())
 
 
@@ -216,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--policies", default="base,novice")
     parser.add_argument("--dreams", default="base")
-    parser.add_argument("--worlds", default="real,imagined")
+    parser.add_argument("--worlds", default="sim,imagined")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=930_000)
@@ -230,7 +231,7 @@ def main() -> None:
     seeds = range(args.seed, args.seed + args.episodes)
     model = WorldActionModel.from_pretrained(MODEL)
     source = args.out / f"held-out-{args.held_out_seed}-{args.held_out}"
-    recorded = heldout.record(model, args.held_out_seed, args.held_out, source, workers=1)
+    recorded = heldout.record(build.load(MODEL), args.held_out_seed, args.held_out, source, workers=1)
     windows = heldout.windows(model, [recorded], source)
     rows = windows.rows("all")
     rows = np.sort(rows[np.random.default_rng(0).permutation(len(rows))[: args.windows]])

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +35,8 @@ import torch
 from speed.ours import per_token
 from torch import Tensor
 
-from imagine.configs.build import DEFAULT, dream, dream_config
+from imagine.configs.build import dream, dream_config, load
+from imagine.configs.defaults import MODEL
 from imagine.model.model import WorldActionModel
 from imagine.types import Chunk, Context, NoiseLevels
 from imagine.world.dream import Dream
@@ -85,10 +87,11 @@ class Contender:
 
 def contenders(compile: bool) -> dict[str, Callable[[], Contender]]:
     """Every way, made when it is called."""
-    model, cfg = WorldActionModel.from_pretrained(DEFAULT), dream_config(DEFAULT)
+    loaded, cfg = load(MODEL), dream_config(MODEL)
+    model = loaded.model
 
     def plain(**how: Any) -> Dream:
-        return dream(how.pop("model", model), DEFAULT, how.pop("cfg", cfg), judged_by="latent")
+        return dream(replace(loaded, model=how.pop("model", model)), how.pop("cfg", cfg), judge="latent")
 
     def off() -> Contender:
         world = plain()
@@ -96,7 +99,7 @@ def contenders(compile: bool) -> dict[str, Callable[[], Contender]]:
         return Contender(world, lambda: per_token(model.dit))
 
     def other(**how: bool) -> Callable[[], Contender]:
-        own = model if not how.get("compile") else WorldActionModel.from_pretrained(DEFAULT)  # a dream fuses its model
+        own = model if not how.get("compile") else WorldActionModel.from_pretrained(MODEL)  # a dream fuses its model
         return lambda: Contender(plain(model=own, cfg=cfg.model_copy(update=how)))
 
     ways: dict[str, Callable[[], Contender]] = {"on": lambda: Contender(plain()), "off": off}
@@ -132,7 +135,7 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(threads)
     latents, frames = ready["on"].imagined()
     slow = median(cpu for cpu, _ in taken["off"])
-    answer: dict[str, Any] = {"model": DEFAULT, "lanes": LANES, "turns": options.turns, "torch": torch.__version__}
+    answer: dict[str, Any] = {"model": MODEL, "lanes": LANES, "turns": options.turns, "torch": torch.__version__}
     for name, contender in ready.items():
         own, shown = contender.imagined()
         cpu, wall = zip(*taken[name], strict=True)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from imagine.agents.envs import DreamEnvs, ParallelEnvs, RecordedEnvs
 from imagine.agents.evaluate import Worker
+from imagine.agents.instruction_swap import InstructionSwap
 from imagine.agents.recorded import RecordedEpisodes
 from imagine.configs import build
-from imagine.model.model import WorldActionModel, resolve
+from imagine.configs.judges import IN_FOLDER
+from imagine.configs.policies import adapters_in, load_policy
+from imagine.model.model import resolve
 from imagine.rewards.vlm import judge_folder
-from imagine.types import Policy
+from imagine.types import ImagineError, Policy
+from imagine.world.starts import EpisodeStarts, SavedStarts
 
 ZOO = (
     "base",
@@ -41,29 +45,37 @@ class Setup:
 
     Attributes:
         model: a shipped model's name, a folder, or a hub id.
-        judge: who scores a dream, see :func:`imagine.configs.build.judge`.
-        lanes: episodes run side by side.
+        judge: the name of who scores a dream, see :func:`imagine.configs.judges.load_judge`.
+        robot: see :func:`imagine.configs.loaded.load`.
+        options: likewise.
+        starts: where dreams begin, see :func:`imagine.configs.build.starts_of`; "" for its default.
+        num_envs: episodes run side by side.
         steps: denoising steps of the policy.
-        told: see :func:`imagine.configs.build.swap`.
+        told: one of ``RobotPlugin.swaps``: what the policy is told instead; ``right`` for nothing else.
         go_on: act on after what was told instead is done.
         horizon: chunks per episode at most.
-        blocks: on the table.
         guarded: a judged success needs what the gym's guards ask as well, and what cannot be believed ends.
         dataset: folder of a LeRobot dataset whose episodes are dreamt again under their recorded actions; "" for none.
         cache: folder for what is decoded of it.
     """
 
     model: str
-    judge: str
-    lanes: int = 16
+    judge: str = ""
+    robot: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    starts: str = ""
+    num_envs: int = 16
     steps: int = 4
     told: str = "right"
     go_on: bool = False
     horizon: int = build.HORIZON
-    blocks: int = 2
     guarded: bool = True
     dataset: str = ""
     cache: str = ""
+
+    def load(self) -> build.Loaded:
+        """The model with its robot."""
+        return build.load(self.model, self.robot, self.options)
 
 
 def stamp(setup: Setup, policies: Sequence[str]) -> str:
@@ -71,40 +83,67 @@ def stamp(setup: Setup, policies: Sequence[str]) -> str:
 
     What answers behind ``ws://`` or ``module:name`` is not known; evaluate a changed one in another folder.
     """
-    folders = [resolve(setup.model)]
+    folder = resolve(setup.model)
     names = [p.partition("+")[0] for p in policies]
-    folders += [resolve(setup.model) / n if n in build.ADAPTERS else Path(n) for n in names]
-    if (dreams := build.dream_config(setup.model).adapter) is not None:
-        folders.append(resolve(setup.model) / dreams)
-    if not setup.judge.startswith(("http://", "https://")) and setup.judge not in ("latent", "path"):
+    folders = [folder, *(folder / n if n in adapters_in(folder) else Path(n) for n in names)]
+    if (dreams := build.dream_config(folder).adapter) is not None:
+        folders.append(folder / dreams)
+    if not setup.judge.startswith(("http://", "https://")) and setup.judge not in IN_FOLDER:
         folders.append(Path(judge_folder(setup.judge)))
-    rules = setup.steps, setup.told, setup.go_on, setup.horizon, setup.blocks, setup.guarded, setup.judge
-    digest = hashlib.sha256(repr(rules).encode())
-    for folder in sorted({f for f in folders if f.is_dir()}):
-        for file in sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json")):
+    rules = setup.steps, setup.told, setup.go_on, setup.horizon, setup.guarded, setup.judge, setup.starts, setup.robot
+    digest = hashlib.sha256(repr((*rules, sorted(setup.options.items()))).encode())
+    for found in sorted({f for f in folders if f.is_dir()}):
+        for file in sorted(f for f in found.iterdir() if f.suffix in (".safetensors", ".json")):
             if "metrics" not in file.name:
                 digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 
 
+def zoo_of(model: str) -> tuple[str, ...]:
+    """The zoo without the adapters that a model folder lacks."""
+    known = ("base", "random", *adapters_in(model))
+    return tuple(name for name in ZOO if name.partition("+")[0] in known)
+
+
+def numbered_starts(loaded: build.Loaded, starts: str) -> SavedStarts | EpisodeStarts:
+    """Starts that can be named by number: those saved in the model folder, or a dataset's.
+
+    Raises:
+        ImagineError: there are none.
+    """
+    found = build.starts_of(loaded, starts or "saved")
+    if not isinstance(found, SavedStarts | EpisodeStarts):
+        raise ImagineError(f"--starts is {starts!r}, expected saved or a dataset, whose starts have numbers.")
+    return found
+
+
+def swap_of(loaded: build.Loaded, told: str) -> InstructionSwap | None:
+    """What a policy is told instead of an episode's own instruction: ``right`` is that itself, and so nothing.
+
+    Raises:
+        ImagineError: the robot knows no such other instruction.
+    """
+    return None if told == "right" else InstructionSwap(loaded.robot, told, loaded.options)
+
+
 def worker(setup: Setup) -> Worker:
     """Who carries out the parts of an evaluation, in any process."""
-    model = WorldActionModel.from_pretrained(setup.model)
-    recorded = RecordedEpisodes(model, setup.dataset, Path(setup.cache)) if setup.dataset else None
-    swap = build.swap(setup.told, model)
+    loaded = setup.load()
+    recorded = RecordedEpisodes(loaded.model, setup.dataset, Path(setup.cache)) if setup.dataset else None
+    swap = swap_of(loaded, setup.told)
+    how: dict[str, Any] = {"judge": setup.judge, "guarded": setup.guarded}
 
     def envs_of(world: str) -> ParallelEnvs:
-        how: dict[str, Any] = {"judged_by": setup.judge, "guarded": setup.guarded}
         if recorded is not None:
-            dream = build.dream(model, setup.model, starts=recorded.starts, **how)
-            envs = DreamEnvs(dream, setup.lanes, horizon=recorded.longest, break_off=setup.guarded)
+            dream = build.dream(loaded, starts=recorded.starts, **how)
+            envs = DreamEnvs(dream, setup.num_envs, horizon=recorded.longest, break_off=setup.guarded)
             return RecordedEnvs(envs, recorded)
         until = None if setup.go_on else swap
-        return build.lanes(
-            world, model, setup.model, setup.lanes, until=until, horizon=setup.horizon, blocks=setup.blocks, **how
+        return build.parallel_envs(
+            loaded, world, setup.num_envs, until=until, horizon=setup.horizon, starts=setup.starts or None, **how
         )
 
     def policy_of(name: str) -> Policy:
-        return build.policy(name, model, setup.model, steps=setup.steps)
+        return load_policy(name, loaded.model, loaded.folder, steps=setup.steps)
 
-    return Worker(policy_of, envs_of, build.task_of, model.body, instruct=swap, recorded=recorded)
+    return Worker(policy_of, envs_of, loaded.robot.task_of, loaded.model.body, instruct=swap, recorded=recorded)

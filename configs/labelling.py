@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from imagine.agents.labelled_rollouts import NoJudge, RolloutMaker
-from imagine.configs.build import dream_config, dreamer, policy
-from imagine.model.model import WorldActionModel, resolve
-from imagine.model.text import split_words
-from imagine.policy.robots.registry import robot_of
+from imagine.configs.build import dream_config, dreamer, load
+from imagine.configs.policies import load_policy
+from imagine.model.model import WorldActionModel
 from imagine.world.dream import Dream, DreamConfig
-from imagine.world.starts import EnvStarts, Starts
-
-
-def understood(model: WorldActionModel) -> Callable[[str], bool]:
-    """Whether a model knows every word of an instruction."""
-    known = set(model.text.cfg.words)
-    return lambda text: set(split_words(text)) <= known
+from imagine.world.starts import SimStarts, Starts
 
 
 def dreaming(model: WorldActionModel, folder: str | Path, starts: Starts, *, fast: bool) -> Dream:
@@ -41,24 +34,18 @@ def rollout_maker(
         frames: whether the frames are wanted.
         options: of the robot's episodes, in place of its defaults.
     """
-    model = WorldActionModel.from_pretrained(folder)
-    robot = robot_of(resolve(folder), model.body)
+    loaded = load(folder, options=options)
+    model, robot = loaded.model, loaded.robot
 
     def dream(chosen: Mapping[str, Any]) -> Dream:
-        return dreaming(
-            model, folder, EnvStarts(robot.make_env(model.body, horizon=1, **chosen), model.body), fast=fast
-        )
+        starts = SimStarts(robot.make_env(model.body, horizon=1, **chosen), model.body)
+        return dreaming(model, folder, starts, fast=fast)
 
     return RolloutMaker(
-        model=model,
-        robot=robot,
-        dream=dream,
-        policy=partial(_policy, model, folder),
-        options={**robot.options(understood(model)), **(options or {})},
-        frames=frames,
-        **({} if fast else {"num_envs": 16}),
-    )
+        model=model, robot=robot, dream=dream, policy=partial(_policy, model, folder), options=loaded.options,
+        frames=frames, **({} if fast else {"num_envs": 16}),
+    )  # fmt: skip
 
 
 def _policy(model: WorldActionModel, folder: str | Path, name: str) -> Any:
-    return policy(name, model, folder)
+    return load_policy(name, model, folder)

@@ -1,12 +1,13 @@
 """One joint world-action model: a robot's policy, and the gym in which that policy is improved.
 
-Names are loaded when first used, so that ``import imagine`` costs nothing and ``imagine.types`` needs no Gymnasium.
+Names are loaded when first used, so that ``import imagine`` costs no more than importing Gymnasium, in whose registry
+it writes the names of our environments.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from imagine.registration import register_with_gymnasium
+from imagine.registration import register_envs
 
 _HOMES = {
     "model.model": ["WorldActionModel"],
@@ -14,6 +15,8 @@ _HOMES = {
     "sampler": ["sample"],
     "embodiment": ["Embodiment"],
     "world.env": ["WorldModelVectorEnv", "WorldModelEnv"],
+    "world.starts": ["Start"],
+    "configs.make_env": ["make_env"],
     "types": [
         "Observation",
         "Context",
@@ -36,6 +39,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 if TYPE_CHECKING:
+    from imagine.configs.make_env import make_env as make_env
     from imagine.embodiment import Embodiment as Embodiment
     from imagine.model.model import WorldActionModel as WorldActionModel
     from imagine.questions import DYNAMICS as DYNAMICS
@@ -63,6 +67,7 @@ if TYPE_CHECKING:
     from imagine.types import UntrainedQuestion as UntrainedQuestion
     from imagine.world.env import WorldModelEnv as WorldModelEnv
     from imagine.world.env import WorldModelVectorEnv as WorldModelVectorEnv
+    from imagine.world.starts import Start as Start
 
 
 def __getattr__(name: str) -> Any:
@@ -77,4 +82,4 @@ def __dir__() -> list[str]:
     return sorted([*_HOME_OF, "__version__"])
 
 
-register_with_gymnasium()
+register_envs()

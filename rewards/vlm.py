@@ -36,6 +36,7 @@ class JudgeSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: str = "imagine"
+    robot: str | None = None  # whose episodes it was taught on; it is the default judge of that robot's dreams
     slot: int = 0  # tokens reserved per question, so that a clip's bits do not depend on the others' instructions
     calibration: dict[Domain, Calibration] = {}
 

@@ -130,13 +130,16 @@ def test_collect_passes_on_what_was_asked_and_counts_what_there_is(tmp_path: Pat
         return {"total_episodes": 4, "total_frames": 80, "collected": 3, "seconds": 1.26, "features": {}}
 
     monkeypatch.setattr("imagine.agents.collect.collect", collect)
-    words = ["collect", "--out", str(tmp_path), "--episodes", "4", "--families", "reach,push_left", "--json"]
+    words = ["collect", "--out", str(tmp_path), "--episodes", "4", "--option", "families=reach,push_left", "--json"]
     assert cli.main(words) == 0
-    assert asked["options"] == {"blocks": 2, "families": ("reach", "push_left")} and asked["episodes"] == 4
+    assert asked["options"]["blocks"] == 2 and asked["options"]["families"] == ("reach", "push_left")
+    assert asked["fps"] == 30 and "observation.environment_state" in asked["names"]
     counts = {"episodes": 4, "frames": 80, "collected": 3, "seconds": 1.3}
     assert json.loads(capfd.readouterr().out) == {"out": str(tmp_path), **counts}
     assert json.loads((tmp_path / "run/metrics.json").read_text()) == counts
-    assert "holds results of {'blocks': 2}" in complaint([*words, "--blocks", "3"], capfd)
+    assert "holds results of {'blocks': None}, not {'blocks': '3'}" in complaint(
+        [*words, "--option", "blocks=3"], capfd
+    )
 
 
 def test_the_same_options_find_the_same_run_folder(tmp_path: Path, monkeypatch) -> None:

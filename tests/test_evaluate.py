@@ -218,13 +218,13 @@ def test_two_worlds_three_policies(tmp_path: Path) -> None:
     assert {"pearson", "spearman", "kendall", "mmrv", "pairs", "regret", "bias", "rmse", "judge"} <= got.keys()
     assert {"value", "ci_low", "ci_high"} == got["pearson"].keys()
     for one in got["policies"]:
-        assert {"real", "imagined", "difference", "same_outcome"} <= one.keys()
+        assert {"sim", "imagined", "difference", "same_outcome"} <= one.keys()
     table = pq.read_table(tmp_path / "episodes.parquet")
     assert len(table) == 3 * 2 * 4 and max(table["chunks"].to_pylist()) <= 2
-    starts = {w: set() for w in ("real", "imagined")}
+    starts = {w: set() for w in ("sim", "imagined")}
     for r in table.to_pylist():
         starts[r["world"]].add((r["start_id"], r["instruction"]))
-    assert starts["real"] == starts["imagined"], "the same start says the same in both worlds"
+    assert starts["sim"] == starts["imagined"], "the same start says the same in both worlds"
     assert "Does imagination agree" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "agreement.png").stat().st_size > 5_000
     assert run(*words, "--films", "1", "--horizon", "2", "--out", str(tmp_path)) == got
@@ -233,7 +233,19 @@ def test_two_worlds_three_policies(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_recorded_episodes_are_dreamt_again(tmp_path: Path) -> None:
     data = str(tmp_path / "data")
-    run("collect", "--out", data, "--episodes", "6", "--seed", "850500", "--families", "pick_up", "--workers", "1")
+    run(
+        "collect",
+        "--out",
+        data,
+        "--episodes",
+        "6",
+        "--seed",
+        "850500",
+        "--option",
+        "families=pick_up",
+        "--workers",
+        "1",
+    )
     got = run("evaluate", "--dataset", data, "--episodes", "6", "--lanes", "4", "--out", str(tmp_path / "run"))
     (one,) = got["policies"]
     assert got["worlds"] == ["recorded", "imagined"] and one["recorded"]["n"] == one["imagined"]["n"] == got["n"] > 0
@@ -251,7 +263,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "fidelity of model" in refused(capsys, "evaluate", "--world", "imagined", "--model", str(bare), *at)
     assert "named twice" in refused(capsys, "evaluate", "--policy", "base,base", "--episodes", "1", *at)
     assert "horizon" in refused(capsys, "evaluate", "--horizon", "0", *at)
-    assert "expected 1 to 4" in refused(capsys, "evaluate", "--blocks", "9", "--episodes", "1", *at)
+    assert "expected 1 to 4" in refused(capsys, "evaluate", "--option", "blocks=9", "--episodes", "1", *at)
     assert "drop --policy" in refused(capsys, "evaluate", "--dataset", "x", "--zoo", *at)
-    assert "package.module:name" in refused(capsys, "evaluate", "--policy", "json:nothing", "--episodes", "1", *at)
+    assert "cannot be imported" in refused(capsys, "evaluate", "--policy", "json:nothing", "--episodes", "1", *at)
     assert "expected a Policy" in refused(capsys, "evaluate", "--policy", "builtins:repr", "--episodes", "1", *at)

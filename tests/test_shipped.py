@@ -21,8 +21,10 @@ from imagine.agents.instruction_swap import SwappedEnvs
 from imagine.agents.rollout import rollout
 from imagine.agents.scorer import PlanningState
 from imagine.configs import build, cli
+from imagine.configs.evaluation import swap_of
+from imagine.configs.judges import load_judge
 from imagine.embodiment import Embodiment
-from imagine.model.model import SHIPPED, WorldActionModel
+from imagine.model.model import SHIPPED
 from imagine.policy.policy import JointPolicy
 from imagine.policy.robots.g1_table.env import FOLDER
 from imagine.policy.robots.g1_table.expert import expert_target
@@ -55,7 +57,7 @@ def test_weights_are_small_and_say_what_they_answer() -> None:
 
 
 def test_dream_and_robot_share_spaces_and_starts() -> None:
-    dream, real = gym.make("imagine/G1Table-v0"), gym.make("real/G1Table-v0")
+    dream, real = gym.make("imagine/G1Table-v0"), gym.make("sim/G1Table-v0")
     assert dream.observation_space == real.observation_space and dream.action_space == real.action_space
     told = {"instruction": "pick up the red block"}
     seen, _ = dream.reset(seed=900_123, options=told)
@@ -90,7 +92,7 @@ def test_lanes_of_make_vec_do_not_depend_on_their_number() -> None:
         assert last[0][key][0].tobytes() == last[1][key][0].tobytes(), key
 
 
-@pytest.mark.parametrize("world", ["real", "imagined"])
+@pytest.mark.parametrize("world", ["sim", "imagined"])
 def test_evaluate(tmp_path: Path, world: str) -> None:
     got = run("evaluate", "--world", world, "--episodes", "3", "--out", str(tmp_path / "run"))
     assert {"policy", "world", "success_rate", "ci_low", "ci_high", "n", "per_task", "seed"} <= got.keys()
@@ -100,7 +102,7 @@ def test_evaluate(tmp_path: Path, world: str) -> None:
 
 
 def test_plan(tmp_path: Path) -> None:
-    clutter = ("--blocks", "3", "--horizon", "2")
+    clutter = ("--option", "blocks=3", "--horizon", "2")
     got = run("plan", "--candidates", "2", "--compare", "--episodes", "2", *clutter, "--out", str(tmp_path / "run"))
     assert {"candidates", "success_rate", "ci_low", "ci_high", "n", "ms_per_decision"} <= got.keys()
     assert {"value", "ci_low", "ci_high"} == got["gain"].keys() and got["alone"]["n"] == 2
@@ -136,12 +138,12 @@ def test_a_judge_of_trajectories_is_taught_on_whole_dreams(tmp_path: Path) -> No
 
 
 def test_the_judge_of_paths_knows_what_was_done_from_a_miss_by_four_centimetres() -> None:
-    model = WorldActionModel.from_pretrained("g1-table-tiny")
-    policy, n = JointPolicy(model), 12
-    lanes = build.lanes("real", model, "g1-table-tiny", n, horizon=2)
-    records = [r for r in rollout(lanes, policy, range(900_000, 900_000 + n), keep=True) if r.success]
+    loaded = build.load("g1-table-tiny")
+    model, n = loaded.model, 12
+    policy, envs = JointPolicy(model), build.parallel_envs(loaded, "sim", n, horizon=2)
+    records = [r for r in rollout(envs, policy, range(900_000, 900_000 + n), keep=True) if r.success]
     assert len(records) >= 8
-    scorer, right = DreamScorer(model, build.judge("own", "g1-table-tiny")), []
+    scorer, right = DreamScorer(model, load_judge("trajectory", loaded.folder)), []
     for r in records:
         done = np.concatenate(r.actions)
         missed = done.copy()
@@ -177,7 +179,7 @@ def test_rollout_films(tmp_path: Path) -> None:
         (["evaluate", "--lanes", "0"], "expected at least 1"),
         (["evaluate", "--policy", "expert", "--world", "imagined"], "reads the true state"),
         (["evaluate", "--policy", "expert", "--told", "task"], "the scripted expert hears nothing"),
-        (["evaluate", "--world", "mars"], "expected real, imagined or both"),
+        (["evaluate", "--world", "mars"], "expected sim, imagined or both"),
         (["rollout", "--instruction", "nimm den roten block"], "never heard"),
         (["plan", "--candidates", "0"], "expected at least 1"),
         (["plan", "--policy", "random"], "cannot propose"),
@@ -187,7 +189,7 @@ def test_rollout_films(tmp_path: Path) -> None:
         (["improve", "--preset", "ppo"], "no preset 'ppo'"),
         (["improve", "--set", "grpo.kernel.kind=ode", "--preset", "grpo"], "no random move"),
         (["clone", "--dataset", "/nowhere"], "nowhere"),
-        (["collect", "--failures", "2"], "expected a share"),
+        (["collect", "--option", "failures=2"], "has no option 'failures'; it has: families"),
         (["train", "--dataset", "/nowhere"], "nowhere"),
     ],
 )
@@ -199,9 +201,9 @@ def test_bad_input_is_one_sentence(
 
 
 def test_episode_of_a_misled_policy_ends_once_it_has_obeyed() -> None:
-    model = imagine.WorldActionModel.from_pretrained(build.DEFAULT)
-    swap = build.swap("colour", model)
-    envs = build.lanes("real", model, build.DEFAULT, 1, until=swap)
+    loaded = build.load("g1-table-tiny")
+    swap = swap_of(loaded, "colour")
+    envs = build.parallel_envs(loaded, "sim", 1, until=swap)
     assert isinstance(envs, SwappedEnvs)
 
     def obey(env: Any) -> np.ndarray:
@@ -324,7 +326,19 @@ def test_calibrate_refuses_to_measure_what_it_fits(capsys: pytest.CaptureFixture
 def test_recordings_alone_teach_and_calibrate_judges(tmp_path: Path) -> None:
     """A robot without a simulator: its episodes are dreamt again under their own actions, and cross-fitted."""
     data = tmp_path / "data"
-    run("collect", "--out", str(data), "--episodes", "8", "--seed", "300", "--workers", "2", "--families", "push_left")
+    run(
+        "collect",
+        "--out",
+        str(data),
+        "--episodes",
+        "8",
+        "--seed",
+        "300",
+        "--workers",
+        "2",
+        "--option",
+        "families=push_left",
+    )
     sizes = ["--dataset", str(data), "--chunks", "2", "--controls", "4"]
     result = run("calibrate", *sizes, "--out", str(tmp_path / "run"))
     assert result["real"]["n"] >= 8 and result["real"]["clusters"] == 8, "every episode is measured, none by itself"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from imagine.configs.commands.common import Common, Words, console
+from imagine.configs.defaults import MODEL
 from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
 
@@ -42,7 +43,7 @@ class Args(Common):
         name: name of the new model; it is written to OUT/NAME.
     """
 
-    model: str = "g1-table-tiny"
+    model: str = MODEL
     dataset: Words = ("datasets/g1",)
     method: Literal["lora", "full"] = "lora"
     questions: Words = ("all",)

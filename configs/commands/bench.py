@@ -10,20 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from imagine.configs.commands.common import Common, console
+from imagine.configs.commands.common import console
+from imagine.configs.commands.worlds import OfRobot
 from imagine.configs.runfolder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Common):
+class Args(OfRobot):
     """Time the model, the environment and the policy on this machine.
 
     Attributes:
-        model: a shipped model's name, a folder, or a hub id.
         repeats: timed repetitions; medians are reported.
     """
 
-    model: str = "g1-table-tiny"
     repeats: int = 7
 
 
@@ -32,14 +31,14 @@ def run(args: Args) -> dict[str, Any]:
     import torch
 
     from imagine.configs import build
-    from imagine.model.model import WorldActionModel
     from imagine.world.env import EnvConfig, WorldModelVectorEnv
 
-    model = WorldActionModel.from_pretrained(args.model)
+    loaded = args.load()
+    model = loaded.model
     answer: dict[str, Any] = {"env_steps_per_s": {}, "network_share": {}}
     for n in (1, 8, 32):
         console.print(f"{n} lanes")
-        env = WorldModelVectorEnv(build.dream(model, args.model), n, cfg=EnvConfig(horizon=10**6))
+        env = WorldModelVectorEnv(build.dream(loaded), n, cfg=EnvConfig(horizon=10**6))
         env.reset(seed=0)
         judge = getattr(getattr(getattr(env.world, "judge", None), "judge", None), "backend", None)
         actions = np.zeros((n, *(env.single_action_space.shape or ())), np.float32)

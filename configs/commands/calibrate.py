@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imagine.configs.commands.common import Common, Words, console
+from imagine.configs.defaults import MODEL
 from imagine.configs.runfolder import RunFolder
 from imagine.files import atomic_write
 from imagine.types import ImagineError
@@ -30,7 +31,7 @@ class Args(Common):
     """
 
     judge: str = "judge-tiny"
-    model: str = "g1-table-tiny"
+    model: str = MODEL
     dataset: Words = ()
     episodes: int = 200
     rollouts: int = 240

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imagine.configs.commands.common import Common, Words
+from imagine.configs.defaults import MODEL
 from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
 
@@ -24,7 +25,7 @@ class Args(Common):
     """
 
     dataset: Words = ("datasets/g1",)
-    model: str = "g1-table-tiny"
+    model: str = MODEL
     everything: bool = False
     steps: int = 1500
     lr: float = 5e-4

@@ -22,7 +22,7 @@ Words = Annotated[
         str_from_instance=lambda value: [",".join(value)],
     ),
 ]
-"""Several words as one option: ``--colours red,green``."""
+"""Several words as one option: ``--policy base,novice``."""
 
 
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imagine.configs.commands.common import Common, Words
+from imagine.configs.defaults import MODEL
 from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
 
@@ -29,7 +30,7 @@ class Args(Common):
     """
 
     dataset: Words = ("datasets/g1",)
-    model: str = "g1-table-tiny"
+    model: str = MODEL
     policy: str = "base"
     questions: Words = ("policy", "dynamics")
     teacher_steps: int = 8
@@ -65,12 +66,12 @@ def run(args: Args) -> dict[str, Any]:
         known = ", ".join(QUESTIONS).lower()
         raise ImagineError(f"--questions is {','.join(args.questions)!r}, expected some of {known}, each once.")
     from imagine.agents.finetune.distilling import DistillConfig, distill
-    from imagine.configs import build
     from imagine.configs.commands.latents import latent_windows
+    from imagine.configs.policies import adapter_of
     from imagine.model.model import WorldActionModel
     from imagine.wan.convert import NEGATIVE
 
-    start = build.adapter_of(args.policy, args.model)
+    start = adapter_of(args.policy, args.model)
     model = WorldActionModel.from_pretrained(args.model)
     folder = RunFolder.of("distill", args)
     windows, episodes = latent_windows(model, args.dataset, folder.path / "cache")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imagine.configs.commands.common import Words
-from imagine.configs.commands.worlds import Episodes, bar
+from imagine.configs.commands.worlds import Episodes, bar, world_of
 from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
 
+if TYPE_CHECKING:
+    from imagine.configs.build import Loaded
+    from imagine.configs.evaluation import Setup
+
 PART = 16  # starts per part: what a kill can lose, and what one worker is given at a time
-WORLDS = ("real", "imagined", "both")
 ZOO_HORIZON = 3
 
 
@@ -22,20 +25,23 @@ class Args(Episodes):
     """Estimate success rates.
 
     Attributes:
-        policy: base, novice, improved, expert (real world only), random; the folder of an adapter or model; a server
-            ws://HOST:PORT that speaks openpi's protocol; module:name for a Policy of your own; any of them with flaws,
+        policy: base, random, expert (simulator only), an adapter in the model folder (novice and improved in the
+            shipped one); the folder of an adapter or model; a server ws://HOST:PORT that speaks openpi's protocol;
+            module:name for a policy of your own; any of them with flaws,
             base+noise=0.03+delay=6+idle=0.5+grip=0.5+bias=0.02. Several, joined by commas, are compared.
-        zoo: a zoo of policies from hopeless to perfect, in both worlds: how well do dream and truth agree?
-        world: real (the twin), imagined (the dream) or both; the same seeds are the same starts in both.
+        zoo: a zoo of policies from hopeless to perfect, in both worlds: how well do dream and simulator agree?
+        world: sim (the robot's simulator), imagined (the dream) or both; the same seeds are the same starts in both. By
+            default sim if the robot has one, else imagined.
         dataset: folder of a LeRobot dataset whose episodes are dreamt again under their recorded actions, and held
             against what was recorded; policies and seeds play no part then.
-        told: what the policy is told: right, or another colour, or another task than its success is measured by.
+        real: table of real trials, .csv or .parquet with columns policy, start, success (docs/evaluate.md); its
+            policies are dreamt from the same numbered starts, those of --starts (saved, or a dataset).
+        told: what the policy is told: right, or an instruction other than its success is measured by; which kinds there
+            are the robot says, the table knows colour and task.
         go_on: with --told, act on to the horizon instead of ending an episode once what was told is done.
         steps: denoising steps of the policy.
-        horizon: chunks (of 0.8 s on the table) within which an episode must succeed; by default 8, and 3 with --zoo,
-            as far as a dream was trained to go on its own frames.
-        judge: who scores a dream: own (the best one beside the model's weights), latent, trajectory, a
-            shipped judge's name, a folder or hub id of an image-text-to-text model, or http://HOST/v1#MODEL.
+        horizon: chunks within which an episode must succeed; by default 8, and 3 with --zoo, as far as a dream was
+            trained to go on its own frames.
         guarded: a judged success needs what the gym's guards ask as well, and an episode that cannot be believed ends.
             That is for learners, who exploit pictures; by default it is left out with the judge that looks at none.
         ray: address of a Ray cluster to work on, or local; in this process when empty.
@@ -47,13 +53,13 @@ class Args(Episodes):
 
     policy: Words = ("base",)
     zoo: bool = False
-    world: str = "real"
+    world: str = ""
     dataset: str = ""
+    real: str = ""
     told: str = "right"
     go_on: bool = False
     steps: int = 4
     horizon: int | None = None
-    judge: str = "own"
     guarded: bool | None = None
     ray: str = ""
     workers: int = 2
@@ -65,58 +71,28 @@ def run(args: Args) -> dict[str, Any]:
     """Evaluate; the run folder then holds ``episodes.parquet``, ``metrics.json`` and ``report.html``. Resumes.
 
     Raises:
-        ImagineError: an option is out of range, a policy or model cannot be had, the dream or its judge was never
-            measured, or a worker failed.
+        ImagineError: an option is out of range, a policy, model, robot or table cannot be had, the dream or its judge
+            was never measured, or a worker failed.
     """
     seeds = args.seeds()
-    policies = _policies(args)
-    from imagine.configs.build import HORIZON, judge_name
+    if args.steps < 1 or (args.horizon is not None and args.horizon < 1):
+        raise ImagineError(f"--horizon is {args.horizon} and --steps {args.steps}, expected at least 1.")
+    loaded = args.load()
+    worlds = _worlds(args, loaded)
+    trials = _trials(args, loaded)
+    policies = _policies(args, trials)
+    _check(args, policies, worlds)
+    trust: dict[str, Any] = {}
+    if "imagined" in worlds:
+        from imagine.configs.judges import judge_name
 
-    args = replace(args, judge=judge_name(args.judge, args.model))
-    guarded = looks(args.judge) if args.guarded is None else args.guarded
-    horizon = (ZOO_HORIZON if args.zoo else HORIZON) if args.horizon is None else args.horizon
-    if horizon < 1 or args.steps < 1:
-        raise ImagineError(f"--horizon is {horizon} and --steps {args.steps}, expected at least 1.")
-    if "expert" in policies and args.told != "right":
-        raise ImagineError(f"the scripted expert hears nothing, so --told {args.told} says nothing of it; drop one.")
-    if args.world not in WORLDS:
-        raise ImagineError(f"--world is {args.world!r}, expected {', '.join(WORLDS[:-1])} or {WORLDS[-1]}.")
-    if args.told != "right" and len(policies) > 1:
-        raise ImagineError(f"--told {args.told} misleads one policy, got {len(policies)}; name one.")
-    imagined = args.zoo or bool(args.dataset) or args.world != "real"
-    if imagined and "expert" in policies:
-        raise ImagineError("the scripted expert reads the true state, which a dream has not; use --world real.")
-    trust = caveat(args.model, args.judge, args.unchecked) if imagined else {}
-    from imagine.agents.evaluate import EXPERT, carry_out, parts
-    from imagine.configs.evaluation import Setup, stamp, worker
-
+        args = replace(args, judge=judge_name(args.judge, loaded.folder))
+        trust = caveat(args.model, args.judge, args.unchecked)
+    if trials is not None:
+        return _held_against_trials(args, loaded, trials, trust)
     folder = RunFolder.of("evaluate", args)
-    setup = Setup(
-        args.model,
-        args.judge,
-        args.lanes,
-        args.steps,
-        args.told,
-        args.go_on,
-        horizon,
-        args.blocks,
-        guarded,
-        args.dataset,
-        str(folder / "canvases"),
-    )
-    here = worker(setup)
-    if here.recorded is not None:
-        seeds = list(here.recorded)[: args.episodes]
-    worlds = _worlds(args, here)
-    for name in () if args.dataset else policies:  # what cannot be had is refused before anything runs
-        if name != EXPERT:
-            here.policy(name)
-    wanted = parts(policies, worlds, seeds, PART)
-    with bar("episodes") as tell:
-        table = carry_out(
-            wanted, partial(worker, setup) if args.ray else lambda: here, folder.path, ray=args.ray or None,
-            workers=args.workers, stamp=stamp(setup, () if args.dataset else policies), on_progress=tell,
-        )  # fmt: skip
+    setup = _setup(args, str(folder / "canvases"))
+    seeds, worlds, table, here = _carried_out(args, folder, setup, policies, worlds, seeds)
     from imagine.configs.commands.evaluate_report import answer_of, write_report
 
     answer = answer_of(args, policies, worlds, seeds, table, trust)
@@ -127,25 +103,113 @@ def run(args: Args) -> dict[str, Any]:
     return answer
 
 
-def looks(judge: str) -> bool:
-    """Does a judge look at the dream's pictures, so that it wants the guards that look at them?"""
-    return judge != "trajectory"
+def _setup(args: Args, cache: str) -> Setup:
+    from imagine.configs.build import HORIZON
+    from imagine.configs.evaluation import Setup
+    from imagine.configs.judges import looks_at_pictures
+
+    guarded = looks_at_pictures(args.judge) if args.guarded is None else args.guarded
+    horizon = (ZOO_HORIZON if args.zoo else HORIZON) if args.horizon is None else args.horizon
+    return Setup(
+        args.model, args.judge, args.robot, args.options(), args.starts, args.lanes, args.steps, args.told, args.go_on,
+        horizon, guarded, args.dataset, cache,
+    )  # fmt: skip
 
 
-def _policies(args: Args) -> tuple[str, ...]:
-    from imagine.configs.evaluation import ZOO
+def _carried_out(
+    args: Args, folder: RunFolder, setup: Setup, policies: tuple[str, ...], worlds: tuple[str, ...], seeds: list[int]
+) -> tuple[list[int], tuple[str, ...], Any, Any]:
+    """Start seeds and worlds that there are, the table of all episodes, and who carried them out."""
+    from imagine.agents.evaluate import EXPERT, carry_out, parts
+    from imagine.configs.evaluation import stamp, worker
 
+    here = worker(setup)
+    if here.recorded is not None:
+        seeds = list(here.recorded)[: args.episodes]
+        worlds = ("recorded", "imagined") if here.recorded.tells_success else ("imagined",)
+    acting = () if args.dataset else policies
+    for name in acting:  # what cannot be had is refused before anything runs
+        if name != EXPERT:
+            here.policy(name)
+    wanted = parts(policies, worlds, seeds, PART)
+    with bar("episodes") as tell:
+        table = carry_out(
+            wanted, partial(worker, setup) if args.ray else lambda: here, folder.path, ray=args.ray or None,
+            workers=args.workers, stamp=stamp(setup, acting), on_progress=tell,
+        )  # fmt: skip
+    return seeds, worlds, table, here
+
+
+def _held_against_trials(args: Args, loaded: Loaded, trials: Any, trust: dict[str, Any]) -> dict[str, Any]:
+    """Dream the trials' policies from their starts, and from as many others as --episodes leaves room for."""
+    from imagine.agents.trials import compare
+    from imagine.configs.commands.evaluate_report import write_trials
+    from imagine.configs.evaluation import numbered_starts
+
+    folder = RunFolder.of("evaluate", args)
+    tried = sorted({start for own in trials.values() for start in own})
+    others = [i for i in range(len(numbered_starts(loaded, args.starts))) if i not in set(tried)]
+    seeds = tried + others[: max(0, args.episodes - len(tried))]
+    setup = replace(_setup(args, ""), starts=args.starts or "saved")
+    table = _carried_out(args, folder, setup, tuple(trials), ("imagined",), seeds)[2]
+    imagined: dict[str, dict[int, bool]] = {policy: {} for policy in trials}
+    for row in table.select(["policy", "seed", "success"]).to_pylist():
+        imagined[row["policy"]][row["seed"]] = row["success"]
+    answer = {**compare(trials, imagined), **trust}
+    folder.save_metrics(answer)
+    write_trials(folder, answer)
+    return answer
+
+
+def _trials(args: Args, loaded: Loaded) -> Any:
+    if not args.real:
+        return None
+    from imagine.agents.trials import read_trials
+    from imagine.configs.evaluation import numbered_starts
+
+    if args.zoo or args.dataset or args.policy != ("base",) or args.told != "right":
+        raise ImagineError(
+            "--real says which policies were tried, and how; drop --policy, --zoo, --dataset and --told."
+        )
+    return read_trials(args.real, numbered_starts(loaded, args.starts).ids)
+
+
+def _policies(args: Args, trials: Any) -> tuple[str, ...]:
+    from imagine.configs.evaluation import zoo_of
+
+    if trials is not None:
+        return tuple(trials)
     if args.dataset:
         if args.zoo or args.policy != ("base",):
             raise ImagineError("--dataset evaluates what was recorded; drop --policy and --zoo.")
         return ("recorded",)
-    return ZOO if args.zoo and args.policy == ("base",) else args.policy
+    return zoo_of(args.model) if args.zoo and args.policy == ("base",) else args.policy
 
 
-def _worlds(args: Args, worker: Any) -> tuple[str, ...]:
-    if args.dataset:
-        return ("recorded", "imagined") if worker.recorded.tells_success else ("imagined",)
-    return ("real", "imagined") if args.zoo or args.world == "both" else (args.world,)
+def _worlds(args: Args, loaded: Loaded) -> tuple[str, ...]:
+    """The worlds asked for."""
+    if args.dataset or args.real:
+        return ("imagined",)
+    default = "sim" if loaded.robot.has_env and not args.starts else "imagined"
+    world = "both" if args.zoo else world_of(args.world or default, ("sim", "imagined", "both"))
+    worlds = ("sim", "imagined") if world == "both" else (world,)
+    if "sim" in worlds and not loaded.robot.has_env:
+        raise ImagineError(
+            f"robot {loaded.robot.name!r} has no simulator to compare with; use --world imagined, --dataset with "
+            "recorded episodes, or --real with trials."
+        )
+    if "sim" in worlds and args.starts not in ("", "sim"):
+        raise ImagineError(f"--starts {args.starts} are no starts of the simulator; drop it, or use --world imagined.")
+    return worlds
+
+
+def _check(args: Args, policies: tuple[str, ...], worlds: tuple[str, ...]) -> None:
+    if "expert" in policies and args.told != "right":
+        raise ImagineError(f"the scripted expert hears nothing, so --told {args.told} says nothing of it; drop one.")
+    if args.told != "right" and len(policies) > 1:
+        raise ImagineError(f"--told {args.told} misleads one policy, got {len(policies)}; name one.")
+    if "imagined" in worlds and "expert" in policies:
+        raise ImagineError("the scripted expert reads the true state, which a dream has not; use --world sim.")
 
 
 def caveat(model: str, judge: str, unchecked: bool = False) -> dict[str, Any]:

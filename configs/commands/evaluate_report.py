@@ -109,6 +109,25 @@ def write_report(
     page.write(folder / "report.html")
 
 
+def write_trials(folder: RunFolder, answer: dict[str, Any]) -> None:
+    """``report.html`` of real trials beside dreams, from :func:`imagine.agents.trials.compare`'s answer."""
+    page = Report("Do dreams tell what the real trials tell?", "Intervals are 95 %; n counts real trials.")
+    page.text(f"The judge is {answer['judge']}, the dream's fidelity {answer['fidelity']}. Read it with both in mind.")
+    page.section("Success")
+    headers = ["policy", "real", "imagined, same starts", "imagined less real", "same outcome", "real by PPI++"]
+    keys = ("real", "imagined", "difference", "same_outcome", "ppi")
+    rows = [[one["policy"], *(_with_interval(one[k]) for k in keys)] for one in answer["policies"]]
+    page.table(headers, rows, "PPI++ also counts starts that were only dreamt; without any it is left out.")
+    page.section("Agreement", f"Over all policies, on {answer['starts']} starts that each of them tried.")
+    measures = [[name, _with_interval(x)] for name, x in answer["agreement"].items()]
+    page.table(["measure", "value"], measures, "See agents/agreement.py.")
+    page.write(folder / "report.html")
+
+
+def _with_interval(x: dict[str, Any] | None) -> str:
+    return "" if x is None else f"{x['value']:.3g} [{x['ci_low']:.3g}, {x['ci_high']:.3g}] n={x['n']}"
+
+
 def correlation_figure(each: Sequence[dict[str, Any]], worlds: Sequence[str]) -> Any:
     """Success in one world against success in the other, with error bars."""
     from matplotlib.figure import Figure

@@ -9,20 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from imagine.configs.commands.common import Common, Words, console
-from imagine.configs.commands.worlds import bar
+from imagine.configs.commands.common import Words, console
+from imagine.configs.commands.worlds import OfRobot, bar
 from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Common):
+class Args(OfRobot):
     """Measure a dream against held-out episodes.
 
     Attributes:
-        model: a shipped model's name, a folder, or a hub id.
         dataset: LeRobot datasets to measure on (all their episodes, or some: FOLDER@a:b:c); by default fresh ones are
-            recorded on the twin.
+            recorded on the robot's simulator.
         episodes: how many to record; episode i has seed SEED + i.
         seed: first seed; nothing shipped was trained on seeds from 900000 on.
         windows: at most so many one-chunk windows, drawn evenly.
@@ -32,7 +31,6 @@ class Args(Common):
             model must be a folder.
     """
 
-    model: str = "g1-table-tiny"
     dataset: Words = ()
     episodes: int = 100
     seed: int = 950_000
@@ -53,17 +51,16 @@ def run(args: Args) -> dict[str, Any]:
             raise ImagineError(f"--{name} is {getattr(args, name)}, expected at least 1.")
     from imagine.configs import build, heldout
     from imagine.files import write_json
-    from imagine.model.model import WorldActionModel, resolve
 
-    home = resolve(args.model)
     if args.write and not Path(args.model).is_dir():
         raise ImagineError(f"--write puts figures beside a model of yours; {args.model!r} is no folder.")
-    model = WorldActionModel.from_pretrained(args.model)
+    loaded = args.load()
+    home, model = loaded.folder, loaded.model
     folder = RunFolder.of("fidelity", args)
-    datasets = [Path(d) for d in args.dataset] or [heldout.record(model, args.seed, args.episodes, folder.path)]
+    datasets = [Path(d) for d in args.dataset] or [heldout.record(loaded, args.seed, args.episodes, folder.path)]
     source = heldout.windows(model, datasets, folder.path)
-    dreamer = build.dreamer(model, args.model)
-    cfg = build.dream_config(args.model).model_copy(update={"steps": args.steps})
+    dreamer = build.dreamer(model, home)
+    cfg = build.dream_config(home).model_copy(update={"steps": args.steps})
     answer, film = measure(model, source, args.windows, args.chunks, cfg, dreamer=dreamer)
     folder.save_metrics(answer)
     if args.write:

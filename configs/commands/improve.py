@@ -3,43 +3,48 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from imagine.configs.commands.common import Common, Words, console
+from imagine.configs.commands.common import Words, console
+from imagine.configs.commands.worlds import OfRobot
 from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
 
+if TYPE_CHECKING:
+    from imagine.configs.build import Loaded
+
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Common):
+class Args(OfRobot):
     """Improve a policy inside the dream, without a single real episode.
 
     Attributes:
-        model: a shipped model's name, a folder, or a hub id; it dreams, and does not change.
-        policy: what to improve: base, novice, improved, or the folder of an adapter.
+        policy: what to improve: base, an adapter in the model folder, or the folder of one; by default novice where
+            there is one, else base.
         preset: algorithm and settings, a YAML file or the name of one in configs/: filtered-bc, awr, nft, grpo,
             grpo-sde.
         set: changes to the preset, as updates=20; several joined by commas.
-        judge: who rewards: a shipped judge's name, latent, a folder or hub id, or http://HOST/v1#MODEL.
-        watched_by: a second judge without a say, of another architecture; training stops when the two drift apart.
+        judge: who rewards, as for imagine evaluate.
+        watched_by: a second judge without a say, of another architecture; training stops when the two drift apart. By
+            default another one beside the model's weights, if there is one; none for none.
         watch_starts: held-out starts of every look for exploitation.
         unguarded: reward whatever the judge calls a success, at no cost of doubt, halt nothing and watch nothing.
         doubt_cost: reward lost per unit of doubt, every chunk.
         starts: LeRobot dataset whose frames, at any moment of an episode, also serve as starts.
         midway: share of starts taken from there.
         lanes: imagined episodes side by side.
-        test_episodes: real episodes before and after, on the same starts; 0 leaves the proof out.
+        test_episodes: episodes before and after, on the same starts, on the robot's simulator and in the dream; 0
+            leaves the proof out.
         test_seed: first start seed of the proof; none of them is learnt from.
     """
 
-    model: str = "g1-table-tiny"
-    policy: str = "novice"
+    policy: str = ""
     preset: str = "nft"
     set: Words = ()
-    judge: str = "judge-tiny"
-    watched_by: str = "latent"
+    judge: str = ""
+    watched_by: str = ""
     watch_starts: int = 32
     unguarded: bool = False
     doubt_cost: float = 0.1
@@ -58,41 +63,55 @@ def run(args: Args) -> dict[str, Any]:
     """
     from imagine.agents.finetune.improve import ImproveConfig
     from imagine.configs.load import load
-    from imagine.model.model import WorldActionModel
 
     cfg = load(ImproveConfig, args.preset, args.set).model_copy(update={"seed": args.seed})
+    loaded = args.load()
+    args = resolved(args, loaded)
     _check(args, cfg)
-    model = WorldActionModel.from_pretrained(args.model)
     folder = RunFolder.of("improve", args)
     folder.write_text("recipe.yaml", _yaml(cfg))
-    answer = learn(args, cfg, model, folder.path)
+    answer = learn(args, cfg, loaded, folder.path)
     if args.test_episodes:
         from imagine.configs.commands.improve_report import prove, write_report
 
-        proof = prove(args, model, folder)
+        proof = prove(args, loaded, folder)
         answer |= proof.numbers
-        write_report(args, cfg, model, folder, answer, proof)
+        write_report(args, cfg, loaded, folder, answer, proof)
         answer["report"] = str(folder / "report.html")
     folder.save_metrics(answer)
     return answer
 
 
-def learn(args: Args, cfg: Any, model: Any, folder: Path) -> dict[str, Any]:
+def resolved(args: Args, loaded: Loaded) -> Args:
+    """The same options with the defaults that depend on the model folder."""
+    from imagine.configs.judges import judge_name, second_judge
+    from imagine.configs.policies import adapters_in
+
+    judge = judge_name(args.judge, loaded.folder)
+    policy = args.policy or ("novice" if "novice" in adapters_in(loaded.folder) else "base")
+    return replace(
+        args, judge=judge, policy=policy, watched_by=args.watched_by or second_judge(judge, loaded.folder) or "none"
+    )
+
+
+def learn(args: Args, cfg: Any, loaded: Loaded, folder: Path) -> dict[str, Any]:
     """Dream and learn; returns what it came to, with the curve of every update."""
     from imagine.agents.envs import DreamEnvs
     from imagine.agents.finetune.improve import Trainer
     from imagine.agents.monitor import Monitor, MonitorConfig
     from imagine.configs import build
+    from imagine.configs.policies import adapter_of
     from imagine.policy.adapter import weights_hash
     from imagine.world.dream import Dream
 
-    begin, dream, checks = time.time(), _dream(args, model, folder), MonitorConfig(starts=args.watch_starts)
+    begin, dream, checks = time.time(), _dream(args, loaded, folder), MonitorConfig(starts=args.watch_starts)
     frozen = weights_hash(dream.model)
     envs, monitor = DreamEnvs(dream, args.lanes), None
-    if not args.unguarded:
-        other = DreamEnvs(Dream(dream.model, dream.judge, build.robot_starts(model), dream.cfg), checks.starts)
-        monitor = Monitor(other, build.absent(model), checks)
-    run = Trainer(model, envs, cfg, folder, monitor=monitor, start=build.adapter_of(args.policy, args.model))
+    if not args.unguarded and args.watched_by != "none":
+        other = DreamEnvs(Dream(dream.model, dream.judge, build.starts_of(loaded), dream.cfg), checks.starts)
+        monitor = Monitor(other, loaded.distractor, checks)
+    start = adapter_of(args.policy, loaded.folder)
+    run = Trainer(loaded.model, envs, cfg, folder, monitor=monitor, start=start)
     from imagine.train.fit import progress
 
     with progress("improve", cfg.updates, run.update) as tell:
@@ -114,24 +133,23 @@ def learn(args: Args, cfg: Any, model: Any, folder: Path) -> dict[str, Any]:
     }
 
 
-def _dream(args: Args, model: Any, folder: Path) -> Any:
+def _dream(args: Args, loaded: Loaded, folder: Path) -> Any:
     from imagine.configs import build
     from imagine.data.read import LeRobotDataset
     from imagine.world.starts import DatasetStarts, MixedStarts
 
-    starts: Any = build.robot_starts(model)
+    starts: Any = build.starts_of(loaded)
     if args.starts:
         recorded = LeRobotDataset.open(Path(args.starts))
-        starts = MixedStarts(starts, DatasetStarts(recorded, model.body, folder / "starts", anywhere=True), args.midway)
-    cfg = build.dream_config(args.model).model_copy(
+        anywhere = DatasetStarts(recorded, loaded.model.body, folder / "starts", anywhere=True)
+        starts = MixedStarts(starts, anywhere, args.midway)
+    cfg = build.dream_config(loaded.folder).model_copy(
         update={"inverse_error_cost": args.doubt_cost, "tile": 0, "autocast": True}
     )
     if args.unguarded:
         cfg = cfg.model_copy(update={"inverse_error_cost": 0.0, "hallucination_limit": None})
-    guarded = not args.unguarded
-    return build.dream(
-        model, args.model, cfg, judged_by=args.judge, guarded=guarded, watched_by=args.watched_by, starts=starts
-    )
+    second = None if args.watched_by == "none" else args.watched_by
+    return build.dream(loaded, cfg, judge=args.judge, guarded=not args.unguarded, watched_by=second, starts=starts)
 
 
 def _check(args: Args, cfg: Any) -> None:

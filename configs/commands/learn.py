@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from imagine.configs.commands.common import Common
-from imagine.configs.commands.worlds import bar
+from imagine.configs.commands.worlds import OfRobot, bar
 from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
 
@@ -25,16 +24,16 @@ RESIDUAL_LOG_STD = -1.5  # residuals begin small; noise begins as the policy's o
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Common):
-    """Train a stock library's agent to steer a policy in the dream, then prove it on the real twin.
+class Args(OfRobot):
+    """Train a stock library's agent to steer a policy in the dream, then prove it on the simulator.
 
     By default it practises what is in front of the robot: a few scenes, dreamt of again and again with other noise and
     other draws of the policy. No real episode is spent on learning.
 
     Attributes:
         library: sb3-ppo, sb3-sac-noise (Stable-Baselines3) or rllib-ppo (Ray).
-        model: a shipped model's name, a folder, or a hub id.
-        adapter: the policy to start from: base, novice, improved, or the folder of an adapter or model; it stays as is.
+        adapter: the policy to start from: base, an adapter in the model folder, or the folder of an adapter or model;
+            it stays as is.
         how: what the agent sets: noise (that the policy starts from), residual (added to its chunk) or chunk.
         slow: cosines over a chunk that it sets per action dimension.
         sees: what the agent observes: latents, or nothing (one answer for all).
@@ -48,14 +47,13 @@ class Args(Common):
         steps: environment steps of all lanes together.
         test_episodes: imagined ones, before and after.
         test_seed: first start seed of them, and the first scene.
-        real_episodes: on the real twin, before and after; 0 is none.
+        real_episodes: on the robot's simulator, before and after; 0 is none.
         seed: of the agent, and of its dreams.
         runners: processes that imagine; rllib alone.
         nodes: machines; rllib alone.
     """
 
     library: Annotated[str, tyro.conf.arg(name="with")] = "sb3-ppo"
-    model: str = "g1-table-tiny"
     adapter: str = "novice"
     how: str = "noise"
     slow: int = 1
@@ -95,7 +93,7 @@ def run(args: Args) -> dict[str, Any]:
     answer = {"with": args.library, **learnt}
     answer |= {k: improvement(b, a) for k, b, a in zip(("return", "success"), unsteered, steered, strict=True)}
     if args.real_episodes:
-        with bar("real twin") as tell:
+        with bar("simulator") as tell:
             answer["real"] = _real(args, test.world.steering, agent(), tell)
     answer |= {"seed": args.seed, "seconds": round(took, 1)}
     folder.save_metrics(answer)
@@ -125,12 +123,13 @@ def environment(args: Args, lanes: int, autoreset_mode: str, gamma: float | None
     Where the agent learns, ``gamma`` is its discount, which shaping needs, and nobody asks whether the dream follows
     the actions: that is a third of the work. None is where it is tested, which leaves nothing out.
     """
-    from imagine.configs import build
+    from imagine.configs.make_env import make_env
 
-    how: dict[str, Any] = {"how": args.how, "slow": args.slow, "sees": args.sees, "doubted": gamma is None}
-    return build.make_steered_vector_env(
-        lanes, model=args.model, policy=args.adapter, judge=args.judge, shaping=gamma if args.shaping else None,
-        scenes=scenes(args), horizon=args.horizon, autoreset_mode=autoreset_mode, **how,
+    steer = {"policy": args.adapter, "how": args.how, "slow": args.slow, "sees": args.sees}
+    return make_env(
+        args.model, num_envs=lanes, robot=args.robot or None, options=args.options(), judge=args.judge, steer=steer,
+        scenes=scenes(args), shaping=gamma if args.shaping else None, inverse_check=gamma is None,
+        horizon=args.horizon, autoreset_mode=autoreset_mode,
     )  # fmt: skip
 
 
@@ -175,15 +174,15 @@ def _drawn(args: Args) -> int | None:
 
 
 def _real(args: Args, steering: Steering, agent: Agent, tell: Callable[[int, int], None]) -> dict[str, Any]:
-    """Before and after on the real twin, from the scenes with other draws, or from held-out starts."""
+    """Before and after on the simulator, from the scenes with other draws, or from held-out starts."""
     import numpy as np
 
     from imagine.agents.practice import improvement
     from imagine.agents.rollout import rollout
     from imagine.agents.steer import SteeredPolicy
-    from imagine.configs import build
+    from imagine.configs.build import parallel_envs
 
-    envs = build.lanes("real", steering.model, args.model, min(16, args.real_episodes), horizon=args.horizon)
+    envs = parallel_envs(args.load(), "sim", min(16, args.real_episodes), horizon=args.horizon)
     each = np.arange(args.real_episodes)
     few = scenes(args) or range(args.test_seed, args.test_seed + args.real_episodes)
     starts, draws = [few[i % len(few)] for i in each], (each // len(few)).tolist()

@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from imagine.configs.commands.worlds import Episodes, bar
+from imagine.configs.commands.worlds import Episodes, bar, world_of
 from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError, unpack_instruction
+
+if TYPE_CHECKING:
+    from imagine.configs.build import Loaded
 
 SHOWN = 24
 """Candidates in a picture at most: the first ones of every round, and the chosen one."""
@@ -23,15 +26,15 @@ class Args(Episodes):
     """Plan by imagining candidates.
 
     Attributes:
-        policy: who proposes: base, novice, improved, or the folder of an adapter or model.
-        world: real (the twin) or imagined.
+        policy: who proposes: base, an adapter in the model folder, or the folder of an adapter or model.
+        world: sim (the robot's simulator) or imagined; by default sim if there is one.
         planning: --no-planning lets the policy act alone, on the same starts and with the same draws.
         method: best_of_n; halving looks ever more closely at ever fewer; cem and mppi draw anew around the best.
         space: of cem and mppi: the noise that the policy starts from, or the action itself.
         candidates: N, of cem and mppi in every iteration; 1 is the policy alone, judged.
         iterations: of cem and mppi.
-        scorer: who judges candidates: own (the best one beside the model's weights), or any judge that --judge takes.
-        horizon: chunks (of 0.8 s on the table) within which an episode must succeed.
+        scorer: who judges candidates, by default --judge's.
+        horizon: chunks within which an episode must succeed.
         depth: chunks imagined per candidate; from the second one on the policy acts, without noise.
         draws: dreams per candidate; several show how much of a score is luck.
         pessimism: a candidate counts as value - PESSIMISM * spread.
@@ -42,13 +45,13 @@ class Args(Episodes):
     """
 
     policy: str = "base"
-    world: str = "real"
+    world: str = ""
     planning: bool = True
     method: Literal["best_of_n", "halving", "cem", "mppi"] = "best_of_n"
     space: Literal["noise", "action"] = "noise"
     candidates: int = 8
     iterations: int = 3
-    scorer: str = "own"
+    scorer: str = ""
     horizon: int = 8
     depth: int = 1
     draws: int = 1
@@ -70,48 +73,58 @@ def run(args: Args) -> dict[str, Any]:
         if getattr(args, option) < least:
             raise ImagineError(f"--{option} is {getattr(args, option)}, expected at least {least}.")
     from imagine.agents.evaluate import evaluate
+    from imagine.configs.build import parallel_envs
+
+    loaded = args.load()
+    world = world_of(args.world or ("sim" if loaded.robot.has_env else "imagined"))
+    proposer, planner = _planner(args, loaded)
+    envs = parallel_envs(
+        loaded, world, min(args.lanes, len(seeds)), judge=args.judge, horizon=args.horizon, starts=args.starts or None
+    )
+    folder = RunFolder.of("plan", args)
+    drawn = _Pictures(planner.score.model, folder / "decisions", seeds[: args.pictures])
+    timed = Timed(planner if args.planning else proposer, drawn)
+    name = f"{args.method.replace('_', ' ')}, {args.candidates} candidates" if args.planning else "no planning"
+    with bar(name) as tell:
+        result, records = evaluate(envs, timed, seeds, task_of=loaded.robot.task_of, on_progress=tell)
+    how = {"method": args.method, "candidates": args.candidates} if args.planning else {"method": "none"}
+    answer = {**how, "world": world, "policy": args.policy, **result, "seed": args.seed, **timed.numbers()}
+    if args.compare:
+        from imagine.agents.statistics import paired_difference
+
+        alone = Timed(proposer)
+        with bar("no planning") as tell:
+            answer["alone"], before = evaluate(envs, alone, seeds, task_of=loaded.robot.task_of, on_progress=tell)
+        gain = paired_difference([r.success for r in records], [r.success for r in before])
+        answer["gain"] = {"value": gain.value, "ci_low": gain.low, "ci_high": gain.high}
+        answer["ms_alone"] = alone.numbers()["ms_per_decision"]
+    folder.save_metrics(answer)
+    return answer
+
+
+def _planner(args: Args, loaded: Loaded) -> tuple[Any, Any]:
+    """Who proposes, and who chooses among what is proposed."""
     from imagine.agents.planner import DreamScorer, Planner, PlannerConfig
-    from imagine.agents.statistics import paired_difference
-    from imagine.configs import build
-    from imagine.model.model import WorldActionModel
+    from imagine.configs.build import dream_config, dreamer
+    from imagine.configs.judges import load_judge
+    from imagine.configs.policies import load_policy
     from imagine.policy.policy import JointPolicy
 
     cfg = PlannerConfig(
         method=args.method, space=args.space, candidates=args.candidates, iterations=args.iterations,
         pessimism=args.pessimism, budget_ms=args.budget_ms, rungs=(args.steps, 2 * args.steps, 4 * args.steps),
     )  # fmt: skip
-    model = WorldActionModel.from_pretrained(args.model)
-    proposer: Any = build.policy(args.policy, model, args.model)
+    proposer = load_policy(args.policy, loaded.model, loaded.folder)
     if not isinstance(proposer, JointPolicy):
         raise ImagineError(
-            f"policy {args.policy!r} cannot propose several chunks, expected base, novice, improved or a folder."
+            f"policy {args.policy!r} cannot propose several chunks, expected base, an adapter or a folder."
         )
     greedy = JointPolicy(proposer.model, steps=proposer.steps, temperature=0.0)
     scorer = DreamScorer(
-        build.dreamer(model, args.model), build.judge(args.scorer, args.model), depth=args.depth, follow=greedy,
-        draws=args.draws, cfg=build.dream_config(args.model).model_copy(update={"steps": args.steps}),
+        dreamer(loaded.model, loaded.folder), load_judge(args.scorer or args.judge, loaded.folder), depth=args.depth,
+        follow=greedy, draws=args.draws, cfg=dream_config(loaded.folder).model_copy(update={"steps": args.steps}),
     )  # fmt: skip
-    lanes = build.lanes(
-        args.world, model, args.model, min(args.lanes, len(seeds)), judged_by=args.judge, horizon=args.horizon,
-        blocks=args.blocks,
-    )  # fmt: skip
-    folder = RunFolder.of("plan", args)
-    drawn = _Pictures(scorer.model, folder / "decisions", seeds[: args.pictures])
-    planner = Timed(Planner(proposer, scorer, cfg) if args.planning else proposer, drawn)
-    name = f"{args.method.replace('_', ' ')}, {args.candidates} candidates" if args.planning else "no planning"
-    with bar(name) as tell:
-        result, records = evaluate(lanes, planner, seeds, task_of=build.task_of, on_progress=tell)
-    how = {"method": args.method, "candidates": args.candidates} if args.planning else {"method": "none"}
-    answer = {**how, "world": args.world, "policy": args.policy, **result, "seed": args.seed, **planner.numbers()}
-    if args.compare:
-        alone = Timed(proposer)
-        with bar("no planning") as tell:
-            answer["alone"], before = evaluate(lanes, alone, seeds, task_of=build.task_of, on_progress=tell)
-        gain = paired_difference([r.success for r in records], [r.success for r in before])
-        answer["gain"] = {"value": gain.value, "ci_low": gain.low, "ci_high": gain.high}
-        answer["ms_alone"] = alone.numbers()["ms_per_decision"]
-    folder.save_metrics(answer)
-    return answer
+    return proposer, Planner(proposer, scorer, cfg)
 
 
 OnPlan = Callable[[Any, dict[str, np.ndarray], Sequence[int]], None]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imagine.configs.commands.common import Common, Words
+from imagine.configs.defaults import MODEL
 from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
 
@@ -24,7 +25,7 @@ class Args(Common):
     """
 
     dataset: Words = ("datasets/clumsy",)
-    model: str = "g1-table-tiny"
+    model: str = MODEL
     steps: int = 1000
     lr: float = 1.5e-3
     rank: int = 12

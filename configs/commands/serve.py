@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imagine.configs.commands.common import Common, console
+from imagine.configs.defaults import MODEL
 from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError, Policy, RewardModel, pack_instruction, unpack_instruction
 
@@ -25,18 +26,17 @@ class Args(Common):
     """Serve a policy over openpi's websocket protocol until interrupted.
 
     Attributes:
-        policy: base, novice, improved, random, or the folder of an adapter or model.
+        policy: base, random, an adapter in the model folder, the folder of an adapter or model, or module:name.
         model: a shipped model's name, a folder, or a hub id; it also dreams what is scored.
-        judge: who scores candidates: own (the best one beside the model's weights), latent, trajectory, a
-            shipped judge's name, a folder or hub id of an image-text-to-text model, http://HOST/v1#MODEL, or none.
+        judge: who scores candidates, as for imagine evaluate; or none.
         host: address to listen on; 0.0.0.0 lets other machines in.
         port: where; 0 takes any that is free.
         steps: denoising steps of the policy.
     """
 
     policy: str = "base"
-    model: str = "g1-table-tiny"
-    judge: str = "own"
+    model: str = MODEL
+    judge: str = ""
     host: str = "127.0.0.1"
     port: int = 8000
     steps: int = 4
@@ -53,14 +53,16 @@ def run(args: Args) -> dict[str, Any]:
     if args.policy == "expert":
         raise ImagineError("the scripted expert reads the true state, which no client sends; serve another policy.")
     from imagine.configs import build
+    from imagine.configs.judges import load_judge
+    from imagine.configs.policies import load_policy
     from imagine.model.model import WorldActionModel
     from imagine.policy.server import PolicyServer, ServerConfig
 
     model = WorldActionModel.from_pretrained(args.model)
-    policy = build.policy(args.policy, model, args.model, steps=args.steps)
+    policy = load_policy(args.policy, model, args.model, steps=args.steps)
     scorer = None
     if args.judge != "none":
-        judge = build.judge(args.judge, args.model, str(model.device))
+        judge = load_judge(args.judge, args.model, str(model.device))
         scorer = DreamJudge(build.dreamer(model, args.model), judge, build.dream_config(args.model), args.seed)
     warm_up(policy, scorer, model)
     cfg = ServerConfig(host=args.host, port=args.port, seed=args.seed)

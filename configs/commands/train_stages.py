@@ -26,6 +26,7 @@ from imagine.train.joint import build_model, train_codec, train_joint
 from imagine.types import ImagineError
 from imagine.world.dream import DreamConfig
 from imagine.world.fidelity import inverse_errors
+from imagine.world.starts import MOST_SAVED, EpisodeStarts, save_starts
 
 READ_RECORDINGS = {"codec", "model", "judge", "vlm"}
 """Stages that need the dataset; the others dream."""
@@ -130,6 +131,8 @@ class Training:
         fit, where = self.recipe.model_fit, self.folder / "model_fit"
         model = train_joint(self.windows, model, self.recipe.joint, fit, where, out=self.out)
         self.metrics["model"] = _read(where / "metrics.json")
+        held_out = [start for d in self.datasets for start in EpisodeStarts(d, self.body).held_out()]
+        save_starts(held_out[:: -(-len(held_out) // MOST_SAVED)], self.out)
         if self.robot:
             remember(self.robot, self.out)
         if not (self.out / "dream.json").is_file():

@@ -1,50 +1,115 @@
-"""Options and helpers shared by the commands that run policies in worlds."""
+"""Options and helpers shared by the commands that have a robot, and by those that run its episodes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import tyro
 
 from imagine.configs.commands.common import Common, console
+from imagine.configs.defaults import MODEL
 from imagine.types import ImagineError
+
+if TYPE_CHECKING:
+    from imagine.configs.build import Loaded
+
+Pairs = tyro.conf.UseAppendAction[tuple[str, ...]]
+"""``NAME=VALUE``, any number of times."""
+
+
+def options_of(pairs: Sequence[str]) -> dict[str, str]:
+    """Options by name.
+
+    Raises:
+        ImagineError: one is not NAME=VALUE.
+    """
+    out = {}
+    for text in pairs:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ImagineError(f"--option is {text!r}, expected NAME=VALUE.")
+        out[name] = value
+    return out
 
 
 @dataclass(frozen=True, kw_only=True)
-class Episodes(Common):
-    """Options of commands that run episodes.
+class OfRobot(Common):
+    """Options of commands that have a model and its robot.
 
     Attributes:
         model: a shipped model's name, a folder, or a hub id.
-        episodes: how many; episode i starts from seed SEED + i, the same start in every world.
-        judge: who scores a dream: a shipped judge's name, own (the best one beside the model's weights), latent,
-            trajectory, a folder or hub id of an image-text-to-text model, or http://HOST/v1#MODEL.
-        lanes: episodes run side by side.
-        seed: first start seed; nothing shipped was trained on seeds from 900000 on.
-        blocks: on the table. The shipped model has seen two; more are clutter it never learnt about.
+        robot: whose episodes: a plug-in's name, module:object, or a YAML file; by default the one that the model folder
+            remembers.
+        option: what the robot's episodes are varied by, as blocks=3 or families=pick_up,push_left; any number of times.
     """
 
-    model: str = "g1-table-tiny"
-    judge: str = "judge-tiny"
+    model: str = MODEL
+    robot: str = ""
+    option: Pairs = ()
+
+    def options(self) -> dict[str, str]:
+        """The robot's options by name; see :func:`options_of`."""
+        return options_of(self.option)
+
+    def load(self) -> Loaded:
+        """The model with its robot.
+
+        Raises:
+            ImagineError: there is no such model, robot or option.
+        """
+        from imagine.configs import build
+
+        return build.load(self.model, self.robot, self.options())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodes(OfRobot):
+    """Options of commands that run episodes.
+
+    Attributes:
+        episodes: how many; episode i starts from seed SEED + i, the same start in every world.
+        judge: who scores a dream: a shipped judge's name; latent or trajectory, beside the model's weights; a folder or
+            hub id of an image-text-to-text model; http://HOST/v1#MODEL; or module:name. By default the shipped judge
+            where it knows the robot, else the one beside the weights.
+        starts: where dreams begin: sim, saved (in the model folder), or the folder of a LeRobot dataset; by default sim
+            if the robot has a simulator, else saved.
+        lanes: episodes run side by side.
+        seed: first start seed; nothing shipped was trained on seeds from 900000 on.
+    """
+
+    judge: str = ""
+    starts: str = ""
     episodes: int = 100
     lanes: int = 16
     seed: int = 900_000
-    blocks: int = 2
 
     def seeds(self) -> list[int]:
         """The start seeds.
 
         Raises:
-            ImagineError: no episodes, no lanes, a negative seed, or a table that cannot be laid.
+            ImagineError: no episodes, nothing side by side, or a negative seed.
         """
-        from imagine.policy.robots.g1_table.scene import COLOURS
-
-        if not 1 <= self.blocks <= len(COLOURS):
-            raise ImagineError(f"--blocks is {self.blocks}, expected 1 to {len(COLOURS)}, one of each colour at most.")
         for name, least in (("episodes", 1), ("lanes", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ImagineError(f"--{name} is {getattr(self, name)}, expected at least {least}.")
         return list(range(self.seed, self.seed + self.episodes))
+
+
+def world_of(name: str, known: tuple[str, ...] = ("sim", "imagined")) -> str:
+    """The world of a name; ``real``, which means recordings and robots now, is taken for the simulator once more.
+
+    Raises:
+        ImagineError: there is no such world.
+    """
+    if name == "real":
+        console.print("[yellow]--world real is called sim now; the old name goes with the next version.[/yellow]")
+        return "sim"
+    if name not in known:
+        raise ImagineError(f"--world is {name!r}, expected {', '.join(known[:-1])} or {known[-1]}.")
+    return name
 
 
 @contextmanager

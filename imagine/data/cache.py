@@ -155,12 +155,15 @@ def _read_arrays(
         for name, value in one.items():
             parts.setdefault(name, []).append(value)
     arrays = {name: np.concatenate(values) for name, values in parts.items()}
-    arrays["episode_held_out"] = _held_out([dataset[i].seed for i in range(len(dataset))])
+    arrays["episode_held_out"] = held_out_episodes([dataset[i].seed for i in range(len(dataset))])
     return arrays, list(ids)
 
 
-def _held_out(seeds: Sequence[int | None]) -> np.ndarray:
-    """(E,) bool. By seed where there are seeds, so that a dataset that grows keeps its split."""
+def held_out_episodes(seeds: Sequence[int | None]) -> np.ndarray:
+    """Which episodes training holds out, (E,) bool.
+
+    By seed where there are seeds, so that a dataset that grows keeps its split.
+    """
     last = len(seeds) - max(1, len(seeds) // HELD_OUT_EVERY) if len(seeds) > 1 else len(seeds)
     held = np.array([i >= last if s is None else s % HELD_OUT_EVERY == 0 for i, s in enumerate(seeds)])
     return np.arange(len(seeds)) >= last if held.all() else held  # something must be left to learn from

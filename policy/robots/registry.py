@@ -69,7 +69,10 @@ def _by_name(text: str, working_directory: str) -> RobotPlugin:
         names = ", ".join(sorted(installed)) or "none"
         hint = f", did you mean {close[0]!r}?" if close else f"; installed are {names}."
         raise ImagineError(f"there is no robot {text!r}; give package.module:object, a YAML file, or a name{hint}")
-    return _robot(installed[text].load(), text)
+    try:
+        return _robot(installed[text].load(), text)
+    except ImportError as error:
+        raise ImagineError(f"robot {text!r} cannot be loaded ({error}); install what it needs.") from None
 
 
 def _robot(found: Any, text: str) -> RobotPlugin:

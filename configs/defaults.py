@@ -1,0 +1,8 @@
+"""What commands and environments take where nothing is named; light, so that ``--help`` is."""
+
+MODEL = "g1-table-tiny"
+"""The shipped model."""
+JUDGE = "judge-tiny"
+"""The shipped judge."""
+HORIZON = 8
+"""Chunks per episode."""
