@@ -106,7 +106,9 @@ def dream(
     if guarded:
         error = cfg.hallucination_limit if cfg.inverse_steps else None
         limits = loaded.robot.limits(model.body)
-        scorer = GuardedJudge(scorer, GuardConfig(inverse_error=error, blur=MOST_BLUR, noise=MOST_NOISE, limits=limits))
+        seen = model.body.visible_motion
+        guards = GuardConfig(inverse_error=error, blur=MOST_BLUR, noise=MOST_NOISE, moved=seen, limits=limits)
+        scorer = GuardedJudge(scorer, guards)
     if watched_by is not None:
         scorer = ShadowJudge(scorer, load_judge(watched_by, loaded.folder, device))
     potential = None if shaping is None else lambda n: Potential(n, shaping)

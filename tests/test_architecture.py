@@ -126,12 +126,11 @@ def test_files_fit_in_a_few_screens(path: Path) -> None:
 
 
 KNOW_THE_TABLE = (
-    "policy/robots/g1_table/",
-    "policy/robots/registry.py",
-    "imagine/registration.py",
-    "configs/defaults.py",
+    "policy/robots/g1_table/",  # its own folder
+    "policy/robots/registry.py",  # the default robot
+    "configs/defaults.py",  # the default model
+    "imagine/registration.py",  # the environments' short names
 )
-"""Its own folder, the default robot, the environments' short names, and the default model."""
 
 
 def test_no_file_but_its_own_names_the_robot_that_is_shipped() -> None:
