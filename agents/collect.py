@@ -11,18 +11,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from imagine.data.processes import SPAWN, process_pool
 from imagine.data.writer import DatasetWriter, EpisodeData
 from imagine.files import leftovers
+from imagine.progress import Progress
 from imagine.types import DatasetError, ImagineError
 
 RESERVED_SEED = 900_000
@@ -101,7 +99,15 @@ def collect(
     missing = {i: seeds for i, seeds in shards.items() if not writer.is_complete(i, seeds)}
     todo = sum(len(seeds) for seeds in missing.values())
     began = time.monotonic()
-    with _bar(progress, episodes, episodes - todo) as advance:
+    done = episodes - todo
+    with Progress("collecting", episodes, done, silent=progress is not None) as bar:
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            (progress or bar)(done, episodes)
+
+        advance(0)
         _run(writer, episode_fn_path, missing, dict(options or {}), workers, advance)
     info = writer.finalize()
     return info | {"collected": todo, "seconds": time.monotonic() - began}
@@ -207,21 +213,3 @@ def _drain(done: Any, advance: Callable[[int], None]) -> None:
             break
     if n:
         advance(n)
-
-
-@contextmanager
-def _bar(progress: Callable[[int, int], None] | None, total: int, start: int) -> Iterator[Callable[[int], None]]:
-    if progress is not None:
-        count = [start]
-
-        def advance(n: int) -> None:
-            count[0] += n
-            progress(count[0], total)
-
-        progress(start, total)
-        yield advance
-        return
-    columns = (TextColumn("collecting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("collecting", total=total, completed=start)
-        yield lambda n: bar.advance(task, n)

@@ -29,9 +29,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from dream_cost import DreamCost, SolverPolicy
 from torch import Tensor
 
-from imagine.agents.costable import DreamCost, SolverPolicy
 from imagine.agents.dream_scorer import DreamScorer
 from imagine.agents.scorer import PlanningState
 from imagine.model.model import WorldActionModel, resolve

@@ -17,12 +17,12 @@ from imagine.agents.labelled_rollouts import KINDS
 from imagine.agents.monitor import shuffled_chunks
 from imagine.configs import heldout
 from imagine.configs.build import MOST_BLUR, MOST_NOISE, dream_config
-from imagine.configs.commands.worlds import bar
 from imagine.configs.labelling import dreaming, rollout_maker
 from imagine.data.windows import Windows
 from imagine.labels import LabelledRollouts, RolloutPairs
 from imagine.model.model import WorldActionModel, resolve
 from imagine.policy.robots.registry import robot_of
+from imagine.progress import Progress
 from imagine.rewards.calibrate import Calibration
 from imagine.rewards.latent import LatentJudge
 from imagine.rewards.measure import FITS, Rater, Study, controls_report, cross_folds, margins, pattern_of
@@ -49,9 +49,9 @@ class Calibrating:
         """Metrics, ``judge.json``, and reliability curves."""
         windows = self._windows()
         studies = {"real": self._real(windows)}
-        with bar("imagined rollouts") as on_progress:
+        with Progress("imagined rollouts") as on_progress:
             dreams = self._dreams(windows, on_progress)
-        with bar("judging") as on_progress:
+        with Progress("judging") as on_progress:
             limit = dream_config(self.args.model).hallucination_limit
             rater = Rater(self.judge, MOST_BLUR, MOST_NOISE, limit, on_progress)
             studies["imagined"] = self._imagined(dreams, rater)
@@ -95,7 +95,7 @@ class Calibrating:
 
     def _real(self, windows: Windows) -> Study:
         asked = ask_episodes(windows, self.robot, self.args.seed)
-        with bar("judging") as on_progress:
+        with Progress("judging") as on_progress:
             margin, valid = margins(self.judge, asked.clips, asked.instruction, on_progress)
         folds = self._folds(asked.cluster, windows.seeds(asked.cluster))
         patterns = self._patterns(asked.instruction)

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     SCORER = 6
     FLAW = 7
     START = 8
+    TRAIN = 9
 
 
 def derive(*path: int) -> int:

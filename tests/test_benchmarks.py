@@ -15,7 +15,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from imagine.model.fp8 import Fp8Linear, fp8_error, fp8_linears
 from imagine.questions import DYNAMICS, JOINT, POLICY
 from imagine.types import ImagineError, NoiseLevels
 
@@ -23,6 +22,7 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import gpu
 from speed import ours, report
+from speed.fp8 import Fp8Linear, fp8_error, fp8_linears
 from speed.reference import Reference
 from speed.shapes import GIANTS, one_pass, plan, reference_chunk
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,14 @@ from imagine.types import (
     UntrainedQuestion,
 )
 from imagine.wan.encoders import ImageEncoder, PromptEncoder, WanCodec
-from imagine.wan.guidance import REUSED, Guided, unipc
+from imagine.wan.guidance import Guided
 from imagine.wan.load import adopt, describe, load_pretrained, read_statistics, remembered
 from imagine.world.dream import Dream, DreamConfig
 from imagine.world.starts import Start
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+from speed.unipc import REUSED, unipc
 
 pytestmark = pytest.mark.slow  # importing diffusers and transformers takes seconds
 

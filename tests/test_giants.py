@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from imagine.types import CheckpointMismatch, ImagineError, ShapeError, UnknownWord
+from imagine.types import CheckpointMismatch, ShapeError, UnknownWord
 from imagine.wan.encoders import (
     ImageEncoder,
     PromptEncoder,
     WanCodec,
-    fit_preview,
     load_codec,
     load_image_encoder,
     load_prompts,
@@ -210,31 +209,6 @@ def test_wans_decoders_look_39_latents_back() -> None:
     assert WanCodec(make_vae()).receptive == 39
 
 
-def test_the_preview_is_the_best_affine_map(codec: WanCodec, version: str) -> None:
-    clips = video(9, version, n=6) // torch.tensor([1, 2, 4]).to(torch.uint8)
-    codec.preview_map.zero_()
-    latents = codec.encode(clips)
-    with pytest.raises(ImagineError, match="fit_preview"):
-        codec.preview(latents)
-    error = fit_preview(codec, clips)
-    x = F.pad(latents.movedim(2, -1).reshape(-1, 4), (0, 1), value=1.0).double()
-    small = F.avg_pool2d(pixels(clips)[:, :, ::4].transpose(1, 2).flatten(0, 1), codec.factor)
-    y = small.permute(0, 2, 3, 1).reshape(-1, 3).double()
-    best = torch.linalg.lstsq(x, y).solution
-    torch.testing.assert_close(codec.preview_map.double(), best, rtol=1e-3, atol=1e-4)
-    assert error == pytest.approx(127.5 * (x @ best - y).square().mean().sqrt().item(), rel=1e-3)
-    shown = codec.preview(latents)
-    assert shown.shape == (6, 3, 2, 2, 3) and shown.dtype == torch.uint8
-    wanted = ((x @ best).clamp(-1, 1) + 1).reshape(shown.shape) * 127.5
-    assert (shown - wanted).abs().max() <= 0.51
-
-
-def test_a_preview_fitted_on_one_colour_shows_it(codec: WanCodec, version: str) -> None:
-    grey = torch.full_like(video(5, version, n=2), 200)
-    assert fit_preview(codec, iter(grey)) < 1
-    assert (codec.preview(codec.encode(grey[:1])).int() - 200).abs().max() <= 1
-
-
 def test_a_codec_refuses_what_does_not_fit(codec: WanCodec, version: str) -> None:
     good, latents = video(5, version), torch.zeros(1, 2, 4, 2, 2)
     for bad in (good[:, :4], good[:, :0], good.float(), good[0], good[:, :, :-4], good[..., :2]):
@@ -248,8 +222,6 @@ def test_a_codec_refuses_what_does_not_fit(codec: WanCodec, version: str) -> Non
             codec.decode_after(previous, latents, memory)
     with pytest.raises(ShapeError):
         codec.condition(good[:, 0], 0)
-    with pytest.raises(ShapeError):
-        fit_preview(codec, [])
 
 
 def test_a_codec_must_halve_time_twice_and_know_its_statistics() -> None:

@@ -67,7 +67,8 @@ def test_commands_tell_what_to_install(words: list[str], library: str, name: str
     code = f"import sys; sys.modules[{library!r}] = None\nfrom imagine.configs.cli import main\nsys.exit(main({words}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1] == f'imagine: {library} is not installed; `pip install "imagine-wam[{name}]"` brings it.'
+    wanted = f'imagine: {library} is not installed; `pip install "imagine-wam[{name}]"` brings it.'
+    assert done.stderr.splitlines()[-1] == wanted
 
 
 def test_policy_and_dream_need_no_extra() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,6 @@ import torch
 from test_agents import FarRight, observation
 from torch import Tensor
 
-from imagine.agents.costable import WORST, DreamCost, SolverPolicy
 from imagine.agents.planner import BestOfN, DreamScorer, Plain, Plan, Planner, PlannerConfig, PlanningState, Scores
 from imagine.agents.scorer import read
 from imagine.agents.search import cosines, fit, mix, unmix
@@ -20,6 +21,10 @@ from imagine.model.batching import in_tiles
 from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
 from imagine.types import Clip, Context, ImagineError, Policy, Score, ShapeError
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+from dream_cost import WORST, DreamCost, SolverPolicy
 
 METHODS = [
     {"method": "best_of_n"},

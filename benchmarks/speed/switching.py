@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from imagine.model.dit import JointDiT
-from imagine.model.fp8 import Fp8Linear, fp8_linears
 from imagine.model.kv_cache import BlockKV
 from imagine.questions import DYNAMICS, JOINT
 from imagine.types import Chunk
 
 from .clock import Work
+from .fp8 import Fp8Linear, fp8_linears
 from .ours import Session, per_token, uncompiled
 from .shapes import dream_chunk, one_pass
 

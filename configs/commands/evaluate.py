@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from imagine.configs.commands.common import Words
-from imagine.configs.commands.worlds import Episodes, bar, world_of
+from imagine.configs.commands.worlds import Episodes, world_of
 from imagine.configs.runfolder import RunFolder
+from imagine.progress import Progress
 from imagine.types import ImagineError
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _carried_out(
         if name != EXPERT:
             here.policy(name)
     wanted = parts(policies, worlds, seeds, PART)
-    with bar("episodes") as tell:
+    with Progress("episodes") as tell:
         table = carry_out(
             wanted, partial(worker, setup) if args.ray else lambda: here, folder.path, ray=args.ray or None,
             workers=args.workers, stamp=stamp(setup, acting), on_progress=tell,

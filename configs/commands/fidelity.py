@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from imagine.configs.commands.common import Words, console
-from imagine.configs.commands.worlds import OfRobot, bar
+from imagine.configs.commands.worlds import OfRobot
 from imagine.configs.runfolder import RunFolder
+from imagine.progress import Progress
 from imagine.types import ImagineError
 
 
@@ -81,7 +82,7 @@ def measure(
 
     rows = source.rows("all")
     rows = np.sort(rows[np.random.default_rng(0).permutation(len(rows))[:n]])
-    with bar("one chunk") as tell:
+    with Progress("one chunk") as tell:
         one = one_chunk(dreamer, source, rows, cfg=cfg, on_progress=tell, actor=model)
     chains = source.chains(chunks)
     far = horizon(dreamer, source, chains[:64], cfg)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from imagine.configs.commands.common import Words, console
 from imagine.configs.commands.worlds import OfRobot
 from imagine.configs.runfolder import RunFolder
+from imagine.progress import Progress
 from imagine.types import ImagineError
 
 if TYPE_CHECKING:
@@ -112,10 +113,8 @@ def learn(args: Args, cfg: Any, loaded: Loaded, folder: Path) -> dict[str, Any]:
         monitor = Monitor(other, loaded.distractor, checks)
     start = adapter_of(args.policy, loaded.folder)
     run = Trainer(loaded.model, envs, cfg, folder, monitor=monitor, start=start)
-    from imagine.train.fit import progress
-
-    with progress("improve", cfg.updates, run.update) as tell:
-        adapter = run.run(lambda done, numbers: tell(done, _short(numbers), None))
+    with Progress("improve", cfg.updates, run.update) as on_progress:
+        adapter = run.run(lambda done, numbers: on_progress.report(done, _short(numbers)))
     if weights_hash(dream.model) != frozen:
         raise AssertionError("the weights of the dream moved while the policy learnt")
     if run.alarm:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from imagine.configs.commands.common import console
-from imagine.configs.commands.worlds import bar
 from imagine.configs.report import Report
 from imagine.configs.runfolder import RunFolder
+from imagine.progress import Progress
 
 CURVES = (
     ("imagined success", ("success", "second_judge")),
@@ -55,7 +55,7 @@ def prove(args: Any, loaded: Any, folder: RunFolder) -> Proof:
         envs = parallel_envs(loaded, world, 16 if world == "sim" else args.lanes, judge=args.judge)
         seen = {}
         for name, policy in proof.policies.items():
-            with bar(f"{world}, {name}") as tell:
+            with Progress(f"{world}, {name}") as tell:
                 result, records = evaluate(envs, policy, proof.seeds, task_of=loaded.robot.task_of, on_progress=tell)
             proof.numbers[mark + name] = result
             seen[name] = np.array([r.success for r in records])

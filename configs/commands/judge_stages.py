@@ -12,12 +12,12 @@ import torch
 from imagine.agents.labelled_frames import ImaginedPairs, RecordedPairs, imagine_again
 from imagine.agents.labelled_recordings import recorded_rollouts
 from imagine.agents.labelled_rollouts import RolloutConfig, labelled_rollouts
-from imagine.configs.commands.worlds import bar
 from imagine.configs.labelling import dreaming, rollout_maker
 from imagine.labels import LabelledRollouts, RolloutPairs
 from imagine.model.model import WorldActionModel, resolve
 from imagine.model.text import vocabulary
 from imagine.policy.robots.registry import robot_of
+from imagine.progress import Progress
 from imagine.rewards.latent import JudgeConfig, LatentJudge
 from imagine.types import DatasetError, ImagineError
 
@@ -143,7 +143,7 @@ def _sources(run: Any, model: WorldActionModel, dreamer: str, windows: Any) -> t
         for kept, rows, n in zip(clips, both, (cfg.dreams, max(64, cfg.dreams // 10)), strict=True):
             begin = rng.permutation(rows)[:n]
             begin = np.where(rng.uniform(size=len(begin)) < 0.3, windows.episode_rows(begin)[0], begin)
-            with bar("dreaming for the judge") as on_progress:
+            with Progress("dreaming for the judge") as on_progress:
                 kept.append(ImaginedClips(model, windows, begin, cfg.chunks, on_progress))
     if cfg.rollouts:
         names.append("rollout")
@@ -151,7 +151,7 @@ def _sources(run: Any, model: WorldActionModel, dreamer: str, windows: Any) -> t
             rollout_maker(dreamer, fast=False, frames=True),
             range(cfg.first_seed, cfg.first_seed + cfg.rollouts),
         )
-        with bar("rolling out for the judge") as on_progress:
+        with Progress("rolling out for the judge") as on_progress:
             made = make(seeds, ("base", "clumsy", "clumsy", "misled"), REPLAY_CHUNKS, on_progress=on_progress)
         for kept, rows in zip(clips, (~made.held, made.held), strict=True):
             kept.append(RolloutClips(made.pick(rows), backwards=cfg.backwards))
@@ -161,14 +161,14 @@ def _sources(run: Any, model: WorldActionModel, dreamer: str, windows: Any) -> t
 
 
 def _imagined(model: WorldActionModel, windows: Any, rows: np.ndarray, **how: Any) -> ImaginedPairs:
-    with bar("dreaming for the judge") as on_progress:
+    with Progress("dreaming for the judge") as on_progress:
         return ImaginedPairs(model, windows, imagine_again(model, windows, rows, on_progress=on_progress, **how))
 
 
 def _labelled(run: Any, dreamer: str, cfg: RolloutConfig, where: Path) -> LabelledRollouts:
     """Rollouts on the robot's simulator, or its recordings dreamt again where it has none."""
     model = WorldActionModel.from_pretrained(dreamer)
-    with bar("dreaming for the judge") as on_progress:
+    with Progress("dreaming for the judge") as on_progress:
         if robot_of(resolve(dreamer), model.body).has_env:
             return labelled_rollouts(partial(rollout_maker, dreamer), cfg, where, on_progress)
         dream = partial(dreaming, model, dreamer, fast=True)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from imagine.configs.commands.worlds import OfRobot, bar
+from imagine.configs.commands.worlds import OfRobot
 from imagine.configs.runfolder import RunFolder
+from imagine.progress import Progress
 from imagine.types import ImagineError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def run(args: Args) -> dict[str, Any]:
 
     _check(args)
     folder, begin = RunFolder.of("learn", args), time.time()
-    with bar(args.library) as tell:
+    with Progress(args.library) as tell:
         learnt, agent = (_rllib if args.library == "rllib-ppo" else _sb3)(args, folder.path, tell)
     took = time.time() - begin
     test = environment(args, args.lanes, "Disabled", None)
@@ -93,7 +94,7 @@ def run(args: Args) -> dict[str, Any]:
     answer = {"with": args.library, **learnt}
     answer |= {k: improvement(b, a) for k, b, a in zip(("return", "success"), unsteered, steered, strict=True)}
     if args.real_episodes:
-        with bar("simulator") as tell:
+        with Progress("simulator") as tell:
             answer["real"] = _real(args, test.world.steering, agent(), tell)
     answer |= {"seed": args.seed, "seconds": round(took, 1)}
     folder.save_metrics(answer)

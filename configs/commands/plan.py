@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from imagine.configs.commands.worlds import Episodes, bar, world_of
+from imagine.configs.commands.worlds import Episodes, world_of
 from imagine.configs.runfolder import RunFolder
+from imagine.progress import Progress
 from imagine.types import ImagineError, unpack_instruction
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def run(args: Args) -> dict[str, Any]:
     drawn = _Pictures(planner.score.model, folder / "decisions", seeds[: args.pictures])
     timed = Timed(planner if args.planning else proposer, drawn)
     name = f"{args.method.replace('_', ' ')}, {args.candidates} candidates" if args.planning else "no planning"
-    with bar(name) as tell:
+    with Progress(name) as tell:
         result, records = evaluate(envs, timed, seeds, task_of=loaded.robot.task_of, on_progress=tell)
     how = {"method": args.method, "candidates": args.candidates} if args.planning else {"method": "none"}
     answer = {**how, "world": world, "policy": args.policy, **result, "seed": args.seed, **timed.numbers()}
@@ -93,7 +94,7 @@ def run(args: Args) -> dict[str, Any]:
         from imagine.agents.statistics import paired_difference
 
         alone = Timed(proposer)
-        with bar("no planning") as tell:
+        with Progress("no planning") as tell:
             answer["alone"], before = evaluate(envs, alone, seeds, task_of=loaded.robot.task_of, on_progress=tell)
         gain = paired_difference([r.success for r in records], [r.success for r in before])
         answer["gain"] = {"value": gain.value, "ci_low": gain.low, "ci_high": gain.high}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from imagine.configs.commands.worlds import Episodes, bar, world_of
+from imagine.configs.commands.worlds import Episodes, world_of
 from imagine.configs.runfolder import RunFolder
 from imagine.files import atomic_write
+from imagine.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def run(args: Args) -> dict[str, Any]:
     n = min(args.lanes, len(seeds))
     envs = parallel_envs(loaded, world, n, judge=args.judge, starts=args.starts or None)
     folder = RunFolder.of("rollout", args)
-    with bar("rollout") as tell:
+    with Progress("rollout") as tell:
         records = rollout(envs, policy, seeds, instruction=instruction, frames=True, on_progress=tell)
     fps = model.body.control_hz / model.body.frame_stride
     episodes = []

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -110,15 +109,3 @@ def world_of(name: str, known: tuple[str, ...] = ("sim", "imagined")) -> str:
     if name not in known:
         raise ImagineError(f"--world is {name!r}, expected {', '.join(known[:-1])} or {known[-1]}.")
     return name
-
-
-@contextmanager
-def bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with ETA on stderr, told (done, total)."""
-    from rich.progress import Progress
-
-    from imagine.train.fit import columns
-
-    with Progress(*columns(), console=console) as progress:
-        task = progress.add_task(name, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -13,10 +13,15 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from imagine.extras import extra
 from imagine.files import recover_folder, replace_folder, write_json
+from imagine.progress import Progress
+from imagine.seeds import Stream, derive
 from imagine.types import ImagineError
+
+Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
 
 
 class FitConfig(BaseModel):
@@ -49,20 +54,7 @@ def rate(step: int, cfg: FitConfig) -> float:
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """A CPU generator for one training step; the same whatever happened before."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63 - 1))
-
-
-class _Step:
-    """The step counter, checkpointed by accelerate beside weights, optimiser and random states."""
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"step": self.value}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.value = int(state["step"])
+    return torch.Generator().manual_seed(derive(seed, step, Stream.TRAIN))
 
 
 def _groups(module: nn.Module, cfg: FitConfig) -> list[dict[str, Any]]:
@@ -71,9 +63,105 @@ def _groups(module: nn.Module, cfg: FitConfig) -> list[dict[str, Any]]:
     return [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
+class _Run:
+    """A module under training: its optimiser, its average, how far it is, and all of it on disk."""
+
+    def __init__(self, module: nn.Module, cfg: FitConfig, folder: Path, name: str) -> None:
+        with extra("train"):
+            from accelerate import Accelerator
+            from accelerate.state import AcceleratorState
+            from torch.utils.tensorboard import SummaryWriter
+
+        from imagine.train.fsdp import Shards
+
+        folder.mkdir(parents=True, exist_ok=True)
+        AcceleratorState._reset_state(reset_partial_state=True)  # one process may train twice, at two precisions
+        self.acc = Accelerator(mixed_precision=cfg.mixed_precision, cpu=not torch.cuda.is_available())
+        module.to(self.acc.device)
+        self.module, self.cfg, self.folder, self.name, self.step = module, cfg, folder, name, 0
+        optimiser = torch.optim.AdamW(_groups(module, cfg), lr=cfg.lr, betas=(0.9, 0.95), fused=True)
+        self.ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)) if cfg.ema else None
+        self.best: nn.Module = module if self.ema is None else self.ema.module
+        self.shards = Shards(module, optimiser) if self.ema is None else None
+        self.optimiser = self.acc.prepare(optimiser)
+        if self.ema is not None:
+            self.acc.register_for_checkpointing(self, self.ema, _Weights(module))
+        self.first = self.acc.is_main_process
+        self._resume(folder / "state")
+        self.log = SummaryWriter(str(folder / "log")) if self.first else None
+        self.begin, self.begin_step, self.seen = time.time(), self.step, dict[str, list[float]]()
+
+    def state_dict(self) -> dict[str, int]:
+        """What accelerate saves of this beside weights, optimiser and random states."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.step = int(state["step"])
+
+    def _resume(self, state: Path) -> None:
+        if self.first:
+            recover_folder(state)
+        self.acc.wait_for_everyone()
+        if state.is_dir() and self.shards is None:
+            self.acc.load_state(str(state))
+        elif state.is_dir() and self.shards is not None:
+            self.step = self.shards.load(state)
+
+    def save(self) -> None:
+        """Write ``state/``."""
+
+        def write(to: Path) -> None:
+            if self.shards is None:
+                self.acc.save_state(str(to))
+            else:
+                self.shards.save(to, self.step)
+
+        save_state(self.acc, self.folder, write)
+
+    def advance(self, loss: Loss) -> None:
+        """One step of the optimiser, and of the average."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate(self.step, self.cfg)
+        with self.acc.autocast():
+            value, numbers = loss(self.step, step_generator(self.cfg.seed, self.step))
+        if not torch.isfinite(value):
+            raise ImagineError(
+                f"{self.name}: loss is {value.item()} at step {self.step}; lower lr (now {self.cfg.lr})."
+            )
+        self.acc.backward(value)
+        self.acc.clip_grad_norm_(self.module.parameters(), self.cfg.clip)  # unscales fp16 gradients first
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        if self.ema is not None:
+            # A short memory at first: an average over 1000 steps would hide the first minutes of learning.
+            share = min(self.cfg.ema, (1 + self.step) / (10 + self.step))
+            self.ema.multi_avg_fn = get_ema_multi_avg_fn(share)
+            self.ema.update_parameters(self.module)
+        self.step += 1
+        for key, number in ({"loss": value.item()} | numbers).items():
+            self.seen.setdefault(key, []).append(number)
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and at the end, happens now."""
+        return self.step % every == 0 or self.step == self.cfg.steps
+
+    def means(self) -> tuple[dict[str, float], float]:
+        """What was logged since the last call, averaged, and samples per second."""
+        means = {k: sum(v) / len(v) for k, v in self.seen.items()}
+        self.seen.clear()
+        return means, (self.step - self.begin_step) * self.cfg.batch / (time.time() - self.begin)
+
+    def write_scalars(self, name: str, numbers: dict[str, float]) -> None:
+        """Into TensorBoard's files."""
+        if self.log is not None:
+            for key, number in numbers.items():
+                self.log.add_scalar(f"{name}/{key}", number, self.step)
+
+
 def fit(
     module: nn.Module,
-    loss: Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]],
+    loss: Loss,
     cfg: FitConfig,
     folder: Path,
     *,
@@ -99,90 +187,28 @@ def fit(
     Raises:
         ImagineError: the loss became NaN.
     """
-    with extra("train"):
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-        from torch.utils.tensorboard import SummaryWriter
-
-    from imagine.train.fsdp import Shards
-
-    folder.mkdir(parents=True, exist_ok=True)
-    AcceleratorState._reset_state(reset_partial_state=True)  # one process may train twice, at two precisions
-    acc = Accelerator(mixed_precision=cfg.mixed_precision, cpu=not torch.cuda.is_available())
-    module.to(acc.device)
-    optimiser = torch.optim.AdamW(_groups(module, cfg), lr=cfg.lr, betas=(0.9, 0.95), fused=True)
-    ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)) if cfg.ema else None
-    best = module if ema is None else ema.module
-    shards = Shards(module, optimiser) if ema is None else None
-    optimiser = acc.prepare(optimiser)
-    at = _Step()
-    if ema is not None:
-        acc.register_for_checkpointing(at, ema, _Weights(module))
-    state, first_process = folder / "state", acc.is_main_process
-    if first_process:
-        recover_folder(state)
-    acc.wait_for_everyone()
-    if state.is_dir():
-        if shards is None:
-            acc.load_state(str(state))
-        else:
-            at.value = shards.load(state)
-
-    def write(to: Path) -> None:
-        if shards is None:
-            acc.save_state(str(to))
-        else:
-            shards.save(to, at.value)
-
-    log = SummaryWriter(str(folder / "log")) if first_process else None
-    with progress(name, cfg.steps, at.value, silent=not first_process) as tell:
-        begin, first, seen = time.time(), at.value, dict[str, list[float]]()
-        while at.value < cfg.steps:
-            for group in optimiser.param_groups:
-                group["lr"] = rate(at.value, cfg)
-            with acc.autocast():
-                value, numbers = loss(at.value, step_generator(cfg.seed, at.value))
-            if not torch.isfinite(value):
-                raise ImagineError(f"{name}: loss is {value.item()} at step {at.value}; lower lr (now {cfg.lr}).")
-            acc.backward(value)
-            acc.clip_grad_norm_(module.parameters(), cfg.clip)  # unscales fp16 gradients first
-            optimiser.step()
-            optimiser.zero_grad()
-            if ema is not None:
-                # A short memory at first: an average over 1000 steps would hide the first minutes of learning.
-                ema.multi_avg_fn = get_ema_multi_avg_fn(min(cfg.ema, (1 + at.value) / (10 + at.value)))
-                ema.update_parameters(module)
-            at.value += 1
-            for key, number in ({"loss": value.item()} | numbers).items():
-                seen.setdefault(key, []).append(number)
-            if at.value % cfg.log_every == 0 or at.value == cfg.steps:
-                means = {k: sum(v) / len(v) for k, v in seen.items()}
-                speed = (at.value - first) * cfg.batch / (time.time() - begin)
-                _write_scalars(log, name, means, at.value)
-                tell(at.value, means, speed)
-                seen.clear()
-            done = at.value == cfg.steps
-            if evaluate is not None and (at.value % cfg.eval_every == 0 or done):
-                numbers = evaluate(best.eval())
-                _write_scalars(log, f"{name}/held-out", numbers, at.value)
-                tell(at.value, numbers, None)
-                numbers = {"step": at.value, **numbers}
-                if first_process:
+    run = _Run(module, cfg, folder, name)
+    with Progress(name, cfg.steps, run.step, silent=not run.first) as on_progress:
+        while run.step < cfg.steps:
+            run.advance(loss)
+            if run.due(cfg.log_every):
+                means, speed = run.means()
+                run.write_scalars(name, means)
+                on_progress.report(run.step, means, speed)
+            if evaluate is not None and run.due(cfg.eval_every):
+                numbers = evaluate(run.best.eval())
+                run.write_scalars(f"{name}/held-out", numbers)
+                on_progress.report(run.step, numbers)
+                numbers = {"step": run.step, **numbers}
+                if run.first:
                     write_json(folder / "metrics.json", numbers)
                 if publish is not None:
-                    publish(best, numbers)
-            if at.value % cfg.save_every == 0 or done:
-                save_state(acc, folder, write)
-    if log is not None:
-        log.close()
-    return best.eval()
-
-
-def _write_scalars(log: Any, name: str, numbers: dict[str, float], step: int) -> None:
-    if log is not None:
-        for key, number in numbers.items():
-            log.add_scalar(f"{name}/{key}", number, step)
+                    publish(run.best, numbers)
+            if run.due(cfg.save_every):
+                run.save()
+    if run.log is not None:
+        run.log.close()
+    return run.best.eval()
 
 
 class _Weights:
@@ -210,36 +236,3 @@ def save_state(acc: Any, folder: Path, write: Callable[[Path], None]) -> None:
     acc.wait_for_everyone()
     if acc.is_main_process:
         replace_folder(new, folder / "state")
-
-
-def columns() -> tuple[Any, ...]:
-    """Columns of every progress bar: what, how far, since when, until when."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    what = TextColumn("{task.description}")
-    return what, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-
-
-class progress:
-    """A progress bar with ETA on stderr; plain lines where stderr is a file."""
-
-    def __init__(self, name: str, total: int, done: int = 0, *, silent: bool = False):
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self.console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 220, quiet=silent)
-        self.bar = Progress(*columns(), console=self.console, disable=not self.console.is_terminal)
-        self.name, self.task = name, self.bar.add_task(name, total=total, completed=done)
-
-    def __enter__(self) -> Callable[[int, dict[str, float], float | None], None]:
-        self.bar.start()
-        return self._tell
-
-    def _tell(self, step: int, numbers: dict[str, float], speed: float | None) -> None:
-        text = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
-        rate = f"  {speed:.0f}/s" if speed is not None else ""
-        self.bar.update(self.task, completed=step)
-        self.console.print(f"{self.name} {step}  {text}{rate}", highlight=False, soft_wrap=True)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()

@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from imagine.extras import extra
 from imagine.types import CheckpointMismatch, ShapeError, UnknownWord
 from imagine.wan import encoder_names
-from imagine.wan.vae import Frozen, WanCodec, fit_preview
+from imagine.wan.vae import Frozen, WanCodec
 
 __all__ = [
     "ImageEncoder",
     "PromptEncoder",
     "WanCodec",
-    "fit_preview",
     "load_codec",
     "load_image_encoder",
     "load_prompts",

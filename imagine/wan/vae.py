@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagine.types import CheckpointMismatch, ImagineError, ShapeError
+from imagine.types import CheckpointMismatch, ShapeError
 
 
 class Frozen(nn.Module):
@@ -40,7 +39,6 @@ class WanCodec(Frozen):
     """
 
     temporal = 4
-    preview_map: Tensor
 
     def __init__(self, vae: nn.Module):
         """Wrap a diffusers ``AutoencoderKLWan``.
@@ -61,7 +59,6 @@ class WanCodec(Frozen):
                 f"{len(cfg.latents_std)} deviations; give latents_mean and latents_std."
             )
         self.model.use_slicing = True  # one film at a time: less memory, and no film depends on what is beside it
-        self.register_buffer("preview_map", torch.zeros(self.channels + 1, 3))
 
     @torch.no_grad()
     def encode(self, canvas: Tensor) -> Tensor:
@@ -142,23 +139,6 @@ class WanCodec(Frozen):
         mask[:, 0] = 1
         return torch.cat([mask, latents], 2)
 
-    def preview(self, latents: Tensor) -> Tensor:
-        """A picture of each latent frame without the decoder, one pixel per cell; costs next to nothing.
-
-        Args:
-            latents: (N, F, C, h, w) normalised.
-
-        Returns:
-            (N, F, h, w, 3) uint8, the newest of the frames that each latent frame stands for.
-
-        Raises:
-            ImagineError: no map was fitted; see :func:`fit_preview`.
-        """
-        if not self.preview_map.any():
-            raise ImagineError("this codec has no preview map yet; call fit_preview(codec, clips) once.")
-        weight = self.preview_map.float()
-        return _bytes(latents.float().movedim(2, -1) @ weight[:-1] + weight[-1])
-
     def _pixels(self, canvas: Tensor) -> Tensor:
         """(N, T, H, W, 3) uint8 to (N, 3, T, H, W) in [-1, 1]."""
         if canvas.dtype != torch.uint8 or canvas.ndim != 5 or canvas.shape[-1] != 3:
@@ -180,36 +160,6 @@ class WanCodec(Frozen):
         cfg = self.model.config
         mean, std = torch.tensor([cfg.latents_mean, cfg.latents_std], device=device)[:, :, None, None]
         return mean, std
-
-
-def fit_preview(codec: WanCodec, clips: Iterable[Tensor]) -> float:
-    """Fit the codec's preview by least squares: red, green and blue as affine functions of a cell's latents.
-
-    Args:
-        codec: its ``preview_map`` is set.
-        clips: each (T, H, W, 3) uint8, T = 1 + 4n; a tensor (N, T, H, W, 3) will do. A few dozen are plenty.
-
-    Returns:
-        Root mean square error over those clips, in grey levels of 255, against frames shrunk to one pixel per cell.
-
-    Raises:
-        ShapeError: no clip, or one that :meth:`WanCodec.encode` refuses.
-    """
-    n = codec.channels + 1
-    gram, cross, square, count = torch.zeros(n, n).double(), torch.zeros(n, 3).double(), 0.0, 0
-    for clip in clips:
-        cells = codec.encode(clip[None])[0].movedim(1, -1).flatten(0, 2).double().cpu()
-        pictures = clip[:: codec.temporal].permute(0, 3, 1, 2).double().cpu() / 127.5 - 1
-        wanted = F.avg_pool2d(pictures, codec.factor).movedim(1, -1).flatten(0, 2)
-        cells = F.pad(cells, (0, 1), value=1.0)
-        gram, cross = gram + cells.T @ cells, cross + cells.T @ wanted
-        square, count = square + wanted.square().sum().item(), count + wanted.numel()
-    if not count:
-        raise ShapeError("got 0 clips to fit a preview on, expected 1 or more.")
-    weight = torch.linalg.pinv(gram, hermitian=True) @ cross  # clips of one colour leave channels undetermined
-    codec.preview_map.copy_(weight)
-    error = square - 2 * (weight * cross).sum().item() + (weight * (gram @ weight)).sum().item()
-    return 127.5 * (max(error, 0.0) / count) ** 0.5
 
 
 def _receptive(blocks: int, doubling: Sequence[bool]) -> int:
