@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from imagine.data.processes import SPAWN, process_pool
-from imagine.data.writer import DatasetWriter, EpisodeData
+from imagine.data.write import DatasetWriter, EpisodeData
 from imagine.files import leftovers
 from imagine.progress import Progress
 from imagine.types import DatasetError, ImagineError

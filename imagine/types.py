@@ -48,7 +48,7 @@ class RewardUnavailable(ImagineError):
     """The judge could not be reached or gave no usable answer."""
 
 
-class _Batched:
+class Batched:
     """Tensor fields share a leading batch axis; adds ``to``, ``index`` and ``repeat``."""
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Any:
@@ -75,7 +75,7 @@ class _Batched:
 
 
 @dataclass(frozen=True)
-class Observation(_Batched):
+class Observation(Batched):
     """What the robot sees and feels, newest frame last.
 
     Attributes:
@@ -88,7 +88,7 @@ class Observation(_Batched):
 
 
 @dataclass(frozen=True)
-class Context(_Batched):
+class Context(Batched):
     """What is given and never denoised.
 
     Attributes:
@@ -116,7 +116,7 @@ class Context(_Batched):
 
 
 @dataclass(frozen=True)
-class Chunk(_Batched):
+class Chunk(Batched):
     """One chunk of future: video (latents and proprioception) and actions; an absent modality is None.
 
     Attributes:
@@ -131,7 +131,7 @@ class Chunk(_Batched):
 
 
 @dataclass(frozen=True)
-class NoiseLevels(_Batched):
+class NoiseLevels(Batched):
     """How noisy each modality of a chunk is: 0 is clean, 1 is pure noise.
 
     Attributes:

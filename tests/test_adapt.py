@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import imagine.model.layers
 import imagine.train.fit
 from imagine.configs import cli
-from imagine.data.writer import DatasetWriter, EpisodeData
+from imagine.data.write import DatasetWriter, EpisodeData
 from imagine.embodiment import Embodiment
 from imagine.model.dit import JointDiT
 from imagine.model.model import ModelConfig, Statistics, WorldActionModel

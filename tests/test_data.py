@@ -14,12 +14,13 @@ import torch
 
 from imagine.agents.collect import collect
 from imagine.data import cache as cache_module
+from imagine.data.batches import WindowSampler
 from imagine.data.read import LeRobotDataset
 from imagine.data.shard import marker_path
 from imagine.data.stats import array_stats, image_stats, merge_stats
 from imagine.data.video import VideoWriter, decode
-from imagine.data.windows import WindowBatch, Windows, WindowSampler, build_cache, statistics
-from imagine.data.writer import DatasetWriter, EpisodeData
+from imagine.data.windows import WindowBatch, Windows, build_cache, statistics
+from imagine.data.write import DatasetWriter, EpisodeData
 from imagine.embodiment import Embodiment
 from imagine.types import DatasetError, ImagineError, ShapeError
 from imagine.world.starts import DatasetStarts

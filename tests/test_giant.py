@@ -14,7 +14,7 @@ from test_giants import Tokenizer, make_clip, make_t5, make_vae
 from test_wan import ZERO, in_original, prefixed, store, weights, zero_config
 
 from imagine.data.windows import Windows
-from imagine.data.writer import DatasetWriter, EpisodeData
+from imagine.data.write import DatasetWriter, EpisodeData
 from imagine.embodiment import Embodiment
 from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy

@@ -82,7 +82,7 @@ import imagine
 from imagine import Observation
 from imagine.policy.policy import JointPolicy
 import imagine.policy.server, imagine.policy.client, imagine.world.dream, imagine.world.env, imagine.agents.planner
-import imagine.agents.evaluate, imagine.agents.agreement, imagine.data.read, imagine.data.writer, imagine.rewards.rules
+import imagine.agents.evaluate, imagine.agents.agreement, imagine.data.read, imagine.data.write, imagine.rewards.rules
 import imagine.configs.report
 model = imagine.WorldActionModel.from_pretrained("g1-table-tiny")
 body = model.body

@@ -14,7 +14,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from imagine.data.windows import Windows, WindowSampler
+from imagine.data.batches import WindowSampler
+from imagine.data.windows import Windows
 from imagine.model.model import WorldActionModel
 from imagine.policy.adapter import Learner
 from imagine.train.fit import FitConfig, fit

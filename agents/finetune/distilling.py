@@ -24,7 +24,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from imagine.agents.finetune.cloning import newest_alone
-from imagine.data.windows import WindowBatch, Windows, WindowSampler
+from imagine.data.batches import WindowSampler
+from imagine.data.windows import WindowBatch, Windows
 from imagine.files import write_json
 from imagine.model.model import WorldActionModel
 from imagine.noise import expand, loss_weight, mix, schedule

@@ -23,13 +23,13 @@ from imagine.policy.policy import JointPolicy
 from imagine.questions import POLICY
 from imagine.sampler import initial_noise, sample
 from imagine.seeds import Stream, derive
-from imagine.types import Chunk, Context, ImagineError, NoiseLevels, _Batched
+from imagine.types import Batched, Chunk, Context, ImagineError, NoiseLevels
 
 Baseline = Literal["group", "batch"]
 
 
 @dataclass(frozen=True)
-class Decisions(_Batched):
+class Decisions(Batched):
     """R moments at which the policy chose a chunk.
 
     Attributes:

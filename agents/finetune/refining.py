@@ -12,7 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from imagine.data.windows import Windows, WindowSampler
+from imagine.data.batches import WindowSampler
+from imagine.data.windows import Windows
 from imagine.files import write_json
 from imagine.model.blocks import compile_blocks
 from imagine.model.model import WorldActionModel

@@ -120,7 +120,7 @@ def train(args: Args, model: WorldActionModel) -> dict[str, Any]:
     from accelerate import PartialState
 
     from imagine.configs.commands.latents import latent_windows
-    from imagine.data.windows import WindowSampler
+    from imagine.data.batches import WindowSampler
     from imagine.train.adapt import AdaptConfig, adapt, draws, settle
     from imagine.types import DatasetError
 

@@ -62,9 +62,9 @@ def build_cache(
     Raises:
         DatasetError: the dataset does not fit the embodiment, or a file of it is bad.
     """
-    final = Path(cache_dir)
+    final, kind = Path(cache_dir), "canvas" if encode is None else "latents"
     has_state, has_action = dataset.check_embodiment(embodiment)
-    identity = _identity(dataset, embodiment, "canvas" if encode is None else f"latents {tag}")
+    identity = _identity(dataset, embodiment, f"{kind} {tag}")
     if is_current(final, identity):
         return final
     with atomic_path(final) as temporary:
@@ -72,10 +72,10 @@ def build_cache(
         arrays, instructions = _read_arrays(dataset, embodiment, has_state, has_action)
         np.savez(temporary / "arrays.npz", **arrays)  # type: ignore[arg-type]
         _write_video(dataset, embodiment, encode, temporary / "video.npy", arrays, (workers, batch), progress)
-        about: dict[str, object] = {"identity": identity, "instructions": instructions, "embodiment": embodiment.name}
-        about |= {"kind": "canvas" if encode is None else "latents", "has_action": has_action, "has_state": has_state}
-        about |= {"has_success": "next.success" in dataset.layout.features}
-        (temporary / "cache.json").write_text(json.dumps(about, indent=1))
+        about = {"identity": identity, "instructions": instructions, "embodiment": embodiment.name, "kind": kind}
+        tells = "next.success" in dataset.layout.features
+        has = {"has_action": has_action, "has_state": has_state, "has_success": tells}
+        (temporary / "cache.json").write_text(json.dumps(about | has, indent=1))
     return final
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from imagine.data.stats import Stats, array_stats, image_stats
 from imagine.data.video import VideoWriter
-from imagine.data.writer import DatasetWriter, EpisodeData
 from imagine.files import atomic_path, temporary_path
 from imagine.types import ShapeError
 
@@ -22,6 +21,62 @@ CHUNK_FILES = 1000
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 _TASKS = b"imagine.tasks"  # in a data file: {task_index: instruction}, so that it can be renumbered any number of times
+
+
+@dataclass(frozen=True)
+class EpisodeData:
+    """One recorded episode of T ticks.
+
+    Attributes:
+        features: ``{key: (T, d) or (T,)}`` numbers or booleans; the keys become dataset features.
+        task: T instructions, one per tick.
+        views: ``{video key: (n, h, w, 3)}`` uint8, distinct frames.
+        view_index: (T,) int, which distinct frame each tick shows.
+        seed: where the episode came from, or None.
+        failure_mode: what was made to go wrong on purpose, "" if nothing.
+    """
+
+    features: Mapping[str, np.ndarray]
+    task: Sequence[str]
+    views: Mapping[str, np.ndarray]
+    view_index: np.ndarray
+    seed: int | None = None
+    failure_mode: str = ""
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    def check(self) -> None:
+        """Raise ShapeError unless there is at least one tick and every array has one finite row per tick."""
+        if not len(self):
+            raise ShapeError(f"the episode of seed {self.seed} has 0 ticks, expected at least 1; check the recorder.")
+        for key, value in {**self.features, "view_index": self.view_index}.items():
+            if value.ndim not in (1, 2) or len(value) != len(self):
+                raise ShapeError(
+                    f"feature {key!r} of seed {self.seed} has shape {value.shape}, expected ({len(self)},) or "
+                    f"({len(self)}, d), one row per tick; check the recorder."
+                )
+            if not np.isfinite(value).all():
+                raise ShapeError(f"feature {key!r} of seed {self.seed} holds NaN or infinity; check the recorder.")
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What all shards of a dataset share; small and picklable, so every process can hold one.
+
+    Attributes:
+        root: the dataset folder.
+        robot_type: goes into ``info.json``.
+        fps: control and video rate, Hz.
+        shard_size: episodes per shard; fixed for the life of a dataset.
+        names: optional ``{feature key: one name per dimension}``.
+    """
+
+    root: Path
+    robot_type: str
+    fps: int
+    shard_size: int = 50
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,8 +145,8 @@ def _column(value: np.ndarray) -> pa.Array:
 class ShardFiles:
     """The open files of one shard, under temporary names until :meth:`commit`."""
 
-    def __init__(self, writer: DatasetWriter, shard: int) -> None:
-        self._writer, self._shard = writer, shard
+    def __init__(self, spec: DatasetSpec, shard: int) -> None:
+        self._spec, self._shard = spec, shard
         self._tasks: dict[str, int] = {}
         self._rows: list[dict[str, Any]] = []
         self._ticks = 0
@@ -103,15 +158,15 @@ class ShardFiles:
     def add(self, episode: EpisodeData) -> None:
         """Append one episode to the data file and every video."""
         episode.check()
-        number = self._shard * self._writer.shard_size + len(self._rows)
-        features = describe(episode, self._writer.names)
+        number = self._shard * self._spec.shard_size + len(self._rows)
+        features = describe(episode, self._spec.names)
         if not self._rows:
             self._features = features
-            for key, path in files_of(self._writer.root, self._shard, list(episode.views)).videos.items():
+            for key, path in files_of(self._spec.root, self._shard, list(episode.views)).videos.items():
                 size = episode.views[key].shape[1:3]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._temporary[key] = temporary_path(path)
-                self._videos[key] = VideoWriter(self._temporary[key], self._writer.fps, size[0], size[1])
+                self._videos[key] = VideoWriter(self._temporary[key], self._spec.fps, size[0], size[1])
         if features != self._features:
             raise ShapeError(
                 f"episode {number} (seed {episode.seed}) has features {features}, expected {self._features} as in the "
@@ -127,7 +182,7 @@ class ShardFiles:
         n = len(episode)
         frame = np.arange(n)
         columns = {key: _column(value) for key, value in episode.features.items()}
-        columns["timestamp"] = pa.array((frame / self._writer.fps).astype(np.float32))
+        columns["timestamp"] = pa.array((frame / self._spec.fps).astype(np.float32))
         columns["frame_index"] = pa.array(frame)
         columns["episode_index"] = pa.array(np.full(n, number))
         columns["index"] = pa.array(frame + self._ticks)  # within the shard; finalize adds what lies before it
@@ -142,8 +197,8 @@ class ShardFiles:
         row |= {f"data/{k}": v for k, v in place.items()}
         for key in episode.views:
             row |= {f"videos/{key}/{k}": v for k, v in place.items()}
-            row[f"videos/{key}/from_timestamp"] = self._ticks / self._writer.fps
-            row[f"videos/{key}/to_timestamp"] = (self._ticks + len(episode)) / self._writer.fps
+            row[f"videos/{key}/from_timestamp"] = self._ticks / self._spec.fps
+            row[f"videos/{key}/to_timestamp"] = (self._ticks + len(episode)) / self._spec.fps
         stats: dict[str, Stats] = {k: array_stats(v) for k, v in episode.features.items()}
         stats |= {k: image_stats(v) for k, v in episode.views.items()}
         return row | {f"stats/{key}/{s}": v.tolist() for key, each in stats.items() for s, v in each.items()}
@@ -152,15 +207,15 @@ class ShardFiles:
         """Close everything, rename it into place, the marker last; returns the number of ticks."""
         if not self._rows:
             raise ShapeError(f"shard {self._shard} was given no episodes; a shard holds at least one.")
-        files = files_of(self._writer.root, self._shard, list(self._videos))
+        files = files_of(self._spec.root, self._shard, list(self._videos))
         write_data(files.data, self._tables, {i: t for t, i in self._tasks.items()})
         for key, path in files.videos.items():
             self._videos[key].close()
             self._temporary[key].replace(path)
-        spec = {"features": self._features, "fps": self._writer.fps, "robot_type": self._writer.robot_type}
-        spec |= {"shard_size": self._writer.shard_size}
+        spec = {"features": self._features, "fps": self._spec.fps, "robot_type": self._spec.robot_type}
+        spec |= {"shard_size": self._spec.shard_size}
         spec |= {"video_bytes": {key: path.stat().st_size for key, path in files.videos.items()}}
-        marker = marker_path(self._writer.root, self._shard)
+        marker = marker_path(self._spec.root, self._shard)
         write_table(marker, [pa.Table.from_pylist(self._rows)], {b"imagine": json.dumps(spec).encode()})
         return self._ticks
 

@@ -118,7 +118,7 @@ def decode_picture(data: bytes, size: tuple[int, int] | None = None) -> np.ndarr
     Raises:
         av.FFmpegError: these bytes are no picture.
     """
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         return _rgb(VideoReformatter(), next(container.decode(video=0)), size)
 
 

@@ -7,7 +7,7 @@ frame, that frame is repeated; after its last, the last is held and masked.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from torch import Tensor
 
 from imagine.data.cache import Encode, build_cache
 from imagine.embodiment import Embodiment
-from imagine.types import DatasetError, ShapeError, _Batched
+from imagine.types import Batched, DatasetError, ShapeError
 
-__all__ = ["Encode", "WindowBatch", "WindowSampler", "Windows", "build_cache", "statistics"]
+__all__ = ["Encode", "WindowBatch", "Windows", "build_cache", "statistics"]
 
 _STATISTICS_ROWS = 50_000
 
 
 @dataclass(frozen=True)
-class WindowBatch(_Batched):
+class WindowBatch(Batched):
     """B windows; the T context frames come first, oldest first, then the F future frames.
 
     Attributes:
@@ -95,31 +95,15 @@ class Windows:
         """
         folders = [Path(c) for c in ([caches] if isinstance(caches, str | Path) else caches)]
         self.embodiment, self.context_frames = embodiment, context_frames
-        loaded = [_load(folder, embodiment) for folder in folders]
-        if context_frames < 1 or len({about["kind"] for about, _, _ in loaded}) != 1:
+        abouts, arrays, videos = zip(*(_load(folder, embodiment) for folder in folders), strict=True)
+        kinds, shapes = [about["kind"] for about in abouts], [video.shape[1:] for video in videos]
+        if context_frames < 1 or len(set(kinds)) != 1 or len(set(shapes)) != 1:
             raise DatasetError(
-                f"caches {[str(f) for f in folders]} hold {[a['kind'] for a, _, _ in loaded]} for {context_frames} "
-                "context frames, expected one kind and at least 1 frame; build them with the same encoder."
+                f"caches {[str(f) for f in folders]} hold {kinds} of shapes {shapes}, {context_frames} context frames, "
+                "expected one kind and shape and at least 1 frame; build them with the same encoder."
             )
-        ids: dict[str, int] = {}
-        for about, arrays, _ in loaded:
-            new = np.array([ids.setdefault(text, len(ids)) for text in about["instructions"]])
-            arrays["tick_task"] = new[arrays["tick_task"]]
-            for flag in ("has_action", "has_state", "has_success"):
-                arrays[flag] = np.full(len(arrays["episode_ticks"]), about[flag])
-        self.kind: str = loaded[0][0]["kind"]
-        self.instructions = tuple(ids)
-        if len({arrays["frame_truth"].shape[1] for _, arrays, _ in loaded}) > 1:  # one dataset without it is enough
-            for _, arrays, _ in loaded:
-                arrays["frame_truth"] = arrays["frame_truth"][:, :0]
-        self._a = {name: np.concatenate([arrays[name] for _, arrays, _ in loaded]) for name in loaded[0][1]}
-        videos = [video for _, _, video in loaded]
-        if len({video.shape[1:] for video in videos}) != 1:
-            raise DatasetError(
-                f"caches {[str(f) for f in folders]} hold frames of shapes {[v.shape[1:] for v in videos]}, expected "
-                "one shape; build them with the same encoder."
-            )
-        self.video = np.concatenate(videos) if in_memory or len(videos) > 1 else videos[0]
+        self.instructions, self._a = _joined(abouts, arrays)
+        self.kind, self.video = kinds[0], np.concatenate(videos) if in_memory or len(videos) > 1 else videos[0]
         self._index()
 
     def _index(self) -> None:
@@ -203,7 +187,7 @@ class Windows:
         return np.asarray(self._a["episode_seed"][self._row_episode[rows]], np.int64)
 
     def instruction_ids(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) int64, index into ``instructions`` of what each row was told."""
+        """(n,) int64, index into ``instructions`` of each row's own."""
         now = self._tick_start[self._row_episode[rows]] + self._row_frame[rows] * self.embodiment.frame_stride
         return np.asarray(self._a["tick_task"][now], np.int64)
 
@@ -247,14 +231,14 @@ class Windows:
         now = self._tick_start[e] + j * stride
         success = a["tick_success"][self._tick_start[e, None] + inside[:, self.context_frames :] * stride]
         reached = self._next_success[now]
-        told = self._frame_start[e] + (self._task_start[now] - self._tick_start[e]) // stride
+        start = self._frame_start[e] + (self._task_start[now] - self._tick_start[e]) // stride
         wait = np.where(reached < self._task_end[now], (reached - now) / self.embodiment.control_hz, np.inf)
         action, action_valid = self.actions(rows)
         reach = now[:, None] + np.arange(self.embodiment.chunk_actions)
         out = {
             "video": self.video[frame],
-            "start_video": self.video[told],
-            "start_proprio": a["frame_proprio"][told],
+            "start_video": self.video[start],
+            "start_proprio": a["frame_proprio"][start],
             "proprio": a["frame_proprio"][frame],
             "action": action,
             "video_valid": (wanted == inside)[:, self.context_frames :],
@@ -297,6 +281,21 @@ def _load(folder: Path, embodiment: Embodiment) -> tuple[dict[str, Any], dict[st
     return about, arrays, video
 
 
+def _joined(
+    abouts: Sequence[dict[str, Any]], caches: Sequence[dict[str, np.ndarray]]
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Every instruction of some caches, and their arrays one after another, tasks renumbered to match."""
+    ids: dict[str, int] = {}
+    same = len({arrays["frame_truth"].shape[1] for arrays in caches}) == 1  # one dataset without it is enough
+    for about, arrays in zip(abouts, caches, strict=True):
+        new = np.array([ids.setdefault(text, len(ids)) for text in about["instructions"]])
+        arrays["tick_task"] = new[arrays["tick_task"]]
+        arrays["frame_truth"] = arrays["frame_truth"][:, : None if same else 0]
+        for flag in ("has_action", "has_state", "has_success"):
+            arrays[flag] = np.full(len(arrays["episode_ticks"]), about[flag])
+    return tuple(ids), {name: np.concatenate([arrays[name] for arrays in caches]) for name in caches[0]}
+
+
 def statistics(windows: Windows) -> dict[str, dict[str, np.ndarray]]:
     """Normalisation statistics of the training split.
 
@@ -319,58 +318,3 @@ def _describe(x: np.ndarray) -> dict[str, np.ndarray]:
     q01, q99 = np.quantile(x, [0.01, 0.99], axis=0)
     out = {"mean": x.mean(0, dtype=np.float64), "std": x.std(0, dtype=np.float64), "q01": q01, "q99": q99}
     return {k: np.asarray(v, np.float32) for k, v in out.items()}
-
-
-class WindowSampler:
-    """Endless batches of window numbers, shuffled anew each epoch; a function of its seed and position alone."""
-
-    def __init__(self, rows: np.ndarray, batch_size: int, seed: int) -> None:
-        if not len(rows) or batch_size < 1:
-            raise ShapeError(f"got {len(rows)} windows and batch size {batch_size}, expected at least 1 of each.")
-        self._rows, self._batch_size, self._seed = np.asarray(rows, np.int64), batch_size, seed
-        self._epoch, self._position = 0, 0
-        self._order = self._shuffle()
-
-    def _shuffle(self) -> np.ndarray:
-        return self._rows[np.random.default_rng([self._seed, self._epoch]).permutation(len(self._rows))]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return self
-
-    def __next__(self) -> np.ndarray:
-        """The next (batch_size,) int64 window numbers; a batch may span two epochs."""
-        parts, missing = [], self._batch_size
-        while missing:
-            part = self._order[self._position : self._position + missing]
-            parts.append(part)
-            missing -= len(part)
-            self._position += len(part)
-            if self._position == len(self._rows):
-                self._epoch, self._position = self._epoch + 1, 0
-                self._order = self._shuffle()
-        return np.concatenate(parts)
-
-    def at(self, step: int) -> np.ndarray:
-        """Batch number ``step`` of the same endless order, whatever was drawn before."""
-        epoch, position = divmod(step * self._batch_size, len(self._rows))
-        if (epoch, position) != (self._epoch, self._position):
-            self.load_state_dict({**self.state_dict(), "epoch": epoch, "position": position})
-        return next(self)
-
-    def state_dict(self) -> dict[str, int]:
-        """Where the sampler is, as plain numbers."""
-        return {"seed": self._seed, "epoch": self._epoch, "position": self._position, "windows": len(self._rows)}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on exactly where ``state`` was taken.
-
-        Raises:
-            ShapeError: it was taken over another number of windows.
-        """
-        if state["windows"] != len(self._rows):
-            raise ShapeError(
-                f"the sampler state counts {state['windows']} windows, expected {len(self._rows)}; "
-                "resume with the dataset that the run was started with."
-            )
-        self._seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
-        self._order = self._shuffle()

@@ -26,7 +26,7 @@ from imagine.train.fit import FitConfig, fit
 from imagine.train.fsdp import checkpoint_blocks, processes, shard, whole_state
 from imagine.train.losses import masked_mse, to_tensors
 from imagine.train.memory_estimate import LORA_TARGETS, Method
-from imagine.types import Chunk, Context, ImagineError, NoiseLevels, ShapeError, _Batched
+from imagine.types import Batched, Chunk, Context, ImagineError, NoiseLevels, ShapeError
 
 
 # ---------------------------------------------------------------------- what is asked
@@ -99,7 +99,7 @@ class AdaptConfig(BaseModel):
 
 # ---------------------------------------------------------------------- the loss
 @dataclass(frozen=True)
-class Latents(_Batched):
+class Latents(Batched):
     """A batch to learn from: T observed latent frames and the chunk of F frames after them.
 
     Attributes:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from imagine.data.batches import WindowSampler
 from imagine.data.check import refuse_out_of_bounds
-from imagine.data.windows import WindowBatch, Windows, WindowSampler, statistics
+from imagine.data.windows import WindowBatch, Windows, statistics
 from imagine.files import write_json
 from imagine.model.blocks import compile_blocks
 from imagine.model.codec import CodecConfig, FrameCodec

@@ -1,19 +1,31 @@
-"""Merges the shards of a dataset: global numbering in the data files, then everything under ``meta/``."""
+"""Writes LeRobotDataset v3.0 folders in shards, so that many processes can write and a killed run can go on.
+
+A shard is a fixed range of episodes with its own data file and one video per camera. It counts once
+``meta/shards/<n>.parquet`` exists, which is renamed into place last. :meth:`DatasetWriter.finalize` merges metadata.
+
+Source: the layout of LeRobotDataset v3.0 (huggingface/lerobot, Apache-2.0); own implementation.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from imagine.data.shard import (
     CHUNK_FILES,
     DATA_PATH,
     VIDEO_PATH,
+    DatasetSpec,
+    EpisodeData,
+    ShardFiles,
     files_of,
+    marker_path,
     read_data,
     read_marker,
     write_data,
@@ -23,39 +35,83 @@ from imagine.data.stats import QUANTILES, Stats, array_stats, merge_stats
 from imagine.files import write_json
 from imagine.types import DatasetError
 
+__all__ = ["DatasetWriter", "EpisodeData"]
+
 _QUANTILE_ROWS_PER_SHARD = 2000
 _DEFAULTS = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64"}
 _DEFAULTS |= {"task_index": "int64"}
 
 
-def finalize(root: Path) -> dict[str, Any]:
-    """Make ``root`` a valid LeRobotDataset v3.0 out of its complete shards; see ``DatasetWriter.finalize``."""
-    spec, shards = _markers(root)
-    tasks: dict[str, int] = {}
-    rows, parts, samples, start = [], [], [], 0
-    for shard, episodes in enumerate(shards):
-        groups = _renumber(files_of(root, shard, []).data, start, tasks)
-        columns = {name: _numbers(pa.concat_tables(groups), name) for name in groups[0].column_names}
-        parts.append({name: array_stats(values) for name, values in columns.items()})
-        step = max(1, len(columns["index"]) // _QUANTILE_ROWS_PER_SHARD)
-        samples.append({name: values[::step] for name, values in columns.items()})
-        for row in episodes:
-            row |= {"dataset_from_index": start, "dataset_to_index": start + row["length"]}
-            row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
-            start += row["length"]
-            rows.append(row)
-    stats = {name: merge_stats([p[name] for p in parts]) for name in parts[0]}
-    for name, each in stats.items():
-        # Averaged quantiles are wrong for features that differ between episodes; these are of a sample of all rows.
-        exact = array_stats(np.concatenate([s[name] for s in samples]))
-        each |= {q: exact[q] for q in QUANTILES}
-    stats |= _image_stats(rows, spec)
-    write_table(root / "meta/episodes/chunk-000/file-000.parquet", [pa.Table.from_pylist(rows)], {})
-    _write_tasks(root / "meta/tasks.parquet", tasks)
-    write_json(root / "meta/stats.json", {k: {s: v.tolist() for s, v in each.items()} for k, each in stats.items()})
-    info = _info(spec, len(rows), start, len(tasks))
-    write_json(root / "meta/info.json", info)  # last: without it the folder is not taken for a dataset
-    return info
+class DatasetWriter(DatasetSpec):
+    """Writes and merges the shards of one dataset folder."""
+
+    def is_complete(self, shard: int, seeds: Sequence[int]) -> bool:
+        """Whether a shard exists in full; False too if it holds only the first of ``seeds`` (it is to be redone).
+
+        Raises:
+            DatasetError: the shard holds other episodes.
+        """
+        path = marker_path(self.root, shard)
+        if not path.is_file():
+            return False
+        try:
+            spec, rows = read_marker(path)
+            found = [row["seed"] for row in rows]
+            files = files_of(self.root, shard, list(spec["video_bytes"]))
+            whole = pq.read_metadata(files.data).num_rows == sum(row["length"] for row in rows)
+            whole &= all(p.stat().st_size == spec["video_bytes"][key] for key, p in files.videos.items())
+        except (pa.ArrowException, OSError, KeyError, ValueError):
+            return False
+        if found != list(seeds)[: len(found)] and list(seeds) != found[: len(seeds)]:
+            raise DatasetError(
+                f"{path} holds the episodes of seeds {found[0]} to {found[-1]}, expected {seeds[0]} to {seeds[-1]}; "
+                "collect into another folder, or with the first_seed and shard_size this one was started with."
+            )
+        return whole and len(found) >= len(seeds)
+
+    def write_shard(self, shard: int, episodes: Iterable[EpisodeData]) -> int:
+        """Write one shard under temporary names, then rename it into place; returns its number of ticks.
+
+        Raises:
+            ShapeError: an episode is malformed or unlike the first of the shard.
+        """
+        marker_path(self.root, shard).unlink(missing_ok=True)
+        files = ShardFiles(self, shard)
+        try:
+            for episode in episodes:
+                files.add(episode)
+            return files.commit()
+        finally:
+            files.clean()
+
+    def finalize(self) -> dict[str, Any]:
+        """Merge all complete shards into a valid dataset; returns what is in ``info.json``. Safe to repeat.
+
+        Raises:
+            DatasetError: there is no shard, one is missing among the others, or two disagree on features.
+        """
+        spec, shards = _markers(self.root)
+        tasks: dict[str, int] = {}
+        rows, parts, samples, start = [], [], [], 0
+        for shard, episodes in enumerate(shards):
+            groups = _renumber(files_of(self.root, shard, []).data, start, tasks)
+            columns = {name: _numbers(pa.concat_tables(groups), name) for name in groups[0].column_names}
+            parts.append({name: array_stats(values) for name, values in columns.items()})
+            step = max(1, len(columns["index"]) // _QUANTILE_ROWS_PER_SHARD)
+            samples.append({name: values[::step] for name, values in columns.items()})
+            for row in episodes:
+                row |= {"dataset_from_index": start, "dataset_to_index": start + row["length"]}
+                row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
+                start += row["length"]
+                rows.append(row)
+        stats = _stats(parts, samples) | _image_stats(rows, spec)
+        write_table(self.root / "meta/episodes/chunk-000/file-000.parquet", [pa.Table.from_pylist(rows)], {})
+        _write_tasks(self.root / "meta/tasks.parquet", tasks)
+        plain = {k: {s: v.tolist() for s, v in each.items()} for k, each in stats.items()}
+        write_json(self.root / "meta/stats.json", plain)
+        info = _info(spec, len(rows), start, len(tasks))
+        write_json(self.root / "meta/info.json", info)  # last: without it the folder is not taken for a dataset
+        return info
 
 
 def _markers(root: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
@@ -107,6 +163,16 @@ def _numbers(table: pa.Table, name: str) -> np.ndarray:
     if pa.types.is_fixed_size_list(column.type):
         return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
     return column.to_numpy(zero_copy_only=False)
+
+
+def _stats(parts: list[dict[str, Stats]], samples: list[dict[str, np.ndarray]]) -> dict[str, Stats]:
+    """Statistics of all shards, from those of each and a sample of its rows."""
+    stats = {name: merge_stats([p[name] for p in parts]) for name in parts[0]}
+    for name, each in stats.items():
+        # Averaged quantiles are wrong for features that differ between episodes; these are of a sample of all rows.
+        exact = array_stats(np.concatenate([s[name] for s in samples]))
+        each |= {q: exact[q] for q in QUANTILES}
+    return stats
 
 
 def _image_stats(rows: list[dict[str, Any]], spec: dict[str, Any]) -> dict[str, Stats]:
