@@ -304,5 +304,5 @@ def test_actions_per_tick_are_not_read_at_another_rate(lab: Path, tmp_path: Path
     how = load_robot(lab / "robot.yaml").recorder()
     assert how is not None
     collect(tmp_path / "data", how.episode, 1, 0, 1, options=dict(how.options), fps=20, progress=lambda *_: None)
-    with pytest.raises(DatasetError, match="another rate"):
+    with pytest.raises(DatasetError, match="no other rate"):
         LeRobotDataset.open(tmp_path / "data").check_embodiment(Embodiment.model_validate(BODY))
