@@ -37,6 +37,7 @@ $(READY):
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV), once per change of pyproject.toml"
 	@$(PIP) -e ".[dev]"
+	@$(PIP) --no-deps "gym-pusht==0.1.8"
 	@rm -f $(VENV)/.ready-* && touch $@
 
 $(READY_BENCH): $(READY)
