@@ -74,7 +74,10 @@ class Calibrating:
         if recorder is None:
             raise ImagineError(f"robot {self.robot.name!r} records no episodes; give some with --dataset.")
         for out, first in zip(data, (self.args.fit_seed, self.args.seed), strict=True):
-            collect(out, recorder.episode, self.args.episodes, first, 2, allow_reserved=True, shard_size=20)
+            collect(
+                out, recorder.episode, self.args.episodes, first, 2, options=recorder.options, names=recorder.names,
+                robot_type=recorder.robot_type, fps=recorder.fps, allow_reserved=True, shard_size=20,
+            )  # fmt: skip
         return heldout.windows(self.model, data, self.folder)
 
     def _folds(self, cluster: np.ndarray, seeds: np.ndarray) -> np.ndarray:

@@ -63,7 +63,9 @@ def test_pusht_goes_through_the_whole_loop(imagine: Imagine, tmp_path: Path) -> 
     both = imagine("evaluate", *model, "--policy", "base", "--world", "both", "--episodes", "2", "--horizon", "2",
                    "--unchecked", "--out", "b")  # fmt: skip
     assert both["policies"][0]["policy"] == "base"
-    planned = imagine("plan", *model, "--candidates", "2", "--compare", "--episodes", "2", "--horizon", "2", "--out", "p")
+    planned = imagine(
+        "plan", *model, "--candidates", "2", "--compare", "--episodes", "2", "--horizon", "2", "--out", "p"
+    )
     assert planned["judged_per_decision"] == 2
     imagine("clone", *model, "--dataset", "data", "--everything", "--steps", "3", "--out", "weak")
     better = imagine("improve", *model, "--policy", "weak/adapter", "--set", "updates=1,groups=2,members=2",
@@ -75,6 +77,9 @@ def test_the_robot_files_of_the_examples_are_whole() -> None:
     for name, tasks in {"metaworld/sawyer": 2, "pusht/pusht": 1}.items():
         robot = load_robot(EXAMPLES / f"{name}.yaml")
         assert isinstance(robot, GymRobot)
-        assert len(robot.options()["tasks"]) == tasks and robot.has_env and robot.recorder().fps > 0
+        assert len(robot.options()["tasks"]) == tasks and robot.has_env
+        assert (
+            robot.recorder().options["afterwards"] == robot.cfg.record["afterwards"]
+        )  # the file says, not the default
     lines = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*/*.py")}
     assert all(count <= 40 for count in lines.values()), lines

@@ -141,7 +141,7 @@ class GymRobot(RobotPlugin):
         body = self.embodiment()
         return Recorder(
             episode="imagine.policy.robots.recording:episode",
-            options={"robot": self.spec, **self.options(), **DEFAULTS},
+            options={"robot": self.spec, **self.options(), **DEFAULTS, **self.cfg.record},
             robot_type=body.robot_type,
             fps=body.control_hz,
             names={},

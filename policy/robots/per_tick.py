@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +15,7 @@ from imagine.limits import Limits
 from imagine.types import ImagineError, ShapeError
 
 Function = str | Callable[..., Any]
+Record = dict[Literal["seconds", "failure_share", "noise", "bursts", "afterwards"], float]
 STATE, ACTION = "observation.state", "action"
 """The features that are recorded, and that an embodiment's slices are slices of."""
 
@@ -64,6 +65,7 @@ class GymConfig(BaseModel):
     views: dict[str, Function] = {}
     success: Function = "is_success"
     ticks: int = Field(default=1, ge=1)
+    record: Record = {}
     limits: Limits | None = None
 
 
