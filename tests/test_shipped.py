@@ -299,10 +299,10 @@ def test_the_gym_reports_every_part_of_the_verdict() -> None:
 
 def test_an_imagined_rate_is_not_told_without_the_judges_error(tmp_path: Path) -> None:
     words = ("evaluate", "--world", "imagined", "--episodes", "2", "--lanes", "2", "--seed", "900000")
-    heads = run(*words, "--out", str(tmp_path / "heads"))["judge"]
-    assert heads["name"] == "trajectory" and 0 <= heads["false_positive"] <= 1, "own is the best beside the weights"
+    heads = run(*words, "--judge", "path", "--out", str(tmp_path / "heads"))["judge"]
+    assert heads["name"] == "trajectory" and 0 <= heads["false_positive"] <= 1, "a former name is understood"
     assert run(*words, "--judge", "latent", "--out", str(tmp_path / "latent"))["judge"]["name"] == "latent"
-    result = run(*words, "--judge", "judge-tiny", "--out", str(tmp_path / "vlm"))
+    result = run(*words, "--out", str(tmp_path / "vlm"))
     assert result["judge"]["name"] == "judge-tiny" and 0 <= result["judge"]["fpr"] <= 1
 
 
@@ -355,3 +355,10 @@ def test_recordings_alone_teach_and_calibrate_judges(tmp_path: Path) -> None:
     got = run(*words, "--out", str(tmp_path / "train"))
     assert set(got["rollouts"]["policies"]) == {"recorded"} and got["rollouts"]["threshold_refused"]
     assert LatentJudge.load(got["model"]).cfg.at == LatentJudge.load(model).cfg.at, "too few episodes to set it"
+
+    small = "codec_fit.steps=2,model_fit.steps=2,model_fit.compile=false,judge_fit.steps=2,judge_fit.batch=4"
+    words = ("train", "--preset", "nano", "--dataset", str(data), "--set", f"{small},judge_dreams=8")
+    judge = run(*words, "--out", str(tmp_path / "whole"))["judge"]
+    assert {"auroc", "imagined_auroc", "false_positive_ci", "threshold_n"} <= judge.keys() and judge["threshold"] == 0.5
+    fit = LatentJudge.load(tmp_path / "whole" / "model").cfg.threshold_fit
+    assert fit is not None and "expected at least 10 of each" in fit.refused

@@ -228,7 +228,8 @@ def caveat(model: str, judge: str, unchecked: bool = False) -> dict[str, Any]:
     if judge in (heads := {"latent": ("judge",), "trajectory": ("trajectory", "path")}):
         found = [read(resolve(model), f"{stem}_metrics.json") for stem in heads[judge]]
         error = next((f for f in found if f), {})
-        names: tuple[str, ...] = ("auroc", "false_positive", "false_negative", "n")
+        wrong = ("false_positive", "false_positive_ci", "false_negative", "false_negative_ci")
+        names: tuple[str, ...] = ("auroc", *wrong, "n", "threshold_n")
     elif judge.startswith(("http://", "https://")):
         error, names = {}, ()
     else:
