@@ -28,7 +28,9 @@ COMMANDS = {
     "zoo": "evaluate --zoo --episodes 200 --seed 980000 --judge trajectory",
     "zoo_8": "evaluate --zoo --episodes 100 --seed 900000 --horizon 8 --judge trajectory",
     "plan": "plan --policy novice --candidates 8 --compare --episodes 200 --seed 900000 --judge trajectory",
-    "plan_base": "plan --policy base --horizon 1 --candidates 8 --compare --episodes 200 --seed 900000 --judge trajectory",
+    "plan_base": (
+        "plan --policy base --horizon 1 --candidates 8 --compare --episodes 200 --seed 900000 --judge trajectory"
+    ),
     "improve": "improve --preset nft --set look_every=100 --seed 1",
     "bench": "bench",
     "calibrate": "calibrate",

@@ -598,7 +598,7 @@ def test_whole_episodes_are_held_out(windows: Windows) -> None:
     held = windows.batch(windows.rows("held_out")).episode.unique()
     assert held.tolist() == [0]  # seed 0 is the only multiple of 20
     assert len(windows.rows("train")) + len(windows.rows("held_out")) == len(windows)
-    assert cache_module._held_out([None] * 40).nonzero()[0].tolist() == [38, 39]
+    assert cache_module.held_out_episodes([None] * 40).nonzero()[0].tolist() == [38, 39]
 
 
 def test_statistics_are_those_of_the_training_windows(windows: Windows) -> None:

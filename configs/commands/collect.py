@@ -60,8 +60,8 @@ def run(args: Args) -> dict[str, Any]:
     folder = RunFolder(out / "run", {"seed": args.seed, "robot": args.robot, **given})
     console.print(f"recording {args.episodes} episodes into {out}")
     info = collect(
-        out, recorder.episode, args.episodes, args.seed, args.workers, options=options, names=recorder.names,
-        robot_type=recorder.robot_type, fps=recorder.fps,
+        out, recorder.episode, episodes=args.episodes, first_seed=args.seed, workers=args.workers, options=options,
+        names=recorder.names, robot_type=recorder.robot_type, fps=recorder.fps,
     )  # fmt: skip
     counts = {"episodes": info["total_episodes"], "frames": info["total_frames"]}
     counts |= {"collected": info["collected"], "seconds": round(info["seconds"], 1)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from imagine.progress import Progress
 from imagine.types import ImagineError
 
 if TYPE_CHECKING:
+    from imagine.agents.evaluate import Part, Worker
     from imagine.configs.build import Loaded
     from imagine.configs.evaluation import Setup
 
@@ -91,9 +93,11 @@ def run(args: Args) -> dict[str, Any]:
         trust = caveat(args.model, args.judge, args.unchecked)
     if trials is not None:
         return _held_against_trials(args, loaded, trials, trust)
-    folder = RunFolder.of("evaluate", args)
-    setup = _setup(args, str(folder / "canvases"))
-    seeds, worlds, table, here = _carried_out(args, folder, setup, policies, worlds, seeds)
+    folder, here, setup = _prepared(args, loaded, policies, worlds)
+    if here.recorded is not None:
+        seeds = list(here.recorded)[: args.episodes]
+        worlds = ("recorded", "imagined") if here.recorded.tells_success else ("imagined",)
+    table = _carried_out(args, folder, here, setup, parts_of(policies, worlds, seeds))
     from imagine.configs.commands.evaluate_report import answer_of, write_report
 
     answer = answer_of(args, policies, worlds, seeds, table, trust)
@@ -117,28 +121,43 @@ def _setup(args: Args, cache: str) -> Setup:
     )  # fmt: skip
 
 
-def _carried_out(
-    args: Args, folder: RunFolder, setup: Setup, policies: tuple[str, ...], worlds: tuple[str, ...], seeds: list[int]
-) -> tuple[list[int], tuple[str, ...], Any, Any]:
-    """Start seeds and worlds that there are, the table of all episodes, and who carried them out."""
-    from imagine.agents.evaluate import EXPERT, carry_out, parts
-    from imagine.configs.evaluation import stamp, worker
+def parts_of(policies: Sequence[str], worlds: Sequence[str], seeds: Sequence[int]) -> list[Part]:
+    """What is to be carried out."""
+    from imagine.agents.evaluate import parts
 
+    return parts(policies, worlds, seeds, PART)
+
+
+def _prepared(
+    args: Args, loaded: Loaded, policies: Sequence[str], worlds: Sequence[str], starts: str = ""
+) -> tuple[RunFolder, Worker, Setup]:
+    """The run folder, made once nothing is wrong with what was asked, and who carries it out."""
+    from imagine.agents.evaluate import EXPERT
+    from imagine.configs.evaluation import worker
+
+    parts_of(policies, worlds, [args.seed])  # each name once
+    if "sim" in worlds:
+        loaded.sim_env().close()  # refuses options out of range
+    folder = RunFolder.of("evaluate", args) if args.dataset else None
+    setup = replace(_setup(args, str(folder / "canvases") if folder else ""), starts=starts or args.starts)
     here = worker(setup)
-    if here.recorded is not None:
-        seeds = list(here.recorded)[: args.episodes]
-        worlds = ("recorded", "imagined") if here.recorded.tells_success else ("imagined",)
-    acting = () if args.dataset else policies
-    for name in acting:  # what cannot be had is refused before anything runs
+    for name in () if args.dataset else policies:
         if name != EXPERT:
             here.policy(name)
-    wanted = parts(policies, worlds, seeds, PART)
+    return folder or RunFolder.of("evaluate", args), here, setup
+
+
+def _carried_out(args: Args, folder: RunFolder, here: Worker, setup: Setup, wanted: Sequence[Part]) -> Any:
+    """The table of all episodes."""
+    from imagine.agents.evaluate import carry_out
+    from imagine.configs.evaluation import stamp, worker
+
+    acting = () if args.dataset else tuple(dict.fromkeys(part.policy for part in wanted))
     with Progress("episodes") as tell:
-        table = carry_out(
+        return carry_out(
             wanted, partial(worker, setup) if args.ray else lambda: here, folder.path, ray=args.ray or None,
             workers=args.workers, stamp=stamp(setup, acting), on_progress=tell,
         )  # fmt: skip
-    return seeds, worlds, table, here
 
 
 def _held_against_trials(args: Args, loaded: Loaded, trials: Any, trust: dict[str, Any]) -> dict[str, Any]:
@@ -147,12 +166,12 @@ def _held_against_trials(args: Args, loaded: Loaded, trials: Any, trust: dict[st
     from imagine.configs.commands.evaluate_report import write_trials
     from imagine.configs.evaluation import numbered_starts
 
-    folder = RunFolder.of("evaluate", args)
+    starts = args.starts or "saved"
     tried = sorted({start for own in trials.values() for start in own})
-    others = [i for i in range(len(numbered_starts(loaded, args.starts))) if i not in set(tried)]
+    others = [i for i in range(len(numbered_starts(loaded, starts))) if i not in set(tried)]
     seeds = tried + others[: max(0, args.episodes - len(tried))]
-    setup = replace(_setup(args, ""), starts=args.starts or "saved")
-    table = _carried_out(args, folder, setup, tuple(trials), ("imagined",), seeds)[2]
+    folder, here, setup = _prepared(args, loaded, tuple(trials), ("imagined",), starts)
+    table = _carried_out(args, folder, here, setup, parts_of(tuple(trials), ("imagined",), seeds))
     imagined: dict[str, dict[int, bool]] = {policy: {} for policy in trials}
     for row in table.select(["policy", "seed", "success"]).to_pylist():
         imagined[row["policy"]][row["seed"]] = row["success"]
