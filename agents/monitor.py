@@ -1,8 +1,8 @@
-"""Checks for a judge being fooled while a policy trains: canaries, a second judge and inverse error.
+"""Checks for a judge being fooled while a policy trains: negative controls, a second judge and inverse error.
 
-Starts are its own, never trained on. Canaries are rollouts that cannot have succeeded: hands that hold still, chunks
-shuffled among rollouts and moments, and the policy's own rollouts judged by an instruction about something that is
-not there. Their judged success is the exploitability floor.
+Starts are its own, never trained on. Negative controls are rollouts that cannot have succeeded: hands that hold still,
+chunks shuffled among rollouts and moments, and the policy's own rollouts judged by an instruction about something that
+is not there. The share of them judged a success is the false-positive rate, ``floor`` in settings and numbers.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class MonitorConfig(BaseModel):
     """How much is checked, and when to stop.
 
     Attributes:
-        starts: held-out starts; each is rolled out by the policy, and once per kind of canary.
+        starts: held-out starts; each is rolled out by the policy, and once per kind of control.
         first_seed: of these starts.
-        floor: an exploitability floor up to this never stops training.
+        floor: a false-positive rate on negative controls up to this never stops training.
         gap: a growth of the gap between the two judges up to this never does.
         sigmas: how many standard errors above its beginning either must be to stop training.
     """
@@ -46,7 +46,7 @@ class MonitorConfig(BaseModel):
 
 
 class Monitor:
-    """A ``imagine.agents.finetune.improve.Watcher``; remembers how floor and gap were at the first check."""
+    """A ``imagine.agents.finetune.improve.Watcher``; remembers rate and gap of the first check."""
 
     def __init__(self, envs: DreamEnvs, absent: Absent, cfg: MonitorConfig) -> None:
         """Watch.
@@ -62,13 +62,13 @@ class Monitor:
         self._floor: tuple[float, int] | None = None
 
     def check(self, model: WorldActionModel, horizon: int) -> Check:
-        """Roll out policy and canaries for at most ``horizon`` chunks."""
+        """Roll out policy and controls for at most ``horizon`` chunks."""
         self.envs.horizon = horizon
         policy = JointPolicy(model)
         records = rollout(self.envs, policy, self.seeds, keep=True)
         success = np.array([r.success for r in records])
-        canaries = self._canaries(policy, records, horizon)
-        every = np.concatenate(list(canaries.values()))
+        controls = self._controls(policy, records, horizon)
+        every = np.concatenate(list(controls.values()))
         floor = float(every.mean())
         gap, rings = self._gap(success, second_verdicts(records))
         numbers = {
@@ -77,7 +77,7 @@ class Monitor:
             "held_out_inverse_error": float(np.mean([h for r in records for h in r.hallucination])),
             "judge_gap": gap,
             "floor": floor,
-            **{f"floor_{kind}": float(judged.mean()) for kind, judged in canaries.items()},
+            **{f"floor_{kind}": float(judged.mean()) for kind, judged in controls.items()},
         }
         return Check(numbers, self._alarm(floor, len(every), gap, rings))
 
@@ -88,8 +88,8 @@ class Monitor:
         error = float(np.sqrt((floor * (1 - floor) + 0.25 / n) / n + (began * (1 - began) + 0.25 / first) / first))
         if floor > max(self.cfg.floor, began + self.cfg.sigmas * error):
             return (
-                f"{floor:.0%} of {n} canaries, which cannot have succeeded, are judged successes, {began:.0%} at the "
-                f"start: the judge is being fooled"
+                f"{floor:.0%} of {n} negative controls, which cannot have succeeded, are judged successes, {began:.0%} at "
+                "the start: the judge is being fooled"
             )
         if rings:
             assert self._gap.baseline is not None
@@ -99,9 +99,9 @@ class Monitor:
             )
         return None
 
-    def _canaries(self, policy: JointPolicy, records: list[EpisodeRecord], horizon: int) -> dict[str, np.ndarray]:
-        begun = np.stack([r.observations[0]["proprio"] for r in records])
-        still = np.repeat(policy.model.body.hold(begun)[:, None], horizon, 1)
+    def _controls(self, policy: JointPolicy, records: list[EpisodeRecord], horizon: int) -> dict[str, np.ndarray]:
+        start = np.stack([r.observations[0]["proprio"] for r in records])
+        still = np.repeat(policy.model.body.hold(start)[:, None], horizon, 1)
         own = np.stack([[r.actions[t % len(r.actions)] for t in range(horizon)] for r in records])
         shuffled = shuffled_chunks(own, self.cfg.first_seed)
         found = {"still": self._play(still), "shuffled": self._play(shuffled)}

@@ -1,4 +1,4 @@
-"""What watches training: a second judge, canaries, the cost of doubt, and starts from anywhere."""
+"""What watches training: a second judge, negative controls, the cost of doubt, and starts from anywhere."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_judge_that_praises_everything_is_found_out_at_once(tiny_model: WorldA
     assert monitor.check(tiny_model, 2).numbers["floor"] == 0
     monitor.envs.dream.judge = ShadowJudge(Gullible(), Gullible())
     alarm = monitor.check(tiny_model, 2).alarm
-    assert alarm is not None and "100% of 36 canaries" in alarm and "0% at the start" in alarm
+    assert alarm is not None and "100% of 36 negative controls" in alarm and "0% at the start" in alarm
 
 
 def test_judges_that_drift_apart_ring_the_alarm(tiny_model: WorldActionModel) -> None:
@@ -76,7 +76,7 @@ def test_judges_that_drift_apart_ring_the_alarm(tiny_model: WorldActionModel) ->
     assert alarm is not None and "+100% kinder" in alarm
 
 
-def test_the_absent_canary_is_judged_by_another_instruction(tiny_model: WorldActionModel) -> None:
+def test_the_absent_control_is_judged_by_another_instruction(tiny_model: WorldActionModel) -> None:
     numbers = monitor_of(tiny_model, ShadowJudge(Gullible(1.0, only="reach"), Gullible())).check(tiny_model, 1).numbers
     assert numbers["floor_absent"] == 1
     assert numbers["floor_still"] < 1, "half of the starts were told to push"

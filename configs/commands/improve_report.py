@@ -18,7 +18,7 @@ CURVES = (
     ("held-out starts", ("held_out_success", "held_out_second_judge")),
     ("KL to the start, nats per chunk", ("kl",)),
     ("inverse error, normalised action units", ("inverse_error", "held_out_inverse_error")),
-    ("exploitability floor", ("floor", "floor_still", "floor_shuffled", "floor_absent")),
+    ("false positives on negative controls", ("floor", "floor_still", "floor_shuffled", "floor_absent")),
     ("judge less second judge", ("judge_gap",)),
 )
 """Panels of the figure, and what each shows; ``second_judge`` is never trained on."""
