@@ -88,8 +88,8 @@ class Monitor:
         error = float(np.sqrt((floor * (1 - floor) + 0.25 / n) / n + (began * (1 - began) + 0.25 / first) / first))
         if floor > max(self.cfg.floor, began + self.cfg.sigmas * error):
             return (
-                f"{floor:.0%} of {n} negative controls, which cannot have succeeded, are judged successes, {began:.0%} at "
-                "the start: the judge is being fooled"
+                f"{floor:.0%} of {n} negative controls, which cannot have succeeded, are judged successes, {began:.0%} "
+                "at the start: the judge is being fooled"
             )
         if rings:
             assert self._gap.baseline is not None
