@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from imagine.types import ImagineError
+from imagine.types import ImagineError, first_fault
 
 Config = TypeVar("Config")
 
@@ -40,10 +40,9 @@ def make(kind: type[Config], values: Mapping[str, Any], source: str) -> Config:
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or kind.__name__
+        (where, what), first = first_fault(error), error.errors()[0]
         got = "" if first["type"] == "missing" else f", got {first['input']!r}"
-        raise ImagineError(f"{source}: {where}: {first['msg']}{got}") from None
+        raise ImagineError(f"{source}: {where or kind.__name__}: {what}{got}") from None
 
 
 def refuse_unknown(kind: type, values: Mapping[str, Any], source: str, prefix: str = "") -> None:

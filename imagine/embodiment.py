@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from imagine.slices import QUATERNIONS, ActionSlice, Frozen, Kind, Slice, View, difference, moved, picked
-from imagine.types import ImagineError, ShapeError
+from imagine.types import ImagineError, ShapeError, first_fault
 
 __all__ = ["QUATERNIONS", "ActionSlice", "Embodiment", "Kind", "Slice", "View"]
 
@@ -81,9 +81,8 @@ class Embodiment(Frozen):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ImagineError(f"{source}: {where + ': ' if where else ''}{first['msg']}.") from None
+            where, what = first_fault(error)
+            raise ImagineError(f"{source}: {where + ': ' if where else ''}{what}.") from None
 
     @property
     def frame_stride(self) -> int:

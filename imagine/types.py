@@ -44,6 +44,12 @@ class DatasetError(ImagineError):
     """A dataset is missing, corrupt, or of another embodiment; names the file and the episode."""
 
 
+def first_fault(error: Any) -> tuple[str, str]:
+    """Where pydantic's ``ValidationError`` begins, as ``a.b`` ("" for the whole), and what it says there."""
+    first = error.errors()[0]
+    return ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+
+
 class RewardUnavailable(ImagineError):
     """The judge could not be reached or gave no usable answer."""
 

@@ -21,7 +21,7 @@ from imagine.embodiment import Embodiment
 from imagine.limits import Limits
 from imagine.policy.robots.per_tick import Demonstration, GymConfig, Task, Ticks
 from imagine.policy.robots.plugin import Recorder, RobotPlugin
-from imagine.types import ImagineError, ShapeError, pack_instruction
+from imagine.types import ImagineError, ShapeError, first_fault, pack_instruction
 from imagine.world.spaces import action_space, observation_space
 
 
@@ -40,9 +40,8 @@ class GymRobot(RobotPlugin):
         try:
             self.cfg = GymConfig(**settings)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ImagineError(f"robot {settings.get('name', '')!r}: {where}: {first['msg']}.") from None
+            where, what = first_fault(error)
+            raise ImagineError(f"robot {settings.get('name', '')!r}: {where}: {what}.") from None
         self.name, self.folder = self.cfg.name, Path()
         self._body: Embodiment | None = None
 
