@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -124,3 +125,12 @@ def _wrapped(angle: np.ndarray) -> np.ndarray:
     """The same angle in (-pi, pi]; one that is there already keeps its bits."""
     turned = np.pi - (np.pi - angle) % (2 * np.pi)
     return np.where(np.abs(angle) <= np.pi, angle, turned).astype(np.float32)
+
+
+def feature_names(slices: Iterable[Slice], key: str, size: int) -> list[str]:
+    """One name per number of a feature, ``left_arm.0``, by the slices that cover it; ``action.16`` where none does."""
+    names = [f"{key}.{i}" for i in range(size)]
+    for s in slices:
+        if s.key == key:
+            names[s.start : s.stop] = [f"{s.name}.{i}" for i in range(s.size)]
+    return names

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from imagine.agents.collect import collect
 from imagine.configs import cli
 from imagine.data.check import Report, check_dataset
 from imagine.data.draft import draft
@@ -26,7 +27,7 @@ from imagine.embodiment import Embodiment
 from imagine.model.codec import CodecConfig, FrameCodec
 from imagine.model.dit import DiTConfig
 from imagine.model.sizes import fitted
-from imagine.policy.robots.registry import spec_of
+from imagine.policy.robots.registry import DEFAULT, load_robot, spec_of
 from imagine.train.joint import build_model
 from imagine.train.losses import JointConfig
 from imagine.types import DatasetError, ImagineError
@@ -321,6 +322,30 @@ def test_a_draft_lays_views_on_a_canvas_that_patches_fill(
     body, _ = drafted(root)
     assert {(v.height, v.width) for v in body.views} == {size}
     assert (body.canvas_height, body.canvas_width) == (size[0], size[1] * views)
+
+
+def test_a_draft_fits_what_collect_writes(tmp_path: Path) -> None:
+    robot = load_robot(DEFAULT)
+    recorder = robot.recorder()
+    assert recorder is not None
+    options = {**recorder.options, "families": ("pick_up",)}
+    collect(
+        tmp_path / "d", recorder.episode, 3, 0, 1, options=options, names=recorder.names,
+        robot_type=recorder.robot_type, fps=recorder.fps, progress=lambda *_: None,
+    )  # fmt: skip
+    dataset = LeRobotDataset.open(tmp_path / "d")
+    body, _ = draft(dataset)
+    assert {a.name: a.mode for a in body.action if a.size > 1 and a.kind} == {
+        "left_arm": "relative",
+        "right_arm": "relative",
+        "left_eef_position": "relative",
+        "right_eef_position": "relative",
+    }
+    assert {a.name for a in body.action if a.kind == "gripper"} == {"left_gripper", "right_gripper"}
+    fitted(DiTConfig(steer_tokens=1, decoder={"blocks": 1}), body, 8)  # type: ignore[arg-type]
+    for which in (body, robot.embodiment()):
+        report = check_dataset(dataset, which)  # type: ignore[arg-type]
+        assert not report.errors, report
 
 
 # ---------------------------------------------------------------------- the commands

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagine.data.check import check_dataset
+from imagine.data.draft import draft
 from imagine.data.read import LeRobotDataset
 from imagine.data.windows import Windows, build_cache
 from imagine.embodiment import Embodiment
@@ -137,3 +139,21 @@ def test_real_episodes_of_a_unitree_g1_become_windows(tmp_path: Path) -> None:
     relative = batch.action.numpy()[batch.action_valid.numpy()]
     outside = (relative < body.action_low) | (relative > body.action_high)
     assert outside.mean() < 0.001
+
+
+def test_a_drafted_embodiment_fits_the_unitree_recordings() -> None:
+    dataset = LeRobotDataset.open(real("unitree_g1_bottle"))
+    body, _ = draft(dataset)
+    assert [(a.name, a.size, a.kind, a.mode) for a in body.action] == [
+        ("left_arm", 7, "joint", "relative"),
+        ("right_arm", 7, "joint", "relative"),
+        ("left_hand", 6, "gripper", "absolute"),
+        ("right_hand", 6, "gripper", "absolute"),
+    ]
+    assert (body.chunk_actions, body.chunk_frames, body.control_hz) == (24, 4, 30)
+    for which in (body, Embodiment.load(UNITREE)):
+        report = check_dataset(dataset, which)
+        assert not report.errors and {w.split(" (")[0] for w in report.warnings} == {
+            "there is no feature next.success",
+            "there is no feature is_expert",
+        }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -20,7 +20,11 @@ from imagine.policy.robots.g1_table.starts import draw_start
 from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
 from imagine.policy.robots.g1_table.truth import NAMES
 from imagine.policy.robots.plugin import Recorder
+from imagine.slices import feature_names
 from imagine.types import ImagineError
+
+RECORDED = {"observation.state": 26, "action": 28}
+"""How many numbers an episode records per tick, see :class:`imagine.policy.robots.g1_table.episodes.Episode`."""
 
 
 class G1TablePlugin(TableLabels):
@@ -99,8 +103,16 @@ class G1TablePlugin(TableLabels):
             options={**self.options(), "failure_share": FAILURE_SHARE, "modes": ()},
             robot_type=self.embodiment().robot_type,
             fps=CONTROL_HZ,
-            names={"observation.environment_state": NAMES},
+            names=_names(),
         )
+
+
+def _names() -> dict[str, Sequence[str]]:
+    """Names of what is recorded, those of the embodiments' slices."""
+    both = [Embodiment.load(FOLDER / name) for name in ("g1_joints.yaml", "g1_eef.yaml")]
+    slices = [s for body in both for s in (*body.state, *body.action)]
+    named = {key: feature_names(slices, key, size) for key, size in RECORDED.items()}
+    return {"observation.environment_state": NAMES, **named}
 
 
 def _table(env: gym.Env[Any, Any]) -> G1TableEnv:
