@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from imagine.types import ImagineError
+from imagine.types import ImagineError, first_fault
 
 Config = TypeVar("Config")
 
