@@ -6,11 +6,13 @@ Source: flow matching (Lipman et al., arXiv:2210.02747) with rectified paths; ti
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from imagine.types import NoiseLevels
+from imagine.types import Chunk, NoiseLevels
 
 SIGMA_FLOOR = 1e-3  # a clean prediction is divided by sigma to become a velocity; zero would give infinity
 
@@ -34,6 +36,15 @@ def velocity_from_clean(noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
 def clean_from_velocity(noisy: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     """The clean sample that a predicted ``velocity`` points away from: noisy - sigma velocity."""
     return noisy - expand(sigma, noisy) * velocity
+
+
+def of_each(
+    convert: Callable[[Tensor, Tensor, Tensor], Tensor], noisy: Chunk, other: Chunk, sigma: NoiseLevels
+) -> Chunk:
+    """:func:`velocity_from_clean` or :func:`clean_from_velocity` for each modality that both chunks have."""
+    levels = {"video": sigma.video, "proprio": sigma.video, "action": sigma.action}
+    both = {n: (getattr(noisy, n), getattr(other, n), level) for n, level in levels.items()}
+    return Chunk(**{n: None if x is None or y is None else convert(x, y, level) for n, (x, y, level) in both.items()})
 
 
 def shift(sigma: Tensor, by: float) -> Tensor:

@@ -119,37 +119,25 @@ def sample(
     Source: Euler solution of the probability-flow ODE, Lipman et al. (2023), arXiv:2210.02747; decoupled levels: UWM.
     """
     require(question, model.answers)
-    if steps < 1:
-        raise ShapeError(f"steps is {steps}, expected at least 1.")
     given = {"video": video, "proprio": proprio, "action": action}
     paths = {"video": question.video, "proprio": question.video, "action": question.action}
     paths = {n: path for n, path in paths.items() if n in model.chunk_shapes}  # DreamZero never predicts the next state
-    asked = range(steps) if calls is None else sorted(set(calls))
-    if not asked or asked[0] != 0 or asked[-1] >= steps:
-        raise ShapeError(f"calls are {list(asked)}, expected 0 and others below the {steps} steps.")
+    asked = _asked(steps, calls)
     _check_given(model, question, given, paths, len(context))
 
-    x: dict[str, Tensor | None] = {}
-    for name, path in paths.items():
-        if path == (0.0, 0.0):
-            x[name] = given[name]
-        elif path == (1.0, 1.0):
-            x[name] = None
-        else:
-            start = getattr(noise, name, None) if noise is not None else None
-            if start is None:
-                shape = model.chunk_shapes[name]
-                each = None if seeds is None else [derive(s, Stream[name.upper()]) for s in seeds]
-                start = temperature * draw_noise(shape, len(context), each, generator)
-            want = (len(context), *model.chunk_shapes[name])
-            if tuple(start.shape) != want:
-                raise ShapeError(f"noise for {name} has shape {tuple(start.shape)}, expected {want}.")
-            x[name] = start.to(context.video)
-    chunk = Chunk(**x)  # type: ignore[arg-type]
+    x = {n: given[n] if path == (0.0, 0.0) else None for n, path in paths.items()}
+    for name in (n for n, (begin, end) in paths.items() if begin != end):
+        start = getattr(noise, name, None) if noise is not None else None
+        if start is None:
+            each = None if seeds is None else [derive(s, Stream[name.upper()]) for s in seeds]
+            start = temperature * draw_noise(model.chunk_shapes[name], len(context), each, generator)
+        want = (len(context), *model.chunk_shapes[name])
+        if tuple(start.shape) != want:
+            raise ShapeError(f"noise for {name} has shape {tuple(start.shape)}, expected {want}.")
+        x[name] = start.to(context.video)
+    chunk = Chunk(**x)
     cache = model.prefill(context) if cache is None else cache
-    grid = schedule(steps, model.schedule_shift) if grid is None else grid
-    if tuple(grid.shape) != (steps + 1,):
-        raise ShapeError(f"grid has shape {tuple(grid.shape)}, expected ({steps + 1},): one level more than steps.")
+    grid = _grid(model, steps, grid)
     moves = move if isinstance(move, Mapping) else dict.fromkeys(paths, move)
     levels = {n: (grid * (a - b) + b).tolist() for n, (a, b) in paths.items()}
     ones = torch.ones(len(context), device=context.video.device)
@@ -169,6 +157,24 @@ def sample(
         if callback is not None:
             callback(k, chunk)
     return chunk
+
+
+def _grid(model: Velocity, steps: int, grid: Tensor | None) -> Tensor:
+    """(steps + 1,) levels."""
+    grid = schedule(steps, model.schedule_shift) if grid is None else grid
+    if tuple(grid.shape) != (steps + 1,):
+        raise ShapeError(f"grid has shape {tuple(grid.shape)}, expected ({steps + 1},): one level more than steps.")
+    return grid
+
+
+def _asked(steps: int, calls: Collection[int] | None) -> Sequence[int]:
+    """The steps before which the network is asked, in order."""
+    if steps < 1:
+        raise ShapeError(f"steps is {steps}, expected at least 1.")
+    asked = range(steps) if calls is None else sorted(set(calls))
+    if not asked or asked[0] != 0 or asked[-1] >= steps:
+        raise ShapeError(f"calls are {list(asked)}, expected 0 and others below the {steps} steps.")
+    return asked
 
 
 def _check_given(

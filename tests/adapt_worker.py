@@ -11,7 +11,8 @@ from conftest import randomise
 
 from imagine.model.action_registers import RegisterConfig
 from imagine.model.dit import DiTConfig, JointDiT
-from imagine.train.adapt import AdaptConfig, Latents, adapt, adapt_loss
+from imagine.train.adapt import adapt
+from imagine.train.adapt_loss import AdaptConfig, Latents, adapt_loss
 from imagine.train.fit import FitConfig
 from imagine.train.fsdp import checkpoint_blocks, processes, shard
 from imagine.wan.names import KEPT_FLOAT32

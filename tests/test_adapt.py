@@ -31,9 +31,10 @@ from imagine.model.text import TextConfig
 from imagine.noise import Shares, draw_levels
 from imagine.questions import DYNAMICS, QUESTIONS
 from imagine.sampler import sample
-from imagine.train.adapt import NO_SHARES, AdaptConfig, Latents, adapt, adapt_loss, draws
+from imagine.train.adapt import adapt
+from imagine.train.adapt_loss import NO_SHARES, AdaptConfig, Latents, adapt_loss, draws
 from imagine.train.fsdp import checkpoint_blocks
-from imagine.train.memory_estimate import GIANTS, Plan, plan
+from imagine.train.memory_estimate import GIANTS, MemoryEstimate, estimate
 from imagine.types import Chunk, Context, ImagineError, NoiseLevels, ShapeError
 
 PLAIN = TINY_ZERO.model_copy(update={"image_dim": 0, "condition_channels": 0})
@@ -46,9 +47,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 # ---------------------------------------------------------------------- the plan
 def test_the_giants_have_as_many_parameters_as_they_are_known_for() -> None:
     dit, sizes = GIANTS["14b"]
-    assert plan(dit, **sizes).parameters == 16_484_292_448
-    assert plan(dit, **sizes).tokens == 7945  # nine latent frames of 880, 24 actions, a state
-    assert 5.5e9 < plan(GIANTS["5b"][0], **GIANTS["5b"][1]).parameters < 5.7e9
+    assert estimate(dit, **sizes).parameters == 16_484_292_448
+    assert estimate(dit, **sizes).tokens == 7945  # nine latent frames of 880, 24 actions, a state
+    assert 5.5e9 < estimate(GIANTS["5b"][0], **GIANTS["5b"][1]).parameters < 5.7e9
 
 
 def test_what_trains_is_counted_as_it_is_made() -> None:
@@ -57,21 +58,21 @@ def test_what_trains_is_counted_as_it_is_made() -> None:
     dit = zero()
     _put_adapters(dit, AdaptConfig(rank=3))
     trains = sum(p.numel() for p in dit.parameters() if p.requires_grad)
-    assert plan(TINY_ZERO, frames=5, height=4, width=6, actions=5, rank=3).trainable == trains
+    assert estimate(TINY_ZERO, frames=5, height=4, width=6, actions=5, rank=3).trainable == trains
 
 
 def test_memory_of_the_giant_is_near_what_others_report() -> None:
     """110 GB per GPU of eight for DreamZero's own full fine-tune, which keeps weights whole and the text encoder by."""
     dit, sizes = GIANTS["14b"]
-    ours = plan(dit, **sizes, method="full", world_size=8, sharding="fsdp")
+    ours = estimate(dit, **sizes, method="full", world_size=8, sharding="fsdp")
     assert 55e9 < ours.total < 80e9
     whole_weights, text_encoder = 7 / 8 * 2 * ours.parameters, 11.4e9
     assert 90e9 < ours.total + whole_weights + text_encoder < 130e9
-    alone = plan(dit, **sizes, method="full")
+    alone = estimate(dit, **sizes, method="full")
     assert alone.total > 250e9 and "no GPU" in alone.fits
-    lora = plan(dit, **sizes, method="lora")
+    lora = estimate(dit, **sizes, method="lora")
     assert 45e9 < lora.total < 80e9 and "80 GB" in lora.fits
-    assert plan(dit, **sizes, method="lora", checkpointing=False).total > 141e9
+    assert estimate(dit, **sizes, method="lora", checkpointing=False).total > 141e9
     assert 200e12 < lora.forward < 260e12 and lora.forward < lora.backward < 2 * lora.forward
 
 
@@ -93,11 +94,11 @@ def one_pass(dit: JointDiT) -> Tensor:
 
 
 @pytest.fixture
-def middling() -> Plan:
-    return plan(MIDDLING, frames=5, height=16, width=20, actions=24, method="full")
+def middling() -> MemoryEstimate:
+    return estimate(MIDDLING, frames=5, height=16, width=20, actions=24, method="full")
 
 
-def test_arithmetic_is_what_a_counter_counts(middling: Plan) -> None:
+def test_arithmetic_is_what_a_counter_counts(middling: MemoryEstimate) -> None:
     dit = JointDiT(MIDDLING)
     checkpoint_blocks(dit)
     with FlopCounterMode(display=False) as forward:
@@ -109,7 +110,7 @@ def test_arithmetic_is_what_a_counter_counts(middling: Plan) -> None:
     assert 0.85 < backward.get_total_flops() / (middling.recompute + middling.backward) < 1.0
 
 
-def test_activations_are_what_autograd_keeps(middling: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activations_are_what_autograd_keeps(middling: MemoryEstimate, monkeypatch: pytest.MonkeyPatch) -> None:
     def attend(*qkv: Tensor) -> Tensor:  # as on a GPU: no matrix of scores is kept
         return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in qkv)).transpose(1, 2).flatten(2)
 

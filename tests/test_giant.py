@@ -406,7 +406,7 @@ def test_a_dreamzero_is_taught_dynamics(folder: Path, tmp_path: Path) -> None:
     """From a checkpoint that answers JOINT alone to a folder whose every question is answered, on recorded film."""
     from imagine.configs.commands.adapt import Args, train
     from imagine.model.config import ModelConfig
-    from imagine.train.adapt import from_windows
+    from imagine.train.adapt_loss import from_windows
     from imagine.wan.load import rebuild
 
     model = giant(folder, max_context_blocks=2)

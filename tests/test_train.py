@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_BODY, TINY_CODEC, TINY_DIT, randomise
-from imagine.data.writer import DatasetWriter, EpisodeData
 from torch import nn
 
 import imagine.train.fit
 from imagine.agents.finetune.refining import RefineConfig, refine
 from imagine.data.read import LeRobotDataset
+from imagine.data.shard import EpisodeData
 from imagine.data.windows import WindowBatch, Windows, build_cache
+from imagine.data.write import DatasetWriter
 from imagine.embodiment import Embodiment
 from imagine.model.codec import FrameCodec
 from imagine.model.decoder import DecoderConfig

@@ -14,11 +14,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from imagine.agents.finetune.fitting import fit_adapter
 from imagine.data.batches import WindowSampler
 from imagine.data.windows import Windows
 from imagine.model.model import WorldActionModel
 from imagine.policy.adapter import Learner
-from imagine.train.fit import FitConfig, fit
+from imagine.train.fit import FitConfig
 from imagine.train.losses import JointConfig, policy_loss, to_tensors
 from imagine.types import Context, DatasetError
 
@@ -65,9 +66,7 @@ def clone(model: WorldActionModel, windows: Windows, cfg: CloneConfig, folder: P
         cache = learner.model.prefill(seen)
         return policy_loss(learner.model, seen, chunk.action, valid, cache, JointConfig(), generator), {}
 
-    average = fit(learner.model, loss, cfg.fit, folder / "fit", name="clone")
-    values = dict(average.dit.named_parameters())  # type: ignore[union-attr, operator]
-    return learner.save(folder / "adapter", {k: values[k] for k in learner.parameters()})
+    return fit_adapter(learner, loss, cfg.fit, folder, name="clone")
 
 
 def newest_alone(context: Context) -> Context:

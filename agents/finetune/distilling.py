@@ -24,17 +24,17 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from imagine.agents.finetune.cloning import newest_alone
+from imagine.agents.finetune.fitting import fit_adapter, training_rows
 from imagine.data.batches import WindowSampler
 from imagine.data.windows import WindowBatch, Windows
-from imagine.files import write_json
 from imagine.model.model import WorldActionModel
 from imagine.noise import expand, loss_weight, mix, schedule
 from imagine.policy.adapter import DREAM_TARGETS, TARGETS, Learner, merged
 from imagine.questions import QUESTIONS, Question, require
 from imagine.sampler import sample
-from imagine.train.fit import FitConfig, fit
+from imagine.train.fit import FitConfig
 from imagine.train.losses import JointConfig, disturb, masked_mse, to_tensors
-from imagine.types import Chunk, Context, DatasetError, NoiseLevels
+from imagine.types import Chunk, Context, NoiseLevels
 from imagine.wan.guidance import Guided
 
 MODALITIES = ("video", "proprio", "action")
@@ -212,27 +212,20 @@ def distill(
     asked = [QUESTIONS[name] for name in cfg.questions]
     for question in asked:
         require(question, model.answers)
-    rows, held = windows.rows("train"), windows.rows("held_out")
-    if not len(rows):
-        raise DatasetError("the dataset has no training window; record more or longer episodes.")
+    rows, held = training_rows(windows)
     targets = DREAM_TARGETS if any(q.has_video for q in asked) else TARGETS
     learner = Learner(model, rank=cfg.rank, start=start, seed=cfg.fit.seed, targets=targets)
     actor = model if start is None else merged(model, start)
-    seer = model if cfg.guidance == 1 else Guided(model, model.embed_text([negative]), cfg.guidance)
-    teachers: dict[str, WorldActionModel | Guided] = {q.name: seer if q.has_video else actor for q in asked}
+    world = model if cfg.guidance == 1 else Guided(model, model.embed_text([negative]), cfg.guidance)
+    teachers: dict[str, WorldActionModel | Guided] = {q.name: world if q.has_video else actor for q in asked}
     batches = WindowSampler(rows, cfg.fit.batch, cfg.fit.seed)
-    check = WindowSampler(held if len(held) else rows, HELD_OUT, 1)
+    check = WindowSampler(held, HELD_OUT, 1)
     weights = {q.name.lower(): 1.0 if q.has_video else cfg.joint.policy_weight for q in asked}
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         parts = losses(learner.model, teachers, windows.batch(batches.at(step)), cfg, generator)
         total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
         return total, {name: value.item() for name, value in parts.items()}
-
-    def publish(ema: nn.Module, numbers: dict[str, float]) -> None:
-        values = dict(ema.dit.named_parameters())  # type: ignore[union-attr, operator]
-        learner.save(folder / "adapter", {k: values[k] for k in learner.parameters()})
-        write_json(folder / "adapter" / "training.json", numbers)
 
     parts = [check.at(i) for i in range(2)]
     before = {f"{k}_before": v for k, v in gap(learner.model, teachers, windows, parts, cfg).items()}
@@ -241,8 +234,7 @@ def distill(
         assert isinstance(ema, WorldActionModel)
         return before | gap(ema, teachers, windows, parts, cfg)
 
-    fit(learner.model, loss, cfg.fit, folder / "fit", evaluate=evaluate, publish=publish, name="distill")
-    return folder / "adapter"
+    return fit_adapter(learner, loss, cfg.fit, folder, name="distill", evaluate=evaluate)
 
 
 @torch.no_grad()

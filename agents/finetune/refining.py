@@ -12,16 +12,15 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from imagine.agents.finetune.fitting import fit_adapter, training_rows
 from imagine.data.batches import WindowSampler
 from imagine.data.windows import Windows
-from imagine.files import write_json
 from imagine.model.blocks import compile_blocks
 from imagine.model.model import WorldActionModel
 from imagine.noise import Shares
 from imagine.policy.adapter import DREAM_TARGETS, Learner
-from imagine.train.fit import FitConfig, fit
+from imagine.train.fit import FitConfig
 from imagine.train.losses import JointConfig, joint_loss, on_own_frames
-from imagine.types import DatasetError
 
 
 class RefineConfig(BaseModel):
@@ -68,12 +67,10 @@ def refine(model: WorldActionModel, windows: Windows, cfg: RefineConfig, folder:
     Raises:
         DatasetError: there is nothing to train on.
     """
-    rows, held = windows.rows("train"), windows.rows("held_out")
-    if not len(rows):
-        raise DatasetError("the dataset has no training window; record more or longer episodes.")
+    rows, held = training_rows(windows)
     learner = Learner(model, rank=cfg.rank, seed=cfg.fit.seed, targets=DREAM_TARGETS)
     batches = WindowSampler(rows, cfg.fit.batch, cfg.fit.seed)
-    check = WindowSampler(held if len(held) else rows, 128, 1)
+    check = WindowSampler(held, 128, 1)
     if cfg.fit.compile:
         compile_blocks(learner.model.dit)
 
@@ -96,10 +93,4 @@ def refine(model: WorldActionModel, windows: Windows, cfg: RefineConfig, folder:
                     sums.setdefault(f"{name}_{'own' if share else 'real'}", []).append(value)
         return {k: sum(v) / len(v) for k, v in sums.items()}
 
-    def publish(ema: nn.Module, numbers: dict[str, float]) -> None:
-        values = dict(ema.dit.named_parameters())  # type: ignore[union-attr, operator]
-        learner.save(folder / "adapter", {k: values[k] for k in learner.parameters()})
-        write_json(folder / "adapter" / "training.json", numbers)
-
-    fit(learner.model, loss, cfg.fit, folder / "fit", evaluate=held_out, publish=publish, name="refine")
-    return folder / "adapter"
+    return fit_adapter(learner, loss, cfg.fit, folder, name="refine", evaluate=held_out)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+
+from imagine.types import ImagineError
 
 console = Console(stderr=True)
 """Progress goes here; standard output is for the answer."""
@@ -42,3 +44,19 @@ class Common:
     out: Folder = None
     seed: int = 0
     json: bool = False
+
+
+def at_least(args: Any, **least: float) -> None:
+    """Refuse options that are too small.
+
+    Args:
+        args: the command's options.
+        least: the smallest value allowed, by the option's name.
+
+    Raises:
+        ImagineError: names the first that is smaller.
+    """
+    for name, value in least.items():
+        if not getattr(args, name) >= value:
+            option = name.replace("_", "-")
+            raise ImagineError(f"--{option} is {getattr(args, name):g}, expected at least {value:g}.")

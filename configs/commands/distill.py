@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from imagine.configs.commands.common import Common, Words
+from imagine.configs.commands.common import Common, Words, at_least
+from imagine.configs.commands.finetuning import fine_tune
 from imagine.configs.defaults import MODEL
-from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
 
 
@@ -50,12 +51,7 @@ def run(args: Args) -> dict[str, Any]:
     Raises:
         ImagineError: an option is out of range, there is no such question or policy, or the dataset is unusable.
     """
-    for name, least in (("steps", 1), ("rank", 1), ("teacher_steps", 2)):
-        if getattr(args, name) < least:
-            option = name.replace("_", "-")
-            raise ImagineError(f"--{option} is {getattr(args, name)}, expected at least {least}.")
-    if not args.guidance >= 1:
-        raise ImagineError(f"--guidance is {args.guidance:g}, expected at least 1; 1 is none.")
+    at_least(args, steps=1, rank=1, teacher_steps=2, guidance=1)
     if not args.lr > 0:
         raise ImagineError(f"--lr is {args.lr:g}, expected more than 0.")
     questions = tuple(q.upper() for q in args.questions)
@@ -66,19 +62,9 @@ def run(args: Args) -> dict[str, Any]:
         known = ", ".join(QUESTIONS).lower()
         raise ImagineError(f"--questions is {','.join(args.questions)!r}, expected some of {known}, each once.")
     from imagine.agents.finetune.distilling import DistillConfig, distill
-    from imagine.configs.commands.latents import latent_windows
     from imagine.configs.policies import adapter_of
-    from imagine.model.model import WorldActionModel
     from imagine.wan.convert import NEGATIVE
 
-    start = adapter_of(args.policy, args.model)
-    model = WorldActionModel.from_pretrained(args.model)
-    folder = RunFolder.of("distill", args)
-    windows, episodes = latent_windows(model, args.dataset, folder.path / "cache")
+    start, negative = adapter_of(args.policy, args.model), args.negative or NEGATIVE
     cfg = DistillConfig(rank=args.rank, questions=questions, teacher_steps=args.teacher_steps, guidance=args.guidance)
-    asked = {"steps": args.steps, "lr": args.lr, "seed": args.seed}
-    cfg = cfg.model_copy(update={"fit": cfg.fit.model_copy(update=asked)})
-    adapter = distill(model, windows, cfg, folder.path, start=start, negative=args.negative or NEGATIVE)
-    answer = {"adapter": str(adapter), "episodes": episodes, "windows": len(windows)}
-    folder.save_metrics(answer)
-    return answer
+    return fine_tune(args, "distill", cfg, partial(distill, start=start, negative=negative))

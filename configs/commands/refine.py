@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from imagine.configs.commands.common import Common, Words
+from imagine.configs.commands.common import Common, Words, at_least
+from imagine.configs.commands.finetuning import fine_tune
 from imagine.configs.defaults import MODEL
-from imagine.configs.runfolder import RunFolder
-from imagine.types import ImagineError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +39,7 @@ def run(args: Args) -> dict[str, Any]:
     Raises:
         ImagineError: an option is out of range, or the dataset is unusable.
     """
-    for name in ("steps", "rank"):
-        if getattr(args, name) < 1:
-            raise ImagineError(f"--{name} is {getattr(args, name)}, expected at least 1.")
+    at_least(args, steps=1, rank=1)
     from imagine.agents.finetune.refining import RefineConfig, refine
-    from imagine.configs.commands.latents import latent_windows
-    from imagine.model.model import WorldActionModel
 
-    model = WorldActionModel.from_pretrained(args.model)
-    folder = RunFolder.of("refine", args)
-    windows, episodes = latent_windows(model, args.dataset, folder.path / "cache")
-    cfg = RefineConfig(rank=args.rank)
-    asked = {"steps": args.steps, "lr": args.lr, "seed": args.seed, "compile": args.compile}
-    cfg = cfg.model_copy(update={"fit": cfg.fit.model_copy(update=asked)})
-    adapter = refine(model, windows, cfg, folder.path)
-    answer = {"adapter": str(adapter), "episodes": episodes, "windows": len(windows)}
-    folder.save_metrics(answer)
-    return answer
+    return fine_tune(args, "refine", RefineConfig(rank=args.rank), refine, compile=args.compile)

@@ -266,9 +266,7 @@ class JointDiT(TokenEmbedder):
         x = self.registers.tokens(action, sigma, state)
         return _Part(x, table, [sigma[:, None]], [x.shape[1]])
 
-    def decode_without_tokens(
-        self, noisy: Chunk, sigma: NoiseLevels, context: Context, origin: Tensor | None
-    ) -> Tensor:
+    def decode_without_tokens(self, noisy: Chunk, sigma: NoiseLevels, context: Context, origin: Tensor) -> Tensor:
         """The decoder's video (B, F, C, h, w) under the actions, without the transformer's tokens.
 
         It costs a fraction of :meth:`forward`, so most of the decoder's training steps use it.
@@ -283,13 +281,7 @@ class JointDiT(TokenEmbedder):
         return video + newest[:, None] if self.cfg.prediction == "clean" else video
 
     def _video_heads(
-        self,
-        x: Tensor,
-        condition: Tensor,
-        noisy: Chunk,
-        sigma: NoiseLevels,
-        grid: tuple[int, ...],
-        cache: ContextCache,
+        self, x: Tensor, condition: Tensor, noisy: Chunk, sigma: NoiseLevels, grid: tuple[int, ...], cache: ContextCache
     ) -> tuple[Tensor, Tensor | None]:
         """Raw video and proprioception from the normalised last states (B, N, D) of all tokens, video's first."""
         assert noisy.video is not None

@@ -26,7 +26,7 @@ from imagine.model.dit import JointDiT
 from imagine.model.kv_cache import BlockKV, ContextCache
 from imagine.model.text import TextConfig, WordEncoder
 from imagine.model.units import RobotUnits
-from imagine.noise import clean_from_velocity, velocity_from_clean
+from imagine.noise import clean_from_velocity, of_each, velocity_from_clean
 from imagine.questions import QUESTIONS, Question
 from imagine.types import CheckpointMismatch, Chunk, Context, NoiseLevels, Observation, ShapeError
 
@@ -181,7 +181,7 @@ class WorldActionModel(RobotUnits):
     def predict(self, noisy: Chunk, sigma: NoiseLevels, cache: ContextCache) -> Chunk:
         """The clean chunk that the network believes is behind a noisy one; normalised units."""
         raw = self.dit(noisy, sigma, cache)
-        return raw if self.cfg.dit.prediction == "clean" else _each(clean_from_velocity, noisy, raw, sigma)
+        return raw if self.cfg.dit.prediction == "clean" else of_each(clean_from_velocity, noisy, raw, sigma)
 
     def decode_without_tokens(self, noisy: Chunk, sigma: NoiseLevels, context: Context) -> Tensor:
         """The clean video (B, F, C, h, w) as the decoder gives it without the transformer's tokens."""
@@ -213,7 +213,7 @@ class WorldActionModel(RobotUnits):
         Source: UWM, arXiv:2504.02792 (decoupled noise); flow matching with x = (1 - sigma) clean + sigma eps.
         """
         raw = self.dit(noisy, sigma, self.prefill(context) if cache is None else cache, block_kv, wanted)
-        return raw if self.cfg.dit.prediction == "velocity" else _each(velocity_from_clean, noisy, raw, sigma)
+        return raw if self.cfg.dit.prediction == "velocity" else of_each(velocity_from_clean, noisy, raw, sigma)
 
     def decode(self, video: Tensor, before: Tensor | None = None) -> Tensor:
         """Latents (B, F, C, h, w) to canvases (B, F, H, W, 3) uint8, the newest frame that each stands for.
@@ -308,15 +308,6 @@ class WorldActionModel(RobotUnits):
         model = cls(cfg)
         load_into(model, load_parts(folder, model._files()), folder)
         return model.to(device).eval()
-
-
-def _each(convert, noisy: Chunk, raw: Chunk, sigma: NoiseLevels) -> Chunk:  # type: ignore[no-untyped-def]
-    levels = {"video": sigma.video, "proprio": sigma.video, "action": sigma.action}
-    out = {}
-    for name, level in levels.items():
-        x, y = getattr(noisy, name), getattr(raw, name)
-        out[name] = None if x is None or y is None else convert(x, y, level)
-    return Chunk(**out)
 
 
 def as_observation(frames: np.ndarray, proprio: np.ndarray) -> Observation:

@@ -21,6 +21,7 @@ from imagine.model.sizes import fitted
 from imagine.model.text import TextConfig, split_words, vocabulary
 from imagine.questions import DYNAMICS, INVERSE, POLICY
 from imagine.sampler import sample
+from imagine.seeds import Stream, derive
 from imagine.train.fit import FitConfig, fit
 from imagine.train.losses import JointConfig, decoder_loss, joint_loss, on_own_frames, to_tensors
 from imagine.types import DatasetError, ImagineError
@@ -123,18 +124,14 @@ def train_joint(
     """Train (or resume) the joint model and publish its moving average, with metrics beside it, to ``out``."""
     if run.compile:
         compile_blocks(model.dit)
-    dit = model.cfg.dit
-    if cfg.decoder_only and not (dit.decoder.blocks and dit.steer_tokens):
-        raise ImagineError(
-            f"joint.decoder_only is {cfg.decoder_only:g}, but dit.decoder.blocks is {dit.decoder.blocks} and "
-            f"dit.steer_tokens is {dit.steer_tokens}, expected both above 0; set joint.decoder_only=0 or both of these."
-        )
-    rows = windows.rows("train")
+    _check_decoder_only(cfg, model.cfg.dit)
+    rows, good = windows.rows("train"), None
     if not len(rows):
         raise DatasetError("the dataset has no training window; record more or longer episodes.")
     sampler = WindowSampler(rows, run.batch, seed=run.seed)
-    good = rows[windows.imitable(rows)]
-    shown = WindowSampler(good, cfg.policy_batch, run.seed + 1) if len(good) and cfg.policy_batch else None
+    imitable = rows[windows.imitable(rows)]
+    if len(imitable) and cfg.policy_batch:
+        good = WindowSampler(imitable, cfg.policy_batch, derive(run.seed, Stream.POLICY))
     held = windows.rows("held_out")
     held = held if len(held) else rows  # a dataset of one episode holds nothing out
     held = held[np.random.default_rng(0).permutation(len(held))[:256]]
@@ -147,7 +144,7 @@ def train_joint(
         rows = sampler.at(step)
         if cfg.decoder_only and bool(torch.rand((), generator=generator) < cfg.decoder_only):
             return decoder_loss(model, windows.batch(rows), cfg, generator)
-        demonstrations = None if shown is None else batch_of(shown.at(step), generator)
+        demonstrations = None if good is None else batch_of(good.at(step), generator)
         return joint_loss(model, batch_of(rows, generator), cfg, generator, demonstrations)
 
     def publish(ema: nn.Module, numbers: dict[str, float]) -> None:
@@ -162,6 +159,14 @@ def train_joint(
     ema = fit(model, loss, run, folder, evaluate=evaluate, publish=publish, name="model")
     assert isinstance(ema, WorldActionModel)
     return ema
+
+
+def _check_decoder_only(cfg: JointConfig, dit: DiTConfig) -> None:
+    if cfg.decoder_only and not (dit.decoder.blocks and dit.steer_tokens):
+        raise ImagineError(
+            f"joint.decoder_only is {cfg.decoder_only:g}, but dit.decoder.blocks is {dit.decoder.blocks} and "
+            f"dit.steer_tokens is {dit.steer_tokens}, expected both above 0; set joint.decoder_only=0 or both of these."
+        )
 
 
 def train_codec(frames: np.ndarray, cfg: CodecConfig, run: FitConfig, folder: Path) -> FrameCodec:

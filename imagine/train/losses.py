@@ -21,6 +21,9 @@ from imagine.questions import DYNAMICS
 from imagine.sampler import sample
 from imagine.types import Chunk, Context, NoiseLevels
 
+POLICY_PURE = 0.6
+"""Share of POLICY levels at pure noise: only there the answer must come from the observation."""
+
 
 class JointConfig(BaseModel):
     """What the joint loss draws, and how much each modality counts."""
@@ -32,7 +35,6 @@ class JointConfig(BaseModel):
     video_shift: float = 3.0
     video_pure: float = 0.5  # share of video levels at pure noise: one-step dreams are the default
     floor: float = 0.6  # lets loss weights grow to 1 / floor^2 where there is little noise
-    policy_pure: float = 0.6  # likewise for the policy: only there the answer must come from the observation
     policy_passes: int = 1  # POLICY passes per step; each costs only the action tokens
     policy_batch: int = (
         80  # windows per step that the policy may imitate, for the POLICY passes alone; 0: the batch's own
@@ -165,7 +167,7 @@ def policy_loss(
     """
     b = len(action)
     sigma = torch.rand(b, generator=generator)
-    sigma = torch.where(torch.rand(b, generator=generator) < cfg.policy_pure, torch.ones(b), sigma).to(action)
+    sigma = torch.where(torch.rand(b, generator=generator) < POLICY_PURE, torch.ones(b), sigma).to(action)
     noisy = mix(action, torch.randn(action.shape, generator=generator).to(action), sigma)
     guess = model.predict(Chunk(action=noisy), NoiseLevels(sigma, sigma), cache).action
     assert guess is not None
@@ -211,28 +213,9 @@ def joint_loss(
     context, clean, masks = to_tensors(model, batch)
     context = disturb(context, cfg, generator)
     cache = model.prefill(context)
-    b, device = len(context), model.device
-
-    def noisy(x: Tensor, sigma: Tensor) -> Tensor:
-        return mix(x, torch.randn(x.shape, generator=generator).to(device), sigma)
-
-    levels = draw_levels(b, cfg.shares, video_shift=cfg.video_shift, generator=generator, pure=cfg.video_pure).to(
-        device
-    )
-    has_action = masks["action"].any(1)
-    levels = NoiseLevels(levels.video, torch.where(has_action, levels.action, torch.ones_like(levels.action)))
-    alone = bool(torch.rand((), generator=generator) < cfg.video_only)
-    if alone:
-        levels = NoiseLevels(levels.video.clamp(min=0.02), levels.action)
     assert clean.video is not None and clean.proprio is not None and clean.action is not None
-    # Where video is given (INVERSE) it is a little off, as an imagined one would be.
-    jitter = (levels.video == 0) * cfg.context_noise * torch.rand(b, generator=generator).to(device)
-    x = Chunk(
-        video=noisy(clean.video, torch.maximum(levels.video, jitter)),
-        proprio=noisy(clean.proprio, torch.maximum(levels.video, 0.5 * jitter)),
-        action=None if alone else noisy(clean.action, levels.action),
-    )
-    guess = model.predict(x, levels, cache)
+    noisy, levels = _noisy(clean, masks["action"].any(1), cfg, generator)
+    guess = model.predict(noisy, levels, cache)
     weight = loss_weight(levels.video, cfg.floor) * (levels.video > 0)
     numbers: dict[str, Tensor] = {
         "video": masked_mse(guess.video, clean.video, masks["video"], weight),  # type: ignore[arg-type]
@@ -242,19 +225,38 @@ def joint_loss(
         known = torch.where((levels.video == 0)[:, None], masks["action"], masks["policy"])
         weight = loss_weight(levels.action, cfg.floor) * (levels.action > 0)
         numbers["action"] = masked_mse(guess.action, clean.action, known, weight)
+    numbers["policy"] = torch.zeros((), device=model.device)
     if cfg.policy_passes:
-        told = (context, clean.action, masks["policy"], cache)
+        imitated = (context, clean.action, masks["policy"], cache)
         if demonstrations is not None:
-            shown, chunk, seen = to_tensors(model, demonstrations)
-            shown = disturb(shown, cfg, generator)
+            seen, chunk, shown = to_tensors(model, demonstrations)
+            seen = disturb(seen, cfg, generator)
             assert chunk.action is not None
-            told = (shown, chunk.action, seen["policy"], model.prefill(shown))
-        numbers["policy"] = torch.stack(
-            [policy_loss(model, *told, cfg, generator) for _ in range(cfg.policy_passes)]
-        ).mean()
-    else:
-        numbers["policy"] = torch.zeros((), device=device)
+            imitated = (seen, chunk.action, shown["policy"], model.prefill(seen))
+        passes = [policy_loss(model, *imitated, cfg, generator) for _ in range(cfg.policy_passes)]
+        numbers["policy"] = torch.stack(passes).mean()
     total = numbers["video"] + cfg.proprio_weight * numbers["proprio"] + cfg.policy_weight * numbers["policy"]
     if "action" in numbers:
         total = total + cfg.action_weight * numbers["action"]
     return total, {k: v.item() for k, v in numbers.items()}
+
+
+def _noisy(clean: Chunk, has_action: Tensor, cfg: JointConfig, generator: torch.Generator) -> tuple[Chunk, NoiseLevels]:
+    """A chunk at drawn noise levels, and these; without its actions in a ``video_only`` share of steps."""
+    assert clean.video is not None and clean.proprio is not None and clean.action is not None
+    b, device = len(clean.video), clean.video.device
+
+    def mixed(x: Tensor, sigma: Tensor) -> Tensor:
+        return mix(x, torch.randn(x.shape, generator=generator).to(device), sigma)
+
+    levels = draw_levels(b, cfg.shares, video_shift=cfg.video_shift, generator=generator, pure=cfg.video_pure)
+    levels = levels.to(device)
+    levels = NoiseLevels(levels.video, torch.where(has_action, levels.action, torch.ones_like(levels.action)))
+    alone = bool(torch.rand((), generator=generator) < cfg.video_only)
+    if alone:
+        levels = NoiseLevels(levels.video.clamp(min=0.02), levels.action)
+    # Where video is given (INVERSE) it is a little off, as an imagined one would be.
+    jitter = (levels.video == 0) * cfg.context_noise * torch.rand(b, generator=generator).to(device)
+    video = mixed(clean.video, torch.maximum(levels.video, jitter))
+    proprio = mixed(clean.proprio, torch.maximum(levels.video, 0.5 * jitter))
+    return Chunk(video, proprio, None if alone else mixed(clean.action, levels.action)), levels

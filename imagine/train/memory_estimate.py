@@ -16,6 +16,7 @@ from torch import nn
 
 from imagine.model.action_registers import RegisterConfig
 from imagine.model.dit import DiTConfig, JointDiT
+from imagine.model.model import WorldActionModel
 
 Method = Literal["lora", "full"]
 LORA_TARGETS = (
@@ -49,7 +50,7 @@ GIANTS: dict[str, tuple[DiTConfig, dict[str, int]]] = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryEstimate:
     """Needs of one training run; bytes are those of one GPU.
 
     Attributes:
@@ -115,7 +116,7 @@ class Plan:
         }
 
 
-def plan(
+def estimate(
     dit: DiTConfig,
     *,
     frames: int,
@@ -132,7 +133,7 @@ def plan(
     text: int = 512,
     image: int = 257,
     chunk: int | None = None,
-) -> Plan:
+) -> MemoryEstimate:
     """Count what training a network will need: one context, one noisy chunk and one POLICY pass per sample.
 
     Args:
@@ -178,7 +179,7 @@ def plan(
     inside, outside, attention = _arithmetic(dit, passes, text, image if dit.image_dim else 0)
     forward = inside + outside + attention
     backward = (2 if method == "full" else 1) * (inside + outside) + 2 * attention
-    return Plan(
+    return MemoryEstimate(
         parameters=parameters,
         trainable=trainable,
         tokens=sum(p.tokens for p in passes[:-1]),
@@ -195,6 +196,14 @@ def plan(
         batch=batch,
         world_size=world_size,
     )
+
+
+def sample_sizes(model: WorldActionModel) -> dict[str, int]:
+    """Sizes of a sample of a model's own robot, as :func:`estimate` takes them."""
+    future, _, height, width = model.chunk_shapes["video"]
+    words = {} if model.cfg.dit.registers else {"text": model.cfg.text.length}
+    sizes = {"frames": model.cfg.context_frames + future, "height": height, "width": width, "chunk": future}
+    return sizes | {"actions": model.body.chunk_actions, **words}
 
 
 @cache

@@ -25,6 +25,10 @@ UNLIMITED = 21
 """Latent frames that DreamZero attends to where its config sets no limit (``max_chunk_size`` -1)."""
 
 
+LIKE_WAN = {"action_patch": 1, "see_last_frame": False, "pooled_text": False, "prediction": "velocity"}
+"""Fields of :class:`DiTConfig` that are the same in every Wan."""
+
+
 @dataclass(frozen=True)
 class Foreign:
     """What a folder holds, as far as its config and the headers of its files tell.
@@ -177,32 +181,13 @@ class Source:
             )
         registers = self._registers()
         block, chunks = (int(need("block_frames")), int(need("max_chunks"))) if registers else (1, 0)
-        last = max((int(n.split(".")[1]) for n in self.pieces if n.startswith("blocks.")), default=-1)
-        embedder = "condition_embedder"
-        shape = {
-            "layers": need("layers", last + 1 or None),
-            "heads": heads,
-            "head_dim": dim // heads,
-            "ffn_dim": need("ffn_dim", axis("blocks.0.ffn.net.0.proj.weight", 0)),
-            "patch": patch,
-            "channels": channels,
-            "text_dim": need("text_dim", axis(f"{embedder}.text_embedder.linear_1.weight", 1)),
-            "freq_dim": need("freq_dim", axis(f"{embedder}.time_embedder.linear_1.weight", 1)),
-            "eps": need("eps"),
-            "condition_channels": inputs - channels,
-            "image_dim": get("image_dim") or axis(f"{embedder}.image_embedder.norm1.weight", 0) or 0,
-        }
+        shape = self._shape_of_blocks(heads, dim)
+        shape |= {"patch": patch, "channels": channels, "condition_channels": inputs - channels}
         if registers:
-            shape |= {
-                "registers": registers,
-                "action_dim": registers.action_dim,
-                "proprio_dim": registers.state_dim,
-                "block": block,
-                "first_alone": True,
-                # With the chunk itself, the first frame and so many blocks are what it was trained at.
-                "max_context_blocks": chunks if chunks > 0 else (UNLIMITED - 1) // block,
-            }
-        like_wan = {"action_patch": 1, "see_last_frame": False, "pooled_text": False, "prediction": "velocity"}
+            shape |= {"registers": registers, "action_dim": registers.action_dim, "proprio_dim": registers.state_dim}
+            # With the chunk itself, the first frame and so many blocks are what it was trained at.
+            most = chunks if chunks > 0 else (UNLIMITED - 1) // block
+            shape |= {"block": block, "first_alone": True, "max_context_blocks": most}
         theirs: Literal["wan", "diffusers"] = "wan" if self.dialect == "original" else "diffusers"
         zero: Literal["dreamzero", "dreamzero-diffusers"] = "dreamzero" if theirs == "wan" else "dreamzero-diffusers"
         root = self.folder.parent if self.folder.name == "transformer" else self.folder
@@ -210,7 +195,7 @@ class Source:
         return Foreign(
             folder=self.folder,
             layout=zero if registers else theirs,
-            dit=DiTConfig.model_validate(shape | like_wan),
+            dit=DiTConfig.model_validate(shape | LIKE_WAN),
             action_horizon=int(need("action_horizon")) if registers else 0,
             block_frames=block,
             max_chunks=chunks,
@@ -221,6 +206,22 @@ class Source:
             lora=bool(self.factors),
             components={name: root / name for name in COMPONENTS if (root / name).is_dir()},
         )
+
+    def _shape_of_blocks(self, heads: Any, dim: Any) -> dict[str, Any]:
+        """Numbers of :class:`DiTConfig` that the config or the tensors of the blocks and embedders tell."""
+        need, axis = self.need, self.axis
+        last = max((int(n.split(".")[1]) for n in self.pieces if n.startswith("blocks.")), default=-1)
+        embedder = "condition_embedder"
+        return {
+            "layers": need("layers", last + 1 or None),
+            "heads": heads,
+            "head_dim": dim // heads,
+            "ffn_dim": need("ffn_dim", axis("blocks.0.ffn.net.0.proj.weight", 0)),
+            "text_dim": need("text_dim", axis(f"{embedder}.text_embedder.linear_1.weight", 1)),
+            "freq_dim": need("freq_dim", axis(f"{embedder}.time_embedder.linear_1.weight", 1)),
+            "eps": need("eps"),
+            "image_dim": self.get("image_dim") or axis(f"{embedder}.image_embedder.norm1.weight", 0) or 0,
+        }
 
     def _channels(self) -> tuple[list[int], int, int]:
         """Patch (3), and channels in and out."""

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from imagine.configs.commands.common import console
 from imagine.data.read import LeRobotDataset
 from imagine.data.windows import Windows, build_cache
 from imagine.model.model import WorldActionModel
+from imagine.progress import Progress
 from imagine.train.losses import observed_frames
 
 
 def latent_windows(model: WorldActionModel, datasets: Sequence[str], folder: Path) -> tuple[Windows, int]:
-    """All windows of some LeRobot datasets together, and how many episodes they hold; canvases for a film codec.
+    """All windows of some LeRobot datasets together, and how many episodes they hold; canvases for a video codec.
 
     Args:
         model: whose codec encodes.
@@ -25,7 +25,7 @@ def latent_windows(model: WorldActionModel, datasets: Sequence[str], folder: Pat
     """
     opened = [LeRobotDataset.open(Path(d)) for d in datasets]
     codec = model.codec
-    if model.temporal > 1:  # a film codec needs a window's frames together; they are kept as canvases
+    if model.temporal > 1:  # a video codec needs a window's frames together; they are kept as canvases
         kept = [build_cache(d, model.body, None, folder / str(i)) for i, d in enumerate(opened)]
         return Windows(kept, model.body, context_frames=observed_frames(model)), sum(len(d) for d in opened)
     tag = hashlib.sha256(b"".join(v.numpy().tobytes() for v in codec.state_dict().values())).hexdigest()[:8]
@@ -36,7 +36,7 @@ def latent_windows(model: WorldActionModel, datasets: Sequence[str], folder: Pat
 
     caches = []
     for i, dataset in enumerate(opened):
-        console.print(f"encoding {dataset.root}")
-        caches.append(build_cache(dataset, model.body, encode, folder / str(i), tag=tag))
+        with Progress(f"encoding {dataset.root}") as bar:
+            caches.append(build_cache(dataset, model.body, encode, folder / str(i), tag=tag, progress=bar))
     windows = Windows(caches, model.body, context_frames=model.cfg.context_frames)
     return windows, sum(len(d) for d in opened)
