@@ -30,11 +30,6 @@ def improvement(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
         interval; ``each``: what was given, as lists.
     """
     both = {"before": np.asarray(before, float), "after": np.asarray(after, float)}
-    means = {k: _interval(v) for k, v in both.items()}
+    means = {k: mean_interval(v).plain() for k, v in both.items()}
     each = {k: v.tolist() for k, v in both.items()}
-    return {**means, "gain": _interval(both["after"] - both["before"]), "each": each}
-
-
-def _interval(values: np.ndarray) -> dict[str, Any]:
-    mean = mean_interval(values)
-    return {"value": mean.value, "ci_low": mean.low, "ci_high": mean.high, "n": mean.n}
+    return {**means, "gain": mean_interval(both["after"] - both["before"]).plain(), "each": each}

@@ -34,6 +34,11 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] n={self.n}"
 
+    def plain(self) -> dict[str, float | int]:
+        """As JSON has it: ``value``, ``ci_low`` and ``ci_high`` with four decimals, and ``n``."""
+        numbers = {"value": self.value, "ci_low": self.low, "ci_high": self.high}
+        return {**{k: round(float(v), 4) for k, v in numbers.items()}, "n": self.n}
+
 
 def checked(values: Outcomes, name: str, dims: tuple[int, ...] = (1,)) -> np.ndarray:
     """Outcomes as float64, or the reason why not.

@@ -17,7 +17,7 @@ import numpy as np
 
 from imagine.agents.agreement import MEASURES, agreement
 from imagine.agents.correction import ppi_mean
-from imagine.agents.statistics import Interval, paired_difference, success_rate
+from imagine.agents.statistics import paired_difference, success_rate
 from imagine.types import ImagineError
 
 if TYPE_CHECKING:
@@ -106,22 +106,21 @@ def compare(trials: Trials, imagined: Trials) -> dict[str, Any]:
     else:
         real, dreamt = (np.array([one[world]["value"] for one in each]) for world in ("real", "imagined"))
     found = agreement(real, dreamt, measures=_FEW.get(len(trials), MEASURES))
-    return {"policies": each, "agreement": {name: plain(x) for name, x in found.items()}, "starts": len(shared)}
+    return {"policies": each, "agreement": {name: x.plain() for name, x in found.items()}, "starts": len(shared)}
 
 
 def _one(policy: str, tried: Mapping[int, bool], imagined: Mapping[int, bool]) -> dict[str, Any]:
     real = np.array([tried[s] for s in sorted(tried)])
     dreamt = np.array([imagined[s] for s in sorted(tried)])
     others = np.array([imagined[s] for s in sorted(set(imagined) - set(tried))])
-    one: dict[str, Any] = {"policy": policy, "real": plain(success_rate(real)), "imagined": plain(success_rate(dreamt))}
-    one["difference"] = plain(paired_difference(dreamt, real))
-    one |= {"same_outcome": plain(success_rate(real == dreamt)), "ppi": None}
+    one: dict[str, Any] = {
+        "policy": policy,
+        "real": success_rate(real).plain(),
+        "imagined": success_rate(dreamt).plain(),
+    }
+    one["difference"] = paired_difference(dreamt, real).plain()
+    one |= {"same_outcome": success_rate(real == dreamt).plain(), "ppi": None}
     if len(others) and len(real) > 1:
         corrected = ppi_mean(real, dreamt, others)
-        one["ppi"] = {**plain(corrected), "only_imagined": len(others), "weight": round(corrected.weight, 4)}
+        one["ppi"] = {**corrected.plain(), "only_imagined": len(others), "weight": round(corrected.weight, 4)}
     return one
-
-
-def plain(x: Interval) -> dict[str, Any]:
-    """An interval as JSON has it."""
-    return {"value": round(x.value, 4), "ci_low": round(x.low, 4), "ci_high": round(x.high, 4), "n": x.n}

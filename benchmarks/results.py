@@ -22,9 +22,10 @@ COMMANDS = {
     "imagined": "evaluate --policy base --world imagined --episodes 200 --seed 900000 --judge trajectory",
     "random_real": "evaluate --policy random --world sim --episodes 100 --seed 900000",
     "random_imagined": "evaluate --policy random --world imagined --episodes 100 --seed 900000 --judge trajectory",
-    "told_colour": "evaluate --policy base --world sim --told colour --episodes 100 --seed 900000",
-    "told_colour_on": "evaluate --policy base --world sim --told colour --go-on --episodes 100 --seed 900000",
-    "told_task": "evaluate --policy base --world sim --told task --episodes 100 --seed 900000",
+    "told_colour": "evaluate --policy base --world sim --swap-instruction colour --episodes 100 --seed 900000",
+    "told_colour_on": "evaluate --policy base --world sim --swap-instruction colour --until-horizon --episodes 100 "
+    "--seed 900000",
+    "told_task": "evaluate --policy base --world sim --swap-instruction task --episodes 100 --seed 900000",
     "zoo": "evaluate --zoo --episodes 200 --seed 980000 --judge trajectory",
     "zoo_8": "evaluate --zoo --episodes 100 --seed 900000 --horizon 8 --judge trajectory",
     "plan": "plan --policy novice --candidates 8 --compare --episodes 200 --seed 900000 --judge trajectory",

@@ -25,7 +25,7 @@ SCENES = 4
 COMMANDS = {
     "Stable-Baselines3 PPO": "--with sb3-ppo",
     "Stable-Baselines3 SAC in noise": "--with sb3-sac-noise",
-    "RLlib PPO, two local Ray nodes": "--with rllib-ppo --runners 2 --nodes 2 --lanes 8",
+    "RLlib PPO, two local Ray nodes": "--with rllib-ppo --runners 2 --nodes 2 --num-envs 8",
 }
 """Name, and what ``imagine learn`` is told."""
 

@@ -42,6 +42,20 @@ COMMANDS = {
 }
 
 
+RENAMED: dict[str, dict[str, str]] = {
+    "evaluate": {
+        "--lanes": "--num-envs", "--told": "--swap-instruction", "--go-on": "--until-horizon", "--films": "--videos"
+    },
+    "improve": {"--lanes": "--num-envs", "--doubt-cost": "--inverse-error-cost"},
+    "learn": {"--lanes": "--num-envs", "--real-episodes": "--sim-episodes"},
+    "plan": {"--lanes": "--num-envs"},
+    "rollout": {"--lanes": "--num-envs"},
+}  # fmt: skip
+"""Old option to its new name, per command; the old ones go with the next version."""
+RENAMED_VALUES = {("--world", "real"): "sim", ("--swap-instruction", "right"): ""}
+"""Old value of an option to its new one, in every command."""
+
+
 class BadRequest(ValueError):
     """The command line itself is wrong; the message is the sentence to show."""
 
@@ -101,27 +115,61 @@ def parse(module: ModuleType, name: str, words: Sequence[str]) -> Any:
     Raises:
         BadRequest: an option is unknown, lacks its value, or has one of the wrong type.
     """
-    import tyro
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            args, unknown = tyro.cli(
-                module.Args,
-                prog=f"imagine {name}",
-                args=list(words),
-                config=(tyro.conf.FlagCreatePairsOff,),
-                return_unknown_args=True,
-            )
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-        raise BadRequest(f"{_first_sentence(said.getvalue())}; see imagine {name} --help") from None
+    words = renamed(name, words)
+    if (parsed := _parsed(module, name, words)) is None:
+        raise BadRequest(f"{_culprit(module, name, words)}; see imagine {name} --help")
+    args, unknown = parsed
     if unknown:
         options = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(module.Args)]
         close = suggestion(unknown[0], options)
         raise BadRequest(f"imagine {name} has no option {unknown[0]!r}{close}; see imagine {name} --help")
     return args
+
+
+def renamed(name: str, words: Sequence[str]) -> list[str]:
+    """Words with the last version's options and values under their new names; a hint on standard error for each."""
+    out: list[str] = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        new = RENAMED.get(name, {}).get(flag.replace("_", "-"), flag) + equals
+        if equals:
+            new += RENAMED_VALUES.get((new.rstrip("="), value), value)
+        elif out:
+            new = RENAMED_VALUES.get((out[-1], new), new)
+        if new != word:
+            hint = f"{word} is {new!r} now; the old name goes with the next version."
+            print(f"imagine: {hint}", file=sys.stderr)
+        out.append(new)
+    return out
+
+
+def _parsed(module: ModuleType, name: str, words: Sequence[str]) -> tuple[Any, list[str]] | None:
+    """``Args`` and the words that no option of it took; None where a value is missing or of the wrong type."""
+    import tyro
+
+    wants_help = {"-h", "--help"} & set(words)
+    try:
+        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(io.StringIO()):
+            return tyro.cli(
+                module.Args, prog=f"imagine {name}", args=list(words), config=(tyro.conf.FlagCreatePairsOff,),
+                return_unknown_args=True,
+            )  # fmt: skip
+    except SystemExit:
+        if wants_help:
+            raise
+        return None
+
+
+def _culprit(module: ModuleType, name: str, words: Sequence[str]) -> str:
+    """Which option it was that cannot be parsed: the first one that cannot be by itself."""
+    starts = [i for i, word in enumerate(words) if word.startswith("--")]
+    for begin, end in zip(starts, [*starts[1:], len(words)], strict=True):
+        if _parsed(module, name, words[begin:end]) is None:
+            option, _, value = " ".join(words[begin:end]).replace("=", " ", 1).partition(" ")
+            field = option.removeprefix("--").replace("-", "_")
+            kind = {f.name: str(f.type) for f in dataclasses.fields(module.Args)}.get(field, "another value")
+            return f"{option} is {value!r}, expected {kind}" if value else f"{option} lacks its value"
+    return f"imagine {name} cannot read {' '.join(words)!r}"
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
@@ -174,13 +222,6 @@ def _command(word: str) -> str:
         return word
     close = suggestion(word, list(COMMANDS))
     raise BadRequest(f"imagine has no command {word!r}{close}; the commands are {', '.join(COMMANDS)}")
-
-
-def _first_sentence(boxed: str) -> str:
-    """The first paragraph of a boxed message, unboxed and unwrapped."""
-    lines = [line.strip("│ ") for line in boxed.splitlines() if not line.startswith(("╭", "╰"))]
-    end = next((i for i, line in enumerate(lines) if line.startswith("───")), len(lines))
-    return " ".join(lines[:end]).removeprefix("Error parsing ").rstrip(". ")
 
 
 @contextlib.contextmanager

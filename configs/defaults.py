@@ -6,3 +6,5 @@ JUDGE = "judge-tiny"
 """The shipped judge."""
 HORIZON = 8
 """Chunks per episode."""
+ZOO_HORIZON = 3
+"""The same where dream and simulator are compared: as far as a dream was trained to go on its own frames."""

@@ -51,8 +51,8 @@ class Setup:
         starts: where dreams begin, see :func:`imagine.configs.build.starts_of`; "" for its default.
         num_envs: episodes run side by side.
         steps: denoising steps of the policy.
-        told: one of ``RobotPlugin.swaps``: what the policy is told instead; ``right`` for nothing else.
-        go_on: act on after what was told instead is done.
+        swap: one of ``RobotPlugin.swaps``: how the policy's instruction differs from the episode's own; "" for not.
+        until_horizon: act on after the other instruction has been carried out.
         horizon: chunks per episode at most.
         guarded: a judged success needs what the gym's guards ask as well, and what cannot be believed ends.
         dataset: folder of a LeRobot dataset whose episodes are dreamt again under their recorded actions; "" for none.
@@ -66,8 +66,8 @@ class Setup:
     starts: str = ""
     num_envs: int = 16
     steps: int = 4
-    told: str = "right"
-    go_on: bool = False
+    swap: str = ""
+    until_horizon: bool = False
     horizon: int = build.HORIZON
     guarded: bool = True
     dataset: str = ""
@@ -90,7 +90,10 @@ def stamp(setup: Setup, policies: Sequence[str]) -> str:
         folders.append(folder / dreams)
     if not setup.judge.startswith(("http://", "https://")) and setup.judge not in IN_FOLDER:
         folders.append(Path(judge_folder(setup.judge)))
-    rules = setup.steps, setup.told, setup.go_on, setup.horizon, setup.guarded, setup.judge, setup.starts, setup.robot
+    rules = (
+        setup.steps, setup.swap, setup.until_horizon, setup.horizon, setup.guarded, setup.judge, setup.starts,
+        setup.robot,
+    )  # fmt: skip
     digest = hashlib.sha256(repr((*rules, sorted(setup.options.items()))).encode())
     for found in sorted({f for f in folders if f.is_dir()}):
         for file in sorted(f for f in found.iterdir() if f.suffix in (".safetensors", ".json")):
@@ -117,20 +120,20 @@ def numbered_starts(loaded: build.Loaded, starts: str) -> SavedStarts | EpisodeS
     return found
 
 
-def swap_of(loaded: build.Loaded, told: str) -> InstructionSwap | None:
-    """What a policy is told instead of an episode's own instruction: ``right`` is that itself, and so nothing.
+def swap_of(loaded: build.Loaded, swap: str) -> InstructionSwap | None:
+    """What a policy is told instead of an episode's own instruction; None where ``swap`` is empty.
 
     Raises:
         ImagineError: the robot knows no such other instruction.
     """
-    return None if told == "right" else InstructionSwap(loaded.robot, told, loaded.options)
+    return InstructionSwap(loaded.robot, swap, loaded.options) if swap else None
 
 
 def worker(setup: Setup) -> Worker:
     """Who carries out the parts of an evaluation, in any process."""
     loaded = setup.load()
     recorded = RecordedEpisodes(loaded.model, setup.dataset, Path(setup.cache)) if setup.dataset else None
-    swap = swap_of(loaded, setup.told)
+    swap = swap_of(loaded, setup.swap)
     how: dict[str, Any] = {"judge": setup.judge, "guarded": setup.guarded}
 
     def envs_of(world: str) -> ParallelEnvs:
@@ -138,7 +141,7 @@ def worker(setup: Setup) -> Worker:
             dream = build.dream(loaded, starts=recorded.starts, **how)
             envs = DreamEnvs(dream, setup.num_envs, horizon=recorded.longest, break_off=setup.guarded)
             return RecordedEnvs(envs, recorded)
-        until = None if setup.go_on else swap
+        until = None if setup.until_horizon else swap
         return build.parallel_envs(
             loaded, world, setup.num_envs, until=until, horizon=setup.horizon, starts=setup.starts or None, **how
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass
@@ -76,12 +77,33 @@ def test_every_listed_command_exists(name: str) -> None:
         (["collect", "--epsodes=3"], "did you mean '--episodes'"),
         (["collect", "--episodes", "few"], "--episodes"),
         (["collect", "--episodes"], "--episodes"),
+        (["collect", "--seed", "1", "--episodes", "2.5", "--json"], "--episodes is '2.5', expected int"),
+        (["plan", "--method", "luck"], "--method is 'luck', expected Literal['best_of_n'"),
         (["collect", "stray"], "'stray'"),
         (["collect", "--episodes", "0"], "expected at least 1"),
     ],
 )
 def test_a_bad_request_is_answered_in_one_sentence(words: list[str], expected: str, capfd) -> None:
     assert expected in complaint(words, capfd)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        *((name, [old], [new]) for name, flags in cli.RENAMED.items() for old, new in flags.items()),
+        ("evaluate", ["--lanes=8", "--world", "real"], ["--num-envs=8", "--world", "sim"]),
+        ("evaluate", ["--world=real", "--told", "right"], ["--world=sim", "--swap-instruction", ""]),
+        ("improve", ["--doubt_cost=0.2"], ["--inverse-error-cost=0.2"]),
+    ],
+)
+def test_an_option_of_the_last_version_still_works_with_a_hint(name: str, old: list, new: list, capfd) -> None:
+    module = import_module(f"imagine.configs.commands.{name}")
+    assert cli.renamed(name, old) == new
+    hints = capfd.readouterr().err.splitlines()
+    assert len(hints) == sum(a != b for a, b in zip(old, new, strict=True)) and "next version" in hints[0]
+    assert cli.renamed(name, new) == new and capfd.readouterr().err == ""
+    fields = {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(module.Args)}
+    assert {word.split("=")[0] for word in new if word.startswith("--")} <= fields
 
 
 def test_json_is_one_object_and_all_else_goes_to_standard_error(command, capfd) -> None:

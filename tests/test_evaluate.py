@@ -212,11 +212,11 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 @pytest.mark.slow
 def test_two_worlds_three_policies(tmp_path: Path) -> None:
-    words = ("evaluate", "--policy", "base,base+grip=1,random", "--world", "both", "--episodes", "4", "--lanes", "4")
-    got = run(*words, "--films", "1", "--horizon", "2", "--out", str(tmp_path))
+    words = ("evaluate", "--policy", "base,base+grip=1,random", "--world", "both", "--episodes", "4", "--num-envs", "4")
+    got = run(*words, "--videos", "1", "--horizon", "2", "--out", str(tmp_path))
     assert got["n"] == 4 and [p["policy"] for p in got["policies"]] == ["base", "base+grip=1", "random"]
     assert {"pearson", "spearman", "kendall", "mmrv", "pairs", "regret", "bias", "rmse", "judge"} <= got.keys()
-    assert {"value", "ci_low", "ci_high"} == got["pearson"].keys()
+    assert {"value", "ci_low", "ci_high", "n"} == got["pearson"].keys()
     for one in got["policies"]:
         assert {"sim", "imagined", "difference", "same_outcome"} <= one.keys()
     table = pq.read_table(tmp_path / "episodes.parquet")
@@ -227,7 +227,7 @@ def test_two_worlds_three_policies(tmp_path: Path) -> None:
     assert starts["sim"] == starts["imagined"], "the same start says the same in both worlds"
     assert "Does imagination agree" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "agreement.png").stat().st_size > 5_000
-    assert run(*words, "--films", "1", "--horizon", "2", "--out", str(tmp_path)) == got
+    assert run(*words, "--videos", "1", "--horizon", "2", "--out", str(tmp_path)) == got
 
 
 @pytest.mark.slow
@@ -246,7 +246,7 @@ def test_recorded_episodes_are_dreamt_again(tmp_path: Path) -> None:
         "--workers",
         "1",
     )
-    got = run("evaluate", "--dataset", data, "--episodes", "6", "--lanes", "4", "--out", str(tmp_path / "run"))
+    got = run("evaluate", "--dataset", data, "--episodes", "6", "--num-envs", "4", "--out", str(tmp_path / "run"))
     (one,) = got["policies"]
     assert got["worlds"] == ["recorded", "imagined"] and one["recorded"]["n"] == one["imagined"]["n"] == got["n"] > 0
 

@@ -105,7 +105,7 @@ def test_plan(tmp_path: Path) -> None:
     clutter = ("--option", "blocks=3", "--horizon", "2")
     got = run("plan", "--candidates", "2", "--compare", "--episodes", "2", *clutter, "--out", str(tmp_path / "run"))
     assert {"candidates", "success_rate", "ci_low", "ci_high", "n", "ms_per_decision"} <= got.keys()
-    assert {"value", "ci_low", "ci_high"} == got["gain"].keys() and got["alone"]["n"] == 2
+    assert {"value", "ci_low", "ci_high", "n"} == got["gain"].keys() and got["alone"]["n"] == 2
     pictures = list((tmp_path / "run" / "decisions").glob("*.png"))
     assert pictures and all(p.stat().st_size > 1000 for p in pictures)
 
@@ -156,7 +156,7 @@ def test_the_judge_of_paths_knows_what_was_done_from_a_miss_by_four_centimetres(
 
 
 def test_improve_then_use_the_adapter(tmp_path: Path) -> None:
-    small = ["--set", "updates=1,groups=2,last_horizon=2", "--lanes", "16", "--watch-starts", "4"]
+    small = ["--set", "updates=1,groups=2,last_horizon=2", "--num-envs", "16", "--watch-starts", "4"]
     got = run("improve", *small, "--test-episodes", "2", "--out", str(tmp_path / "run"))
     assert {"before", "after", "imagined_chunks", "imagined_gain", "seconds"} <= got.keys()
     assert {"return", "second_judge", "kl", "floor", "final_judge_gap"} <= got["curve"][0].keys()
@@ -176,9 +176,9 @@ def test_rollout_films(tmp_path: Path) -> None:
     [
         (["evaluate", "--model", "nowhere"], "no model at 'nowhere'"),
         (["evaluate", "--episodes", "0"], "expected at least 1"),
-        (["evaluate", "--lanes", "0"], "expected at least 1"),
+        (["evaluate", "--num-envs", "0"], "expected at least 1"),
         (["evaluate", "--policy", "expert", "--world", "imagined"], "reads the true state"),
-        (["evaluate", "--policy", "expert", "--told", "task"], "the scripted expert hears nothing"),
+        (["evaluate", "--policy", "expert", "--swap-instruction", "task"], "the scripted expert follows the true task"),
         (["evaluate", "--world", "mars"], "expected sim, imagined or both"),
         (["rollout", "--instruction", "nimm den roten block"], "never heard"),
         (["plan", "--candidates", "0"], "expected at least 1"),
@@ -298,7 +298,7 @@ def test_the_gym_reports_every_part_of_the_verdict() -> None:
 
 
 def test_an_imagined_rate_is_not_told_without_the_judges_error(tmp_path: Path) -> None:
-    words = ("evaluate", "--world", "imagined", "--episodes", "2", "--lanes", "2", "--seed", "900000")
+    words = ("evaluate", "--world", "imagined", "--episodes", "2", "--num-envs", "2", "--seed", "900000")
     heads = run(*words, "--judge", "path", "--out", str(tmp_path / "heads"))["judge"]
     assert heads["name"] == "trajectory" and 0 <= heads["false_positive"] <= 1, "a former name is understood"
     assert run(*words, "--judge", "latent", "--out", str(tmp_path / "latent"))["judge"]["name"] == "latent"

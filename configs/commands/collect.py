@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imagine.configs.commands.common import Common, Folder, console
-from imagine.configs.commands.worlds import Pairs, options_of
+from imagine.configs.commands.common import Common, Folder, Pairs, at_least, console, options_of
 from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
 
@@ -42,9 +41,7 @@ def run(args: Args) -> dict[str, Any]:
         ImagineError: a number is not positive, the robot or an option of it is unknown or it records no episodes, or
             the folder holds a dataset of other tasks or another seed.
     """
-    for name in ("episodes", "workers"):
-        if getattr(args, name) < 1:
-            raise ImagineError(f"--{name} is {getattr(args, name)}, expected at least 1")
+    at_least(args, episodes=1, workers=1)
     from imagine.agents.collect import collect
     from imagine.configs.loaded import changed
     from imagine.policy.robots.registry import DEFAULT, load_robot

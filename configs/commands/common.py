@@ -1,7 +1,8 @@
-"""What every command takes, and where it may speak while it works."""
+"""Options of every command, and checks of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,8 @@ Words = Annotated[
 ]
 """Several words as one option: ``--policy base,novice``."""
 
+Pairs = tyro.conf.UseAppendAction[tuple[str, ...]]
+"""``NAME=VALUE``, any number of times."""
 
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
 """A folder to write to; None where the command names one itself."""
@@ -60,3 +63,15 @@ def at_least(args: Any, **least: float) -> None:
         if not getattr(args, name) >= value:
             option = name.replace("_", "-")
             raise ImagineError(f"--{option} is {getattr(args, name):g}, expected at least {value:g}.")
+
+
+def options_of(pairs: Sequence[str]) -> dict[str, str]:
+    """Options by name.
+
+    Raises:
+        ImagineError: one is not NAME=VALUE.
+    """
+    for text in pairs:
+        if "=" not in text:
+            raise ImagineError(f"--option is {text!r}, expected NAME=VALUE.")
+    return dict(text.split("=", 1) for text in pairs)

@@ -154,7 +154,7 @@ class Demo:
 
     def estimate(self) -> None:
         """3. Success in imagination against success on the simulator, same starts."""
-        from imagine.configs.commands.evaluate import ZOO_HORIZON
+        from imagine.configs.defaults import ZOO_HORIZON
         from imagine.configs.judges import looks_at_pictures
 
         how: dict[str, Any] = {"judge": self.judge, "guarded": looks_at_pictures(self.judge), "horizon": ZOO_HORIZON}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagine.configs.commands.common import Words, console
+from imagine.configs.commands.common import Words, at_least, console
 from imagine.configs.commands.worlds import OfRobot
 from imagine.configs.runfolder import RunFolder
 from imagine.progress import Progress
@@ -31,11 +31,11 @@ class Args(OfRobot):
         watched_by: a second judge without a say, of another architecture; training stops when the two drift apart. By
             default another one beside the model's weights, if there is one; none for none.
         watch_starts: held-out starts of every look for exploitation.
-        unguarded: reward whatever the judge calls a success, at no cost of doubt, halt nothing and watch nothing.
-        doubt_cost: reward lost per unit of doubt, every chunk.
+        unguarded: reward whatever the judge calls a success, whatever the inverse error; halt and watch nothing.
+        inverse_error_cost: reward lost per normalised action unit of inverse error, every chunk.
         starts: LeRobot dataset whose frames, at any moment of an episode, also serve as starts.
         midway: share of starts taken from there.
-        lanes: imagined episodes side by side.
+        num_envs: imagined episodes side by side.
         test_episodes: episodes before and after, on the same starts, on the robot's simulator and in the dream; 0
             leaves the proof out.
         test_seed: first start seed of the proof; none of them is learnt from.
@@ -48,10 +48,10 @@ class Args(OfRobot):
     watched_by: str = ""
     watch_starts: int = 32
     unguarded: bool = False
-    doubt_cost: float = 0.1
+    inverse_error_cost: float = 0.1
     starts: str = ""
     midway: float = 0.25
-    lanes: int = 64
+    num_envs: int = 64
     test_episodes: int = 200
     test_seed: int = 900_000
 
@@ -107,7 +107,7 @@ def learn(args: Args, cfg: Any, loaded: Loaded, folder: Path) -> dict[str, Any]:
 
     begin, dream, checks = time.time(), _dream(args, loaded, folder), MonitorConfig(starts=args.watch_starts)
     frozen = weights_hash(dream.model)
-    envs, monitor = DreamEnvs(dream, args.lanes), None
+    envs, monitor = DreamEnvs(dream, args.num_envs), None
     if not args.unguarded and args.watched_by != "none":
         other = DreamEnvs(Dream(dream.model, dream.judge, build.starts_of(loaded), dream.cfg), checks.starts)
         monitor = Monitor(other, loaded.distractor, checks)
@@ -143,7 +143,7 @@ def _dream(args: Args, loaded: Loaded, folder: Path) -> Any:
         anywhere = DatasetStarts(recorded, loaded.model.body, folder / "starts", anywhere=True)
         starts = MixedStarts(starts, anywhere, args.midway)
     cfg = build.dream_config(loaded.folder).model_copy(
-        update={"inverse_error_cost": args.doubt_cost, "tile": 0, "autocast": True}
+        update={"inverse_error_cost": args.inverse_error_cost, "tile": 0, "autocast": True}
     )
     if args.unguarded:
         cfg = cfg.model_copy(update={"inverse_error_cost": 0.0, "hallucination_limit": None})
@@ -152,9 +152,7 @@ def _dream(args: Args, loaded: Loaded, folder: Path) -> Any:
 
 
 def _check(args: Args, cfg: Any) -> None:
-    for name, least in (("lanes", 1), ("watch_starts", 1), ("test_episodes", 0), ("doubt_cost", 0), ("midway", 0)):
-        if getattr(args, name) < least:
-            raise ImagineError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least {least}.")
+    at_least(args, num_envs=1, watch_starts=1, test_episodes=0, inverse_error_cost=0, midway=0)
     if args.midway > 1:
         raise ImagineError(f"--midway is {args.midway}, expected a share from 0 to 1.")
     if args.watched_by == args.judge:

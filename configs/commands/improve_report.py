@@ -52,7 +52,7 @@ def prove(args: Any, loaded: Any, folder: RunFolder) -> Proof:
     for name, policy in {"before": args.policy, "after": str(folder / "adapter")}.items():
         proof.policies[name] = load_policy(policy, loaded.model, loaded.folder)
     for world, mark in worlds_of(loaded).items():
-        envs = parallel_envs(loaded, world, 16 if world == "sim" else args.lanes, judge=args.judge)
+        envs = parallel_envs(loaded, world, 16 if world == "sim" else args.num_envs, judge=args.judge)
         seen = {}
         for name, policy in proof.policies.items():
             with Progress(f"{world}, {name}") as tell:

@@ -44,11 +44,11 @@ class Args(OfRobot):
         scenes: starts that it practises on and is tested on, with other noise; 0: every episode begins elsewhere, and
             tests are held-out starts.
         horizon: chunks per episode.
-        lanes: imagined episodes side by side.
-        steps: environment steps of all lanes together.
+        num_envs: imagined episodes side by side.
+        steps: environment steps of all environments together.
         test_episodes: imagined ones, before and after.
         test_seed: first start seed of them, and the first scene.
-        real_episodes: on the robot's simulator, before and after; 0 is none.
+        sim_episodes: on the robot's simulator, before and after; 0 is none.
         seed: of the agent, and of its dreams.
         runners: processes that imagine; rllib alone.
         nodes: machines; rllib alone.
@@ -63,11 +63,11 @@ class Args(OfRobot):
     shaping: bool = False
     scenes: int = 4
     horizon: int = 4
-    lanes: int = 16
+    num_envs: int = 16
     steps: int = 4096
     test_episodes: int = 64
     test_seed: int = 900_000
-    real_episodes: int = 64
+    sim_episodes: int = 64
     seed: int = 800_000
     runners: int = 1
     nodes: int = 1
@@ -87,13 +87,13 @@ def run(args: Args) -> dict[str, Any]:
     with Progress(args.library) as tell:
         learnt, agent = (_rllib if args.library == "rllib-ppo" else _sb3)(args, folder.path, tell)
     took = time.time() - begin
-    test = environment(args, args.lanes, "Disabled", None)
+    test = environment(args, args.num_envs, "Disabled", None)
     tests = range(args.test_seed, args.test_seed + args.test_episodes)
     unsteered = episodes(test, UnsteeredPolicy(test.world.steering), tests)
     steered = episodes(test, AgentPolicy(agent()), tests)
     answer = {"with": args.library, **learnt}
     answer |= {k: improvement(b, a) for k, b, a in zip(("return", "success"), unsteered, steered, strict=True)}
-    if args.real_episodes:
+    if args.sim_episodes:
         with Progress("simulator") as tell:
             answer["real"] = _real(args, test.world.steering, agent(), tell)
     answer |= {"seed": args.seed, "seconds": round(took, 1)}
@@ -104,7 +104,7 @@ def run(args: Args) -> dict[str, Any]:
 def _check(args: Args) -> None:
     if args.library not in LIBRARIES:
         raise ImagineError(f"--with is {args.library!r}, expected one of {', '.join(LIBRARIES)}.")
-    for least, names in enumerate(("scenes real_episodes seed", "horizon lanes steps test_episodes runners")):
+    for least, names in enumerate(("scenes sim_episodes seed", "horizon num_envs steps test_episodes runners")):
         for name in names.split():
             if getattr(args, name) < least:
                 option = name.replace("_", "-")
@@ -112,9 +112,9 @@ def _check(args: Args) -> None:
     if args.library == "sb3-sac-noise" and args.how != "noise":
         raise ImagineError(f"--with sb3-sac-noise steers noise, got --how {args.how}; drop it, or use sb3-ppo.")
     first, last = args.test_seed, args.test_seed + args.test_episodes - 1
-    if args.seed <= last and first < args.seed + args.lanes:
+    if args.seed <= last and first < args.seed + args.num_envs:
         raise ImagineError(
-            f"--seed {args.seed} starts {args.lanes} lanes among the test's ({first} to {last}); move it."
+            f"--seed {args.seed} starts {args.num_envs} lanes among the test's ({first} to {last}); move it."
         )
 
 
@@ -150,7 +150,7 @@ def _sb3(args: Args, folder: Path, tell: Callable[[int, int], None]) -> Made:
     cfg: Any = SACConfig(steps=args.steps)
     if not sac:
         cfg = PPOConfig(steps=args.steps, log_std=0.0 if noise else RESIDUAL_LOG_STD, fixed=noise)
-    env = environment(args, args.lanes, "SameStep", cfg.gamma)
+    env = environment(args, args.num_envs, "SameStep", cfg.gamma)
     algorithm: Literal["ppo", "sac"] = "sac" if sac else "ppo"
     learnt = learn_sb3(env, algorithm, cfg, folder, args.seed, tell)
     return learnt, lambda: sb3_actor(folder / "model.zip", algorithm, _drawn(args))
@@ -160,7 +160,7 @@ def _rllib(args: Args, folder: Path, tell: Callable[[int, int], None]) -> Made:
     from imagine.agents.rllib import RLlibConfig, learn_rllib, rllib_actor
 
     noise = args.how == "noise"
-    where: dict[str, Any] = {"runners": args.runners, "nodes": args.nodes, "lanes": args.lanes}
+    where: dict[str, Any] = {"runners": args.runners, "nodes": args.nodes, "lanes": args.num_envs}
     std: dict[str, Any] = {} if noise else {"initial_std": math.exp(RESIDUAL_LOG_STD)}
     cfg = RLlibConfig(steps=args.steps, fixed=noise, **where, **std)
     learnt = learn_rllib(lambda lanes: environment(args, lanes, "NextStep", cfg.gamma), cfg, folder, args.seed, tell)
@@ -183,9 +183,9 @@ def _real(args: Args, steering: Steering, agent: Agent, tell: Callable[[int, int
     from imagine.agents.steer import SteeredPolicy
     from imagine.configs.build import parallel_envs
 
-    envs = parallel_envs(args.load(), "sim", min(16, args.real_episodes), horizon=args.horizon)
-    each = np.arange(args.real_episodes)
-    few = scenes(args) or range(args.test_seed, args.test_seed + args.real_episodes)
+    envs = parallel_envs(args.load(), "sim", min(16, args.sim_episodes), horizon=args.horizon)
+    each = np.arange(args.sim_episodes)
+    few = scenes(args) or range(args.test_seed, args.test_seed + args.sim_episodes)
     starts, draws = [few[i % len(few)] for i in each], (each // len(few)).tolist()
     still = np.zeros((1, *steering.action_space.shape), np.float32)
     before: Policy = steering.policy or SteeredPolicy(steering, lambda seen: still.repeat(len(seen), 0))

@@ -39,7 +39,7 @@ class Args(Episodes):
         depth: chunks imagined per candidate; from the second one on the policy acts, without noise.
         draws: dreams per candidate; several show how much of a score is luck.
         pessimism: a candidate counts as value - PESSIMISM * spread.
-        budget_ms: milliseconds per decision of all lanes; when they are over, the best one yet is done.
+        budget_ms: milliseconds per decision of all environments; when they are over, the best one yet is done.
         steps: denoising steps per imagined chunk; halving goes on to twice and four times as many.
         pictures: episodes of which every decision is drawn.
         compare: let the policy act alone on the same starts too, and report the paired difference.
@@ -80,7 +80,12 @@ def run(args: Args) -> dict[str, Any]:
     world = world_of(args.world or ("sim" if loaded.robot.has_env else "imagined"))
     proposer, planner = _planner(args, loaded)
     envs = parallel_envs(
-        loaded, world, min(args.lanes, len(seeds)), judge=args.judge, horizon=args.horizon, starts=args.starts or None
+        loaded,
+        world,
+        min(args.num_envs, len(seeds)),
+        judge=args.judge,
+        horizon=args.horizon,
+        starts=args.starts or None,
     )
     folder = RunFolder.of("plan", args)
     drawn = _Pictures(planner.score.model, folder / "decisions", seeds[: args.pictures])

@@ -1,4 +1,4 @@
-"""``imagine rollout``: let a policy act in the dream or on its simulator, and film it."""
+"""``imagine rollout``: let a policy act in the dream or on its simulator, and record videos of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imagine.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Episodes):
-    """Film a policy.
+    """Record videos of a policy.
 
     Attributes:
         policy: base, random, expert (simulator only), or any other that `imagine evaluate` takes.
@@ -24,7 +24,7 @@ class Args(Episodes):
     policy: str = "base"
     world: str = "imagined"
     episodes: int = 4
-    lanes: int = 4
+    num_envs: int = 4
     instruction: str = ""
 
 
@@ -47,11 +47,11 @@ def run(args: Args) -> dict[str, Any]:
     if instruction:
         model.text.tokenize([instruction])  # refuses unknown words before anything is written
     policy = None if args.policy == EXPERT else load_policy(args.policy, model, loaded.folder)
-    n = min(args.lanes, len(seeds))
+    n = min(args.num_envs, len(seeds))
     envs = parallel_envs(loaded, world, n, judge=args.judge, starts=args.starts or None)
     folder = RunFolder.of("rollout", args)
-    with Progress("rollout") as tell:
-        records = rollout(envs, policy, seeds, instruction=instruction, frames=True, on_progress=tell)
+    with Progress("rollout") as on_progress:
+        records = rollout(envs, policy, seeds, instruction=instruction, frames=True, on_progress=on_progress)
     fps = model.body.control_hz / model.body.frame_stride
     episodes = []
     for r in records:

@@ -1,37 +1,16 @@
-"""Options and helpers shared by the commands that have a robot, and by those that run its episodes."""
+"""Options of the commands that have a robot, and of those that run its episodes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import tyro
-
-from imagine.configs.commands.common import Common, console
+from imagine.configs.commands.common import Common, Pairs, at_least, options_of
 from imagine.configs.defaults import MODEL
 from imagine.types import ImagineError
 
 if TYPE_CHECKING:
     from imagine.configs.build import Loaded
-
-Pairs = tyro.conf.UseAppendAction[tuple[str, ...]]
-"""``NAME=VALUE``, any number of times."""
-
-
-def options_of(pairs: Sequence[str]) -> dict[str, str]:
-    """Options by name.
-
-    Raises:
-        ImagineError: one is not NAME=VALUE.
-    """
-    out = {}
-    for text in pairs:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ImagineError(f"--option is {text!r}, expected NAME=VALUE.")
-        out[name] = value
-    return out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +54,14 @@ class Episodes(OfRobot):
             where it knows the robot, else the one beside the weights.
         starts: where dreams begin: sim, saved (in the model folder), or the folder of a LeRobot dataset; by default sim
             if the robot has a simulator, else saved.
-        lanes: episodes run side by side.
+        num_envs: episodes run side by side.
         seed: first start seed; nothing shipped was trained on seeds from 900000 on.
     """
 
     judge: str = ""
     starts: str = ""
     episodes: int = 100
-    lanes: int = 16
+    num_envs: int = 16
     seed: int = 900_000
 
     def seeds(self) -> list[int]:
@@ -91,21 +70,16 @@ class Episodes(OfRobot):
         Raises:
             ImagineError: no episodes, nothing side by side, or a negative seed.
         """
-        for name, least in (("episodes", 1), ("lanes", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ImagineError(f"--{name} is {getattr(self, name)}, expected at least {least}.")
+        at_least(self, episodes=1, num_envs=1, seed=0)
         return list(range(self.seed, self.seed + self.episodes))
 
 
 def world_of(name: str, known: tuple[str, ...] = ("sim", "imagined")) -> str:
-    """The world of a name; ``real``, which means recordings and robots now, is taken for the simulator once more.
+    """The world of a name.
 
     Raises:
         ImagineError: there is no such world.
     """
-    if name == "real":
-        console.print("[yellow]--world real is called sim now; the old name goes with the next version.[/yellow]")
-        return "sim"
     if name not in known:
         raise ImagineError(f"--world is {name!r}, expected {', '.join(known[:-1])} or {known[-1]}.")
     return name
