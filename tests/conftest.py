@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,9 @@ from imagine.model.dit import DiTConfig
 from imagine.model.model import ModelConfig, Statistics, WorldActionModel
 from imagine.model.text import TextConfig
 from imagine.questions import QUESTIONS
+from imagine.rewards.latent import HeadConfig, JudgeConfig, LatentJudge
 from imagine.types import Observation
+from imagine.world.starts import Start, save_starts
 
 TINY_BODY = {
     "name": "tiny",
@@ -101,6 +104,22 @@ def tiny_observation() -> Observation:
     g = torch.Generator().manual_seed(3)
     canvas = torch.randint(0, 256, (3, 2, 16, 16, 3), generator=g, dtype=torch.uint8)
     return Observation(canvas=canvas, proprio=torch.randn(3, 2, 3, generator=g))
+
+
+@pytest.fixture
+def foreign(tiny_model: WorldActionModel, tmp_path: Path) -> Path:
+    """The model folder of a robot that has no plug-in: weights, three saved starts, and a judge in latents."""
+    folder = tmp_path / "foreign"
+    tiny_model.save_pretrained(folder)
+    rng = np.random.default_rng(0)
+    canvas = rng.integers(0, 256, (3, 16, 16, 3), np.uint8)
+    texts = ["push the bowl", "reach the bowl", "push the red bowl"]
+    save_starts([Start(canvas[i], np.full(3, 0.1 * i, np.float32), text, "") for i, text in enumerate(texts)], folder)
+    _, channels, height, width = tiny_model.chunk_shapes["video"]
+    words = tiny_model.text.cfg.words
+    sizes = {"channels": channels, "height": height, "width": width, "proprio": 3, "words": words}
+    LatentJudge(JudgeConfig(**sizes, head=HeadConfig(width=8))).save(folder)  # type: ignore[arg-type]
+    return folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,27 +21,10 @@ import imagine
 from imagine.configs.judges import default_judge, load_judge
 from imagine.configs.policies import load_policy
 from imagine.model.model import WorldActionModel
-from imagine.rewards.latent import HeadConfig, JudgeConfig, LatentJudge
 from imagine.types import Clip, ImagineError, Policy, Score, ShapeError
 from imagine.world.starts import SavedStarts, Start, save_starts
 
 STILL = np.zeros((4, 2), np.float32)
-
-
-@pytest.fixture
-def foreign(tiny_model: WorldActionModel, tmp_path: Path) -> Path:
-    """The model folder of a robot that has no plug-in: weights, three saved starts, and a judge in latents."""
-    folder = tmp_path / "foreign"
-    tiny_model.save_pretrained(folder)
-    rng = np.random.default_rng(0)
-    canvas = rng.integers(0, 256, (3, 16, 16, 3), np.uint8)
-    texts = ["push the bowl", "reach the bowl", "push the red bowl"]
-    save_starts([Start(canvas[i], np.full(3, 0.1 * i, np.float32), text, "") for i, text in enumerate(texts)], folder)
-    _, channels, height, width = tiny_model.chunk_shapes["video"]
-    words = tiny_model.text.cfg.words
-    sizes = {"channels": channels, "height": height, "width": width, "proprio": 3, "words": words}
-    LatentJudge(JudgeConfig(**sizes, head=HeadConfig(width=8))).save(folder)  # type: ignore[arg-type]
-    return folder
 
 
 def constant(value: float) -> Any:

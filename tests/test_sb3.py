@@ -323,24 +323,13 @@ def test_what_cannot_be_learnt_is_refused_in_a_sentence(tmp_path: Path) -> None:
 def test_the_command_learns_on_the_shipped_model(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = [
-        "--steps",
-        "16",
-        "--num-envs",
-        "2",
-        "--test-episodes",
-        "2",
-        "--sim-episodes",
-        "2",
-        "--horizon",
-        "1",
-        "--json",
-    ]
+    few = ["--steps", "16", "--num-envs", "2", "--test-episodes", "2"]
+    few += ["--sim-episodes", "2", "--horizon", "1", "--json"]
     assert cli.main(["learn", *words, *few, "--out", str(tmp_path)]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["with"] == words[1] and answer["success"]["after"]["n"] == 2 and answer["curve"]
     assert {"model.zip", "metrics.json", "config.yaml"} <= {p.name for p in tmp_path.iterdir()}
-    assert answer["return"]["gain"]["n"] == answer["real"]["gain"]["n"] == len(answer["real"]["each"]["after"]) == 2
+    assert answer["return"]["gain"]["n"] == answer["sim"]["gain"]["n"] == len(answer["sim"]["each"]["after"]) == 2
 
 
 @pytest.mark.parametrize(

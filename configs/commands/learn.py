@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from imagine.types import ImagineError
 
 if TYPE_CHECKING:
     from imagine.agents.steer import Agent, Steering
+    from imagine.configs.build import Loaded
     from imagine.types import Policy
 
 LIBRARIES = ("sb3-ppo", "sb3-sac-noise", "rllib-ppo")
@@ -34,7 +35,7 @@ class Args(OfRobot):
     Attributes:
         library: sb3-ppo, sb3-sac-noise (Stable-Baselines3) or rllib-ppo (Ray).
         adapter: the policy to start from: base, an adapter in the model folder, or the folder of an adapter or model;
-            it stays as is.
+            it stays as is. By default novice where there is one, else base.
         how: what the agent sets: noise (that the policy starts from), residual (added to its chunk) or chunk.
         slow: cosines over a chunk that it sets per action dimension.
         sees: what the agent observes: latents, or nothing (one answer for all).
@@ -48,14 +49,15 @@ class Args(OfRobot):
         steps: environment steps of all environments together.
         test_episodes: imagined ones, before and after.
         test_seed: first start seed of them, and the first scene.
-        sim_episodes: on the robot's simulator, before and after; 0 is none.
+        sim_episodes: on the robot's simulator, before and after; 0 is none, which is the default where there is no
+            simulator, and else 64.
         seed: of the agent, and of its dreams.
         runners: processes that imagine; rllib alone.
         nodes: machines; rllib alone.
     """
 
     library: Annotated[str, tyro.conf.arg(name="with")] = "sb3-ppo"
-    adapter: str = "novice"
+    adapter: str = ""
     how: str = "noise"
     slow: int = 1
     sees: str = "latents"
@@ -67,7 +69,7 @@ class Args(OfRobot):
     steps: int = 4096
     test_episodes: int = 64
     test_seed: int = 900_000
-    sim_episodes: int = 64
+    sim_episodes: int | None = None
     seed: int = 800_000
     runners: int = 1
     nodes: int = 1
@@ -81,8 +83,16 @@ def run(args: Args) -> dict[str, Any]:
     """
     from imagine.agents.practice import episodes, improvement
     from imagine.agents.steer import AgentPolicy, UnsteeredPolicy
+    from imagine.configs.policies import adapters_in
 
     _check(args)
+    loaded = args.load()
+    if args.sim_episodes is None:
+        args = replace(args, sim_episodes=64 if loaded.robot.has_env else 0)
+    if not args.adapter:
+        args = replace(args, adapter="novice" if "novice" in adapters_in(loaded.folder) else "base")
+    if args.sim_episodes and not loaded.robot.has_env:
+        raise ImagineError(f"robot {loaded.robot.name!r} has no simulator to prove it on; leave --sim-episodes out.")
     folder, begin = RunFolder.of("learn", args), time.time()
     with Progress(args.library) as tell:
         learnt, agent = (_rllib if args.library == "rllib-ppo" else _sb3)(args, folder.path, tell)
@@ -95,7 +105,7 @@ def run(args: Args) -> dict[str, Any]:
     answer |= {k: improvement(b, a) for k, b, a in zip(("return", "success"), unsteered, steered, strict=True)}
     if args.sim_episodes:
         with Progress("simulator") as tell:
-            answer["real"] = _real(args, test.world.steering, agent(), tell)
+            answer["sim"] = _simulated(args, loaded, test.world.steering, agent(), tell)
     answer |= {"seed": args.seed, "seconds": round(took, 1)}
     folder.save_metrics(answer)
     return answer
@@ -106,7 +116,7 @@ def _check(args: Args) -> None:
         raise ImagineError(f"--with is {args.library!r}, expected one of {', '.join(LIBRARIES)}.")
     for least, names in enumerate(("scenes sim_episodes seed", "horizon num_envs steps test_episodes runners")):
         for name in names.split():
-            if getattr(args, name) < least:
+            if (getattr(args, name) or 0) < least:
                 option = name.replace("_", "-")
                 raise ImagineError(f"--{option} is {getattr(args, name)}, expected at least {least}.")
     if args.library == "sb3-sac-noise" and args.how != "noise":
@@ -174,7 +184,9 @@ def _drawn(args: Args) -> int | None:
     return args.test_seed if args.how == "noise" else None
 
 
-def _real(args: Args, steering: Steering, agent: Agent, tell: Callable[[int, int], None]) -> dict[str, Any]:
+def _simulated(
+    args: Args, loaded: Loaded, steering: Steering, agent: Agent, tell: Callable[[int, int], None]
+) -> dict[str, Any]:
     """Before and after on the simulator, from the scenes with other draws, or from held-out starts."""
     import numpy as np
 
@@ -183,7 +195,8 @@ def _real(args: Args, steering: Steering, agent: Agent, tell: Callable[[int, int
     from imagine.agents.steer import SteeredPolicy
     from imagine.configs.build import parallel_envs
 
-    envs = parallel_envs(args.load(), "sim", min(16, args.sim_episodes), horizon=args.horizon)
+    assert args.sim_episodes is not None
+    envs = parallel_envs(loaded, "sim", min(16, args.sim_episodes), horizon=args.horizon)
     each = np.arange(args.sim_episodes)
     few = scenes(args) or range(args.test_seed, args.test_seed + args.sim_episodes)
     starts, draws = [few[i % len(few)] for i in each], (each // len(few)).tolist()
