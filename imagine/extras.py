@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 from imagine.types import ImagineError
 
@@ -29,6 +31,22 @@ def explained(error: ModuleNotFoundError, extra: str | None = None) -> MissingEx
         return None
     which = extra if extra in known else known[0]
     return MissingExtra(f'{library} is not installed; `pip install "imagine-wam[{which}]"` brings it.')
+
+
+class _LazyModule:
+    def __init__(self, name: str, which: str):
+        self._name, self._extra = name, which
+
+    def __getattr__(self, attribute: str) -> Any:
+        with extra(self._extra):
+            module = import_module(self._name)
+        self.__dict__.update(vars(module))
+        return getattr(module, attribute)
+
+
+def lazy_module(name: str, which: str) -> Any:
+    """A library of the extra ``which`` that is imported when first used, where :class:`MissingExtra` is raised."""
+    return _LazyModule(name, which)
 
 
 @contextmanager

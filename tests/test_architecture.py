@@ -178,3 +178,31 @@ def test_gymnasium_make_can_import_us_itself() -> None:
         "from gymnasium.envs.registration import _find_spec\n"
         "assert _find_spec('imagine:imagine/Dream-v0').entry_point.endswith('make_env')"
     )
+
+
+def runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node that may run: all but what stands under ``if TYPE_CHECKING``."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            for other in child.orelse:
+                yield from (other, *runtime_nodes(other))
+            continue
+        yield child
+        yield from runtime_nodes(child)
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    """Imports inside functions count as well: a circle is one, however late it closes."""
+    modules = {module_of(path): path for path in FILES}
+    graph = {
+        name: {n for n in imports(path, runtime_nodes(tree(path))) if n in modules and n != name}
+        for name, path in modules.items()
+        if path.name != "__init__.py"
+    }
+    while leaves := [name for name, needs in graph.items() if not needs & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    while outer := [n for n in graph if not any(n in needs for m, needs in graph.items() if m != n)]:
+        for name in outer:
+            del graph[name]
+    assert not graph

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +16,8 @@ import yaml
 
 from imagine.configs import cli
 from imagine.configs.commands.common import Common
-from imagine.configs.commands.train import recipe_class
 from imagine.configs.load import load
+from imagine.configs.recipe import Recipe
 from imagine.configs.runfolder import RunFolder
 from imagine.embodiment import ActionSlice, Embodiment, View
 from imagine.types import ImagineError
@@ -205,7 +204,7 @@ def test_a_wrong_override_is_explained(override: str, expected: str) -> None:
 
 @pytest.mark.parametrize("preset", ["tiny", "nano"])
 def test_the_training_presets_hold_known_keys(preset: str) -> None:
-    recipe: Any = load(recipe_class(), preset)
+    recipe = load(Recipe, preset)
     assert recipe.model_fit.steps > recipe.codec_fit.steps > 0 and recipe.dit.decoder.blocks > 0
 
 

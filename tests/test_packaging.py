@@ -74,6 +74,26 @@ def test_commands_tell_what_to_install(words: list[str], library: str, name: str
     assert done.stderr.splitlines()[-1] == wanted
 
 
+def test_a_robot_is_known_without_its_simulator() -> None:
+    code = """
+import sys
+sys.modules["mujoco"] = None
+from imagine.extras import MissingExtra
+from imagine.policy.robots.registry import DEFAULT, load_robot
+robot = load_robot(DEFAULT)
+body = robot.embodiment()
+print(robot.limits(body) is not None, robot.task_of("pick up the red block"))
+try:
+    robot.make_env(body, horizon=1)
+except MissingExtra as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    first, last = done.stdout.splitlines()
+    assert first.startswith("True ") and last.startswith("mujoco is not installed")
+
+
 def test_policy_and_dream_need_no_extra() -> None:
     """With every optional library out of reach: the shipped model answers, plays, is served, and is a gym's world."""
     code = f"""
@@ -92,6 +112,9 @@ body = model.body
 canvas = torch.zeros(1, 1, body.canvas_height, body.canvas_width, 3, dtype=torch.uint8)
 words = [" ".join(model.cfg.text.words[:2])]
 context = model.encode(Observation(canvas, torch.zeros(1, 1, body.proprio_dim)), words)
+env = imagine.make_env(model="g1-table-tiny", judge="trajectory", starts="saved")
+env.reset(seed=0)
+assert 0 <= env.step(env.action_space.sample())[1] <= 1
 print(tuple(imagine.sample(model, imagine.POLICY, context, steps=1).action.shape))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -76,7 +76,7 @@ def estimate_table(args: Args, dit: Any, sample: dict[str, int], *, gpus: int) -
 
     how: dict[str, Any] = {"batch": args.batch, "method": args.method, "rank": args.rank, "world_size": gpus}
     how |= {"sharding": "fsdp" if gpus > 1 else "none", "checkpointing": args.gradient_checkpointing}
-    return estimate(dit, **sample, **how).table()
+    return estimate(dit, **{**sample, **how}).table()
 
 
 def train(args: Args, model: WorldActionModel) -> dict[str, Any]:

@@ -37,13 +37,13 @@ def run(args: Args) -> dict[str, Any]:
     Raises:
         ImagineError: something cannot work; one sentence per line, each naming file, episode or key.
     """
-    from imagine.configs.commands.train import recipe_class
     from imagine.configs.load import load
+    from imagine.configs.recipe import Recipe
     from imagine.data.draft import draft
     from imagine.data.read import LeRobotDataset
     from imagine.embodiment import Embodiment
 
-    recipe: Any = load(recipe_class(), args.preset, args.set)
+    recipe = load(Recipe, args.preset, args.set)
     datasets = [LeRobotDataset.open(d) for d in args.dataset]
     body = Embodiment.load(args.embodiment) if args.embodiment else draft(datasets[0])[0]
     warnings = examine(datasets, body, recipe)

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from imagine.configs.commands.common import Common, Words, console
 from imagine.configs.load import load
 from imagine.configs.runfolder import RunFolder
@@ -43,37 +41,6 @@ class Args(Common):
     name: str = "model"
 
 
-def recipe_class() -> type[BaseModel]:
-    """The recipe: one configuration per stage, defaults beside the classes they configure."""
-    from imagine.agents.labelled_rollouts import RolloutConfig
-    from imagine.model.codec import CodecConfig
-    from imagine.model.dit import DiTConfig
-    from imagine.rewards.latent import HeadConfig
-    from imagine.rewards.train.vlm import VLMConfig
-    from imagine.train.fit import FitConfig
-    from imagine.train.losses import JointConfig
-
-    class Recipe(BaseModel):
-        model_config = ConfigDict(extra="forbid", frozen=True)
-
-        codec: CodecConfig = CodecConfig()
-        codec_fit: FitConfig = FitConfig()
-        dit: DiTConfig = DiTConfig()
-        joint: JointConfig = JointConfig()
-        model_fit: FitConfig = FitConfig()
-        head: HeadConfig = HeadConfig()
-        judge_fit: FitConfig = FitConfig()
-        judge_dreams: int = 9000  # recorded frames to dream on from; each gives up to three imagined ones with labels
-        rollouts: RolloutConfig = RolloutConfig()
-        rollouts_fit: FitConfig = FitConfig()
-        trajectory: RolloutConfig = RolloutConfig()
-        trajectory_fit: FitConfig = FitConfig()
-        vlm: VLMConfig = VLMConfig()
-        vlm_fit: FitConfig = FitConfig()
-
-    return Recipe
-
-
 def run(args: Args) -> dict[str, Any]:
     """Train every stage that is not finished; kill it at any moment and run it again to go on.
 
@@ -83,8 +50,10 @@ def run(args: Args) -> dict[str, Any]:
     unknown = [s for s in args.stages if s not in STAGES]
     if unknown:
         raise ImagineError(f"--stages holds {unknown[0]!r}, expected some of {', '.join(STAGES)}.")
-    recipe: Any = load(recipe_class(), args.preset, args.set)
     from imagine.configs.commands.train_stages import Training
+    from imagine.configs.recipe import Recipe
+
+    recipe = load(Recipe, args.preset, args.set)
 
     training = Training(args, recipe, RunFolder.of("train", args))
     training.prepare()

@@ -24,6 +24,9 @@ from imagine.policy.robots.plugin import Recorder, RobotPlugin
 from imagine.types import ImagineError, ShapeError, first_fault, pack_instruction
 from imagine.world.spaces import action_space, observation_space
 
+RECORDED: dict[str, Any] = {"seconds": 8.0, "failure_share": 0.3, "noise": 0.1, "bursts": 1.0, "afterwards": 0.8}
+"""Arguments of :func:`imagine.policy.robots.recording.episode`, and what they are where nobody says."""
+
 
 class GymRobot(RobotPlugin):
     """A robot made of per-tick environments; its one option is ``tasks``, some of the instructions."""
@@ -135,12 +138,10 @@ class GymRobot(RobotPlugin):
 
     def recorder(self) -> Recorder:
         """The expert's episodes, disturbed, and failures; see :func:`imagine.policy.robots.recording.episode`."""
-        from imagine.policy.robots.recording import DEFAULTS
-
         body = self.embodiment()
         return Recorder(
             episode="imagine.policy.robots.recording:episode",
-            options={"robot": self.spec, **self.options(), **DEFAULTS, **self.cfg.record},
+            options={"robot": self.spec, **self.options(), **RECORDED, **self.cfg.record},
             robot_type=body.robot_type,
             fps=body.control_hz,
             names={},

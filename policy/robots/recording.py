@@ -20,8 +20,6 @@ from imagine.policy.robots.per_tick import Task, Ticks
 from imagine.policy.robots.registry import load_robot
 from imagine.types import ImagineError
 
-DEFAULTS = {"seconds": 8.0, "failure_share": 0.3, "noise": 0.1, "bursts": 1.0, "afterwards": 0.8}
-"""Arguments of :func:`episode` and what they are where nobody says."""
 SMOOTH = 0.9  # correlation of noise from tick to tick
 FAILURES = ("offset", "random")
 

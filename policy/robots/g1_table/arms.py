@@ -8,13 +8,17 @@ Departs from textbook damped least squares in: joints at their limits are frozen
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from imagine.extras import extra
+from imagine.extras import lazy_module
 from imagine.policy.robots.g1_table.scene import SIDES
 
-with extra("sim"):
+if TYPE_CHECKING:
     import mujoco
+else:
+    mujoco = lazy_module("mujoco", "sim")
 
 POSTURE = np.array([[0.45, -0.40, -1.5, 1.20, 0.80, 1.20, 0.90], [0.45, 0.40, 1.5, 1.20, -0.80, 1.20, -0.90]])
 MAX_STEP = 3.14 / 30  # rad per tick, the published joint speed limit

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from imagine.extras import extra
+from imagine.extras import lazy_module
 from imagine.types import ImagineError
 
-with extra("sim"):
+if TYPE_CHECKING:
     import mujoco
+else:
+    mujoco = lazy_module("mujoco", "sim")
 
 SUPERSAMPLE = 2
 SKY = np.array([0.70, 0.76, 0.82], np.float32)

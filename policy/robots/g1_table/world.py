@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from imagine.extras import extra
+from imagine.extras import lazy_module
 from imagine.policy.robots.g1_table.arms import MAX_STEP, POSTURE, Arms
 from imagine.policy.robots.g1_table.render import Light, Renderer, make_renderer
 from imagine.policy.robots.g1_table.scene import COLOURS, HEAD, OPENING, REST_Z, SIDES, SUBSTEPS, TABLE_Z, WAIST, build
@@ -16,8 +17,10 @@ from imagine.policy.robots.g1_table.tasks import Task
 from imagine.policy.robots.g1_table.truth import NAMES, accomplished, place, truth
 from imagine.types import ImagineError, ShapeError
 
-with extra("sim"):
+if TYPE_CHECKING:
     import mujoco
+else:
+    mujoco = lazy_module("mujoco", "sim")
 
 HAND_LOW = np.array([0.28, -0.40, TABLE_Z + 0.015])
 HAND_HIGH = np.array([0.64, 0.40, TABLE_Z + 0.30])
