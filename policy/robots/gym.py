@@ -141,7 +141,7 @@ class GymRobot(RobotPlugin):
         body = self.embodiment()
         return Recorder(
             episode="imagine.policy.robots.recording:episode",
-            options={"robot": self.spec, **self.options(), **RECORDED, **self.cfg.record},
+            options={"robot": self.spec, **self.options(), **RECORDED, **{str(k): v for k, v in self.cfg.record.items()}},
             robot_type=body.robot_type,
             fps=body.control_hz,
             names={},
