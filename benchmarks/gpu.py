@@ -1,4 +1,4 @@
-"""How fast are the giants on one GPU, and how far from what it can do at most?
+"""How fast are Wan and DreamZero on one GPU, and how far from what it can do at most?
 
     python benchmarks/gpu.py --models 14b --minutes 9 --json out.json
     python benchmarks/gpu.py --plan                      # floors by formula, needs no GPU
@@ -31,7 +31,7 @@ try:
     from speed.cells import Bench
     from speed.clock import Clock
     from speed.ours import clean_up
-    from speed.shapes import GIANTS, plan
+    from speed.shapes import NETWORKS, plan
 except ModuleNotFoundError as missing:
     sys.exit(f"benchmarks/gpu.py needs {missing.name}: python -m pip install {missing.name}")
 
@@ -63,7 +63,7 @@ def measure(names: Sequence[str], device: torch.device, options: argparse.Namesp
     for i, name in enumerate(names):
         until = time.monotonic() + (end - time.monotonic()) / (len(names) - i)
         dtype = torch.bfloat16 if cuda else torch.float32
-        bench = Bench(GIANTS[name], Clock(device, options.quick), dtype, until, options.lanes, fuse=options.compile)
+        bench = Bench(NETWORKS[name], Clock(device, options.quick), dtype, until, options.lanes, fuse=options.compile)
         try:
             bench.run()
         except torch.OutOfMemoryError:
@@ -80,7 +80,9 @@ def main(given: Sequence[str] | None = None) -> int:
     """Measure, print, and write what was asked for; 2 where there is no GPU."""
     given = sys.argv[1:] if given is None else list(given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="14b,5b,1.3b", help=f"some of {', '.join(GIANTS)}, in order of importance")
+    parser.add_argument(
+        "--models", default="14b,5b,1.3b", help=f"some of {', '.join(NETWORKS)}, in order of importance"
+    )
     parser.add_argument("--lanes", default=",".join(map(str, LANES)), help="how many environments at once")
     parser.add_argument("--minutes", type=float, default=8.0, help="left out is what does not fit")
     parser.add_argument("--quick", action="store_true", help="two turns each: does it run at all?")
@@ -100,8 +102,8 @@ def main(given: Sequence[str] | None = None) -> int:
             options.json.write_text(json.dumps(told, indent=1))
         return 0
     names = options.models.split(",")
-    if unknown := [n for n in names if n not in GIANTS]:
-        parser.error(f"--models holds {', '.join(unknown)}, expected some of {', '.join(GIANTS)}")
+    if unknown := [n for n in names if n not in NETWORKS]:
+        parser.error(f"--models holds {', '.join(unknown)}, expected some of {', '.join(NETWORKS)}")
     try:
         options.lanes = sorted({int(n) for n in options.lanes.split(",")})
     except ValueError:

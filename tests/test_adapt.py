@@ -34,7 +34,7 @@ from imagine.sampler import sample
 from imagine.train.adapt import adapt
 from imagine.train.adapt_loss import NO_SHARES, AdaptConfig, Latents, adapt_loss, draws
 from imagine.train.fsdp import checkpoint_blocks
-from imagine.train.memory_estimate import GIANTS, MemoryEstimate, estimate
+from imagine.train.memory_estimate import DREAMZERO, MemoryEstimate, estimate
 from imagine.types import Chunk, Context, ImagineError, NoiseLevels, ShapeError
 
 PLAIN = TINY_ZERO.model_copy(update={"image_dim": 0, "condition_channels": 0})
@@ -45,11 +45,11 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 # ---------------------------------------------------------------------- the plan
-def test_the_giants_have_as_many_parameters_as_they_are_known_for() -> None:
-    dit, sizes = GIANTS["14b"]
+def test_the_networks_have_as_many_parameters_as_they_are_known_for() -> None:
+    dit, sizes = DREAMZERO["14b"]
     assert estimate(dit, **sizes).parameters == 16_484_292_448
     assert estimate(dit, **sizes).tokens == 7945  # nine latent frames of 880, 24 actions, a state
-    assert 5.5e9 < estimate(GIANTS["5b"][0], **GIANTS["5b"][1]).parameters < 5.7e9
+    assert 5.5e9 < estimate(DREAMZERO["5b"][0], **DREAMZERO["5b"][1]).parameters < 5.7e9
 
 
 def test_what_trains_is_counted_as_it_is_made() -> None:
@@ -61,9 +61,9 @@ def test_what_trains_is_counted_as_it_is_made() -> None:
     assert estimate(TINY_ZERO, frames=5, height=4, width=6, actions=5, rank=3).trainable == trains
 
 
-def test_memory_of_the_giant_is_near_what_others_report() -> None:
+def test_memory_of_14b_is_near_what_others_report() -> None:
     """110 GB per GPU of eight for DreamZero's own full fine-tune, which keeps weights whole and the text encoder by."""
-    dit, sizes = GIANTS["14b"]
+    dit, sizes = DREAMZERO["14b"]
     ours = estimate(dit, **sizes, method="full", world_size=8, sharding="fsdp")
     assert 55e9 < ours.total < 80e9
     whole_weights, text_encoder = 7 / 8 * 2 * ours.parameters, 11.4e9
@@ -76,7 +76,7 @@ def test_memory_of_the_giant_is_near_what_others_report() -> None:
     assert 200e12 < lora.forward < 260e12 and lora.forward < lora.backward < 2 * lora.forward
 
 
-MIDDLING = GIANTS["14b"][0].model_copy(
+MIDDLING = DREAMZERO["14b"][0].model_copy(
     update={"layers": 3, "heads": 4, "head_dim": 64, "ffn_dim": 691, "text_dim": 32, "image_dim": 24}
 )
 
@@ -379,7 +379,7 @@ def test_two_processes_with_sharded_weights_train_as_one(tmp_path: Path) -> None
 
 # ---------------------------------------------------------------------- the command
 OURS = TINY_DIT
-GIANT = PLAIN.model_copy(update={"text_dim": 16})
+WAN = PLAIN.model_copy(update={"text_dim": 16})
 
 
 @pytest.fixture(scope="module")
@@ -400,7 +400,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "data"
 
 
-@pytest.fixture(params=[OURS, GIANT], ids=["ours", "giant"])
+@pytest.fixture(params=[OURS, WAN], ids=["ours", "wan"])
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A folder of a model that answers JOINT alone."""
     cfg = ModelConfig(

@@ -24,10 +24,10 @@ import gpu
 from speed import ours, report
 from speed.fp8 import Fp8Linear, fp8_error, fp8_linears
 from speed.reference import Reference
-from speed.shapes import GIANTS, one_pass, plan, reference_chunk
+from speed.shapes import NETWORKS, one_pass, plan, reference_chunk
 
 ROOT = Path(__file__).parent.parent
-TINY = GIANTS["tiny"]
+TINY = NETWORKS["tiny"]
 CPU = torch.device("cpu")
 
 
@@ -44,7 +44,7 @@ def assert_same(a: Tensor | None, b: Tensor | None, atol: float = 1e-5) -> None:
 @pytest.mark.parametrize(("past", "tflop"), [(1, 47.7), (3, 50.3), (5, 52.8), (7, 55.4)])
 def test_forward_costs_what_was_counted_by_hand(past: int, tflop: float) -> None:
     """Counted apart: 23.91 GFLOP per token, and 819 200 per token and key, of DreamZero's 14 B model."""
-    cost = one_pass(GIANTS["14b"], past=past)
+    cost = one_pass(NETWORKS["14b"], past=past)
     assert cost.flops / 1e12 == pytest.approx(tflop, rel=0.02)
     assert cost.ms(790, 4300) == pytest.approx(tflop / 0.79, rel=0.02)
     tokens = 2 * 880 + 24 + 1
@@ -53,12 +53,12 @@ def test_forward_costs_what_was_counted_by_hand(past: int, tflop: float) -> None
 
 
 def test_other_floors_agree_with_the_facts() -> None:
-    big, middle = GIANTS["14b"], GIANTS["5b"]
+    big, middle = NETWORKS["14b"], NETWORKS["5b"]
     wasted = one_pass(big, reference=True).flops - one_pass(big).flops
     assert wasted / 1e12 == pytest.approx(3.9, rel=0.05)  # keys and values of text and image, modulation per token
     assert one_pass(middle).flops / 1e12 == pytest.approx(1.1, rel=0.05)
     assert one_pass(middle).ms(790, 4300) == pytest.approx(2.0, rel=0.1)  # its weights, not its arithmetic
-    assert one_pass(GIANTS["1.3b"], past=3).flops / 1e12 == pytest.approx(6.4, rel=0.06)
+    assert one_pass(NETWORKS["1.3b"], past=3).flops / 1e12 == pytest.approx(6.4, rel=0.06)
     mean = sum(one_pass(big, past=p).flops for p in (1, 3, 5, 7)) / 4
     assert reference_chunk(big).flops == pytest.approx(18 * (mean + wasted), rel=0.1)
     assert one_pass(big, skip=True).flops / one_pass(big).flops == pytest.approx(0.72, abs=0.02)
@@ -76,7 +76,7 @@ def test_formula_counts_what_torch_counts() -> None:
 
 def test_parameters_are_those_of_the_released_models() -> None:
     with torch.device("meta"):
-        sizes = {n: sum(p.numel() for p in ours.JointDiT(GIANTS[n].config()).parameters()) for n in ("14b", "5b")}
+        sizes = {n: sum(p.numel() for p in ours.JointDiT(NETWORKS[n].config()).parameters()) for n in ("14b", "5b")}
     assert sizes["14b"] == 16_484_292_448  # as DreamZero's training log says
     assert sizes["5b"] / 1e9 == pytest.approx(5.7, abs=0.4)
 

@@ -337,7 +337,7 @@ def test_names_of_the_test_are_the_published_ones() -> None:
         assert {n: tuple(v.shape) for n, v in in_original(weights(cfg)).items()} == want
 
 
-GIANTS = {  # heads, names and shapes, weights in all (published)
+PUBLISHED = {  # heads, names and shapes, weights in all (published)
     "Wan2.1-T2V-1.3B": (12, original(30, 1536, 8960, 16, 16), 1_418_996_800),
     "Wan2.1-T2V-14B": (40, original(40, 5120, 13824, 16, 16), 14_288_491_584),
     "Wan2.1-I2V-14B": (40, original(40, 5120, 13824, 36, 16, image=1280), 16_394_878_784),
@@ -347,10 +347,10 @@ GIANTS = {  # heads, names and shapes, weights in all (published)
 }
 
 
-@pytest.mark.parametrize("giant", GIANTS)
-def test_a_giant_is_known_by_its_headers(giant: str, tmp_path: Path) -> None:
-    heads, shapes, size = GIANTS[giant]
-    zero = giant.startswith("DreamZero")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_network_is_known_by_its_headers(name: str, tmp_path: Path) -> None:
+    heads, shapes, size = PUBLISHED[name]
+    zero = name.startswith("DreamZero")
     about = {"num_heads": heads, "eps": 1e-6}  # all else is told by the tensors
     config = {"action_head_cfg": {"config": {"diffusion_model_cfg": about | BLOCKS | {"num_action_per_block": 24}}}}
     (tmp_path / "config.json").write_text(json.dumps(config if zero else about))

@@ -1,4 +1,4 @@
-"""What is measured of one giant, cell by cell, the most important first."""
+"""What is measured of one network, cell by cell, the most important first."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from imagine.types import ImagineError
 from .clock import Clock, Work, ceilings
 from .ours import Graph, Session, build, clean_up, compile_blocks, uncompiled
 from .reference import Reference
-from .shapes import BLOCK, REMEMBERED, RGB, Giant, dream_chunk, one_pass, policy_chunk, reference_chunk
+from .shapes import BLOCK, REMEMBERED, RGB, Network, dream_chunk, one_pass, policy_chunk, reference_chunk
 from .switching import K, exact, inexact
 
 
 @dataclass
 class Bench:
-    """One giant on one device, and what has been measured of it so far."""
+    """One network on one device, and what has been measured of it so far."""
 
-    g: Giant
+    g: Network
     clock: Clock
     dtype: torch.dtype
     until: float  # of time.monotonic()

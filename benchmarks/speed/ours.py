@@ -1,4 +1,4 @@
-"""A giant with random weights on one device, and our way of asking it, every saving of which can be switched off."""
+"""A network with random weights on one device, and our way of asking it, every saving of which can be switched off."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from imagine.questions import DYNAMICS, QUESTIONS, Question
 from imagine.sampler import sample
 from imagine.types import Chunk, Context, NoiseLevels
 
-from .shapes import BLOCK, REMEMBERED, Giant
+from .shapes import BLOCK, REMEMBERED, Network
 
 SHIFT = 5.0  # of DreamZero's levels towards noise
 
 
 def build(
-    g: Giant, device: torch.device, dtype: torch.dtype, *, skip: bool = False, parity: str = "clean", seed: int = 0
+    g: Network, device: torch.device, dtype: torch.dtype, *, skip: bool = False, parity: str = "clean", seed: int = 0
 ) -> JointDiT:
     """Random weights, made where they stay; norms, modulation tables and the time embedder are float32."""
     from imagine.wan.names import KEPT_FLOAT32
@@ -159,7 +159,7 @@ class Session:
     """Some lanes with a full memory: what is asked about, and where its answers go. Addresses stay."""
 
     dit: JointDiT
-    g: Giant
+    g: Network
     context: Context
     cache: ContextCache
     noise: Chunk
@@ -167,7 +167,7 @@ class Session:
     newest: Tensor
 
     @classmethod
-    def begin(cls, dit: JointDiT, g: Giant, lanes: int, *, ring: bool = True, seed: int = 1) -> Session:
+    def begin(cls, dit: JointDiT, g: Network, lanes: int, *, ring: bool = True, seed: int = 1) -> Session:
         """One lane is read and repeated; a ring is reserved unless told otherwise."""
         weight = dit.blocks[0].scale_shift_table
         device, dtype = weight.device, dit.patch_embedding.weight.dtype

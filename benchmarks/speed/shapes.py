@@ -1,4 +1,4 @@
-"""The giants at their true shapes, and what their passes cost at least: FLOP and bytes, counted by formula."""
+"""Wan and DreamZero at their true shapes, and what their passes cost at least: FLOP and bytes, counted by formula."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HALF = 2  # bytes of a bfloat16
 
 
 @dataclass(frozen=True)
-class Giant:
+class Network:
     """A JointDiT with DreamZero's registers.
 
     Attributes:
@@ -65,13 +65,13 @@ class Giant:
         )  # fmt: skip
 
 
-GIANTS = {
+NETWORKS = {
     g.name: g
     for g in (
-        Giant("1.3b", 30, 12, 8960, 16, 44, 80, blank=(11, 20, 22, 40)),
-        Giant("5b", 30, 24, 14336, 48, 10, 20, picture=257),
-        Giant("14b", 40, 40, 13824, 16, 44, 80, condition=20, picture=257, blank=(11, 20, 22, 40)),
-        Giant(
+        Network("1.3b", 30, 12, 8960, 16, 44, 80, blank=(11, 20, 22, 40)),
+        Network("5b", 30, 24, 14336, 48, 10, 20, picture=257),
+        Network("14b", 40, 40, 13824, 16, 44, 80, condition=20, picture=257, blank=(11, 20, 22, 40)),
+        Network(
             "tiny", 2, 2, 64, 4, 4, 8, condition=5, picture=3, blank=(1, 2, 2, 4), head_dim=32, words=5, text_dim=16,
             image_dim=12, actions=3, registers=RegisterConfig(action_dim=6, state_dim=9, hidden=16),
         ),
@@ -105,7 +105,7 @@ class Cost:
 
 
 def one_pass(
-    g: Giant,
+    g: Network,
     *,
     frames: int = BLOCK,
     actions: bool = True,
@@ -154,23 +154,23 @@ def one_pass(
     return Cost(((lanes * flops, HALF * (weights + lanes * memory)),))
 
 
-def observe(g: Giant, **where: bool | int) -> Cost:
+def observe(g: Network, **where: bool | int) -> Cost:
     """Encode the newest block: it looks at all that is remembered before the oldest of it goes."""
     return one_pass(g, actions=False, **where)  # type: ignore[arg-type]
 
 
-def policy_chunk(g: Giant, steps: int, joint: bool) -> Cost:
+def policy_chunk(g: Network, steps: int, joint: bool) -> Cost:
     """The newest observation and ``steps`` calls, of actions with video or of actions alone."""
     return observe(g) + one_pass(g, frames=BLOCK if joint else 0) * steps
 
 
-def dream_chunk(g: Giant, steps: int, *, kept: bool, lanes: int = 1, skip: bool = False) -> Cost:
+def dream_chunk(g: Network, steps: int, *, kept: bool, lanes: int = 1, skip: bool = False) -> Cost:
     """``steps`` calls, and a clean pass over what was imagined unless its keys and values are kept."""
     calls = one_pass(g, lanes=lanes, skip=skip) * steps
     return calls if kept else calls + observe(g, lanes=lanes, skip=skip)
 
 
-def reference_chunk(g: Giant, calls: int = 8, branches: int = 2) -> Cost:
+def reference_chunk(g: Network, calls: int = 8, branches: int = 2) -> Cost:
     """As DreamZero's released code does it: every call and the newest observation once per branch of CFG."""
     seen = one_pass(g, actions=False, past=REMEMBERED - BLOCK, reference=True)
     return (one_pass(g, reference=True) * calls + seen) * branches
@@ -179,7 +179,7 @@ def reference_chunk(g: Giant, calls: int = 8, branches: int = 2) -> Cost:
 def plan(tflops: float = 790.0, gbs: float = 4300.0) -> dict[str, dict[str, dict[str, float]]]:
     """Floors of everything the benchmark measures, per model: TFLOP, GB and milliseconds at these rates."""
     told: dict[str, dict[str, dict[str, float]]] = {}
-    for name, g in GIANTS.items():
+    for name, g in NETWORKS.items():
         if name == "tiny":
             continue
         rows = {f"forward, {past} latents remembered": one_pass(g, past=past) for past in (1, 3, 5, REMEMBERED)}

@@ -55,11 +55,11 @@ def run(args: Args) -> dict[str, Any]:
     """
     at_least(args, steps=1, batch=1, rank=1, gpus=1)
     from imagine.train.adapt_loss import draws
-    from imagine.train.memory_estimate import GIANTS, sample_sizes
+    from imagine.train.memory_estimate import DREAMZERO, sample_sizes
 
     asked = draws(args.questions)
     if args.plan in ("5b", "14b"):
-        return estimate_table(args, *GIANTS[args.plan], gpus=args.gpus)
+        return estimate_table(args, *DREAMZERO[args.plan], gpus=args.gpus)
     from imagine.model.model import WorldActionModel
 
     model = WorldActionModel.from_pretrained(args.model)

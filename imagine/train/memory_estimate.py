@@ -34,7 +34,7 @@ _WAN: dict[str, Any] = {
     "prediction": "velocity", "image_dim": 1280, "block": 2, "first_alone": True, "registers": RegisterConfig(),
     "action_dim": 32, "proprio_dim": 64, "max_context_blocks": 5,
 }  # fmt: skip
-GIANTS: dict[str, tuple[DiTConfig, dict[str, int]]] = {
+DREAMZERO: dict[str, tuple[DiTConfig, dict[str, int]]] = {
     "5b": (
         DiTConfig(layers=30, heads=24, head_dim=128, ffn_dim=14336, channels=48, **_WAN),
         {"frames": 9, "height": 10, "width": 20, "actions": 24},

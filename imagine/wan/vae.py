@@ -96,7 +96,7 @@ class WanCodec(Frozen):
             new: (N, F, C, h, w).
             memory: how many of ``previous`` to look at. None is ``receptive``, which is exact, as decoding the whole
                 film at once. Fewer is cheaper in proportion, and wrong until measured on the weights at hand: random
-                ones (tests/test_giants.py) are off by 25 to 39 grey levels of 255, root mean square, with 4 of 31
+                ones (tests/test_wan_encoders.py) are off by 25 to 39 grey levels of 255, root mean square, with 4 of 31
                 latent frames, and by 0.3 to 1.5 with 16.
 
         Returns:

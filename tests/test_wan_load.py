@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_giants import Tokenizer, make_clip, make_t5, make_vae
 from test_wan import ZERO, in_original, prefixed, store, weights, zero_config
+from test_wan_encoders import Tokenizer, make_clip, make_t5, make_vae
 
 from imagine.data.windows import Windows
 from imagine.data.write import DatasetWriter, EpisodeData
@@ -81,7 +81,7 @@ def parts() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DreamZero in its original layout, with statistics beside it."""
-    at = tmp_path_factory.mktemp("giant") / "DreamZero-Small"
+    at = tmp_path_factory.mktemp("wan") / "DreamZero-Small"
     store(at, zero_config(CFG, num_action_per_block=8), prefixed(in_original(weights(CFG))), 3)
     (at / "experiment_cfg").mkdir()
     (at / "experiment_cfg" / "metadata.json").write_text(json.dumps(STATISTICS))
@@ -90,20 +90,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return at
 
 
-def giant(folder: Path, **more: Any) -> WorldActionModel:
+def loaded(folder: Path, **more: Any) -> WorldActionModel:
     return load_pretrained(folder, BODY, template=TEMPLATE, **parts() | more)
 
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> WorldActionModel:
     """Said to answer everything, which random weights do as well as anything else."""
-    return giant(folder, answers=ALL, sink_blocks=1)
+    return loaded(folder, answers=ALL, sink_blocks=1)
 
 
 @pytest.fixture(scope="module")
 def forgetful(folder: Path) -> WorldActionModel:
     """It remembers a first frame and one block, three latents: cheap to film."""
-    return giant(folder, answers=ALL, sink_blocks=1, max_context_blocks=2)
+    return loaded(folder, answers=ALL, sink_blocks=1, max_context_blocks=2)
 
 
 def seen(lanes: int = 2, frames: int = 1, seed: int = 0) -> Observation:
@@ -118,7 +118,7 @@ def told(lanes: int = 2) -> list[str]:
 
 # ---------------------------------------------------------------------- loading
 def test_a_released_checkpoint_answers_what_it_was_trained_for(folder: Path) -> None:
-    model = giant(folder)
+    model = loaded(folder)
     assert model.answers == {JOINT} and model.cfg.context_frames == remembered(model.cfg.dit) == 5
     assert model.chunk_shapes == {"video": (2, 4, 4, 4), "action": (8, 5)}  # no next state; the registers' full width
     context = model.encode(seen(), told())
@@ -184,7 +184,7 @@ def test_an_adopted_checkpoint_stays_where_it_is(folder: Path, tmp_path: Path) -
     with pytest.raises(CheckpointMismatch, match="4 channels are none of Wan's codecs"):
         run(Args(out=tmp_path / "a", **asked))
     cfg = describe(folder, BODY, template=TEMPLATE, factor=8, length=6)
-    model = giant(folder)
+    model = loaded(folder)
     assert cfg == model.cfg and cfg.weights == str(folder)
     adopt(folder, BODY, tmp_path / "mine", template=TEMPLATE, factor=8, length=6)
     read = ModelConfig.model_validate_json((tmp_path / "mine" / "config.json").read_text())
@@ -251,7 +251,7 @@ def test_state_follows_the_commanded_joints(model: WorldActionModel) -> None:
 
 @torch.no_grad()
 def test_half_precision_agrees(folder: Path) -> None:
-    whole, half = giant(folder), giant(folder, dtype=torch.bfloat16)
+    whole, half = loaded(folder), loaded(folder, dtype=torch.bfloat16)
     context = whole.encode(seen(), told())
     x = Chunk(video=torch.randn(2, 2, 4, 4, 4), action=torch.randn(2, 8, 5))
     a, b = (m.velocity(x, NoiseLevels(torch.full((2,), 0.5), torch.ones(2)), context) for m in (whole, half))
@@ -261,7 +261,7 @@ def test_half_precision_agrees(folder: Path) -> None:
 
 
 def test_it_drives_a_robot(folder: Path) -> None:
-    policy = JointPolicy(giant(folder), steps=2)
+    policy = JointPolicy(loaded(folder), steps=2)
     assert policy.question is JOINT
     from imagine.types import pack_instruction
 
@@ -342,7 +342,7 @@ def test_the_first_frame_stays_and_the_newest_follow(forgetful: WorldActionModel
 @torch.no_grad()
 def test_extending_is_reading_until_something_is_forgotten(folder: Path) -> None:
     """With a memory as long as the episode, reading the newest chunk alone equals reading everything anew."""
-    model = giant(folder, answers=ALL, max_context_blocks=4)
+    model = loaded(folder, answers=ALL, max_context_blocks=4)
     context = model.encode(seen(1), told(1))
     cache = model.prefill(context.index([0]))
     read = model.prefill(context)
@@ -409,7 +409,7 @@ def test_a_dreamzero_is_taught_dynamics(folder: Path, tmp_path: Path) -> None:
     from imagine.train.adapt_loss import from_windows
     from imagine.wan.load import rebuild
 
-    model = giant(folder, max_context_blocks=2)
+    model = loaded(folder, max_context_blocks=2)
     asked = Args(
         dataset=(str(recorded(tmp_path / "data")),), steps=2, batch=2, rank=2, method="lora", out=tmp_path / "run"
     )
@@ -440,7 +440,7 @@ def test_dreamzeros_sampler_is_unipc_guided_on_video_alone(folder: Path) -> None
 
     from diffusers import UniPCMultistepScheduler
 
-    model = giant(folder, parity="dreamzero")
+    model = loaded(folder, parity="dreamzero")
     context, negative = model.encode(seen(), told()), model.text(["static"])
     grid, move = unipc(16, 5.0)
     guided = Guided(model, negative, 5.0)
