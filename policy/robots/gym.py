@@ -138,10 +138,10 @@ class GymRobot(RobotPlugin):
 
     def recorder(self) -> Recorder:
         """The expert's episodes, disturbed, and failures; see :func:`imagine.policy.robots.recording.episode`."""
-        body = self.embodiment()
+        body, given = self.embodiment(), {str(k): v for k, v in self.cfg.record.items()}
         return Recorder(
             episode="imagine.policy.robots.recording:episode",
-            options={"robot": self.spec, **self.options(), **RECORDED, **{str(k): v for k, v in self.cfg.record.items()}},
+            options={"robot": self.spec, **self.options(), **RECORDED, **given},
             robot_type=body.robot_type,
             fps=body.control_hz,
             names={},
