@@ -37,6 +37,11 @@ class Paired:
         """Together with other policies from the same starts."""
         return Paired(self.results | other.results, self.outcomes | other.outcomes, self.tasks)
 
+    def renamed(self, names: Mapping[str, str]) -> Paired:
+        """Only these policies, by their new names."""
+        results = {new: self.results[old] for old, new in names.items()}
+        return Paired(results, {new: self.outcomes[old] for old, new in names.items()}, self.tasks)
+
     def gain(self, after: str, before: str) -> dict[str, Any]:
         """Paired difference of two policies' success with its interval."""
         return paired_difference(self.outcomes[after], self.outcomes[before]).plain()

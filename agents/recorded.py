@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from imagine.agents.rollout import EpisodeRecord
+from imagine.agents.envs import DreamEnvs, RecordedEnvs
+from imagine.agents.rollout import EpisodeRecord, rollout
 from imagine.data.read import LeRobotDataset
 from imagine.model.model import WorldActionModel
 from imagine.types import ImagineError
+from imagine.world.dream import Dream
 from imagine.world.starts import DatasetStarts
 
 
@@ -75,3 +77,19 @@ class RecordedEpisodes(Mapping[int, np.ndarray]):
         instruction = self.windows.instructions[int(batch.instruction_id[0])]
         # Success as the dream is judged: at the end of a chunk at the earliest.
         return EpisodeRecord(seed, instruction, success=bool(batch.success_future.any()), rewards=[0.0] * len(rows))
+
+
+def replay(dream: Dream, records: Sequence[EpisodeRecord]) -> list[np.ndarray]:
+    """Dream each record's start under its recorded actions.
+
+    Args:
+        dream: of the same starts, by their seeds.
+        records: episodes with their frames and actions.
+
+    Returns:
+        Per record (T, H, W, 3) uint8, as long as its own frames; the first one is the recorded one.
+    """
+    given = {r.seed: np.stack(r.actions) for r in records}
+    envs = DreamEnvs(dream, len(records), horizon=max(map(len, given.values())))
+    dreams = rollout(RecordedEnvs(envs, given, whole=True), None, list(given), frames=True)
+    return [np.concatenate([r.frames[:1], d.frames[1:]]) for r, d in zip(records, dreams, strict=True)]

@@ -90,7 +90,7 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
         ]
     if name == "improve":
         tasks = ", ".join(f"{k.replace('_', ' ')} {points(v)}" for k, v in m["gain_per_task"].items())
-        ratio, n = m["imagined_over_real_gain"], m["before"]["n"]
+        ratio, n = m.get("imagined_over_sim_gain", m.get("imagined_over_real_gain")), m["before"]["n"]
         return [
             (f"`novice` → `improved` in the dream, real, n = {n}", f"{rate(m['before'])} → {rate(m['after'])}"),
             ("… paired difference, points", f"{points(m['gain'])}; {tasks}"),

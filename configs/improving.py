@@ -1,0 +1,136 @@
+"""Improvement put together: the dream that a policy learns in, who rewards, who watches, and the proof afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from imagine.agents.envs import DreamEnvs
+from imagine.agents.finetune.improve import ImproveConfig, Trainer
+from imagine.agents.monitor import Monitor, MonitorConfig
+from imagine.agents.paired import Paired, compare
+from imagine.configs import build
+from imagine.configs.commands.common import console
+from imagine.configs.judges import judge_name, second_judge
+from imagine.configs.loaded import Loaded
+from imagine.configs.policies import adapter_of, adapters_in, load_policy
+from imagine.configs.practice import Practice
+from imagine.data.read import LeRobotDataset
+from imagine.policy.adapter import weights_hash
+from imagine.progress import Progress
+from imagine.types import ImagineError
+from imagine.world.dream import Dream
+from imagine.world.starts import DatasetStarts, MixedStarts
+
+P = TypeVar("P", bound=Practice)
+
+SHOWN = (
+    "horizon", "return", "success", "second_judge", "inverse_error", "kl", "held_out_success", "floor", "judge_gap"
+)  # fmt: skip
+"""What is printed after every update."""
+
+
+def resolved(practice: P, loaded: Loaded) -> P:
+    """The same with the defaults that depend on the model folder.
+
+    Raises:
+        ImagineError: judge and second judge are the same, or the policy is no adapter.
+    """
+    judge = judge_name(practice.judge, loaded.folder)
+    policy = practice.policy or ("novice" if "novice" in adapters_in(loaded.folder) else "base")
+    adapter_of(policy, loaded.folder)  # refuses what cannot be had
+    watched_by = practice.watched_by or second_judge(judge, loaded.folder) or "none"
+    if watched_by == judge:
+        raise ImagineError(f"--watched-by is {judge} like --judge; a judge cannot watch itself, name another.")
+    return replace(practice, judge=judge, policy=policy, watched_by=watched_by)
+
+
+def improve(practice: Practice, cfg: ImproveConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
+    """Dream and learn; returns what it came to, with the curve of every update.
+
+    Args:
+        practice: who learns, and from whom; see :func:`resolved`.
+        cfg: the algorithm.
+        loaded: the model and its robot.
+        folder: the adapter is written to ``adapter/`` of it; what it already holds is taken up.
+    """
+    begin, dream, checks = time.time(), _dream(practice, loaded, folder), MonitorConfig(starts=practice.watch_starts)
+    frozen = weights_hash(dream.model)
+    envs, monitor = DreamEnvs(dream, practice.num_envs), None
+    if not practice.unguarded and practice.watched_by != "none":
+        held_out = DreamEnvs(Dream(dream.model, dream.judge, build.starts_of(loaded), dream.cfg), checks.starts)
+        monitor = Monitor(held_out, loaded.distractor, checks)
+    start = adapter_of(practice.policy, loaded.folder)
+    run = Trainer(loaded.model, envs, cfg, folder, monitor=monitor, start=start)
+    with Progress("improve", cfg.updates, run.update) as on_progress:
+        adapter = run.run(lambda done, row: on_progress.report(done, {k: row[k] for k in SHOWN if k in row}))
+    if weights_hash(dream.model) != frozen:
+        raise AssertionError("the weights of the dream moved while the policy learnt")
+    if run.alarm:
+        console.print(f"[yellow]{run.alarm}[/yellow]")
+    return {
+        "adapter": str(adapter),
+        "algorithm": cfg.algorithm,
+        "updates": run.update,
+        "imagined_episodes": run.update * cfg.groups * cfg.members,
+        "imagined_chunks": int(sum(row.get("chunks", 0) for row in run.curve)),
+        "alarm": run.alarm,
+        "seconds": round(time.time() - begin, 1),
+        "curve": run.curve,
+    }
+
+
+def _dream(practice: Practice, loaded: Loaded, folder: Path) -> Dream:
+    starts: Any = build.starts_of(loaded)
+    if practice.starts:
+        recorded = LeRobotDataset.open(Path(practice.starts))
+        anywhere = DatasetStarts(recorded, loaded.model.body, folder / "starts", anywhere=True)
+        starts = MixedStarts(starts, anywhere, practice.midway)
+    how: dict[str, Any] = {"inverse_error_cost": practice.inverse_error_cost, "tile": 0, "autocast": True}
+    if practice.unguarded:
+        how |= {"inverse_error_cost": 0.0, "hallucination_limit": None}
+    cfg = build.dream_config(loaded.folder).model_copy(update=how)
+    second = None if practice.watched_by == "none" else practice.watched_by
+    return build.dream(
+        loaded, cfg, judge=practice.judge, guarded=not practice.unguarded, watched_by=second, starts=starts
+    )
+
+
+def worlds_of(loaded: Loaded) -> tuple[str, ...]:
+    """Worlds that a proof can be had in; the first one counts most."""
+    return ("sim", "imagined") if loaded.robot.has_env else ("imagined",)
+
+
+def prove(
+    practice: Practice, loaded: Loaded, names: Mapping[str, str], seeds: Sequence[int]
+) -> tuple[dict[str, Any], dict[str, Paired], dict[str, Any]]:
+    """Success before and after from the same starts, on the simulator if there is one and in the dream.
+
+    Args:
+        practice: see :func:`improve`.
+        loaded: the model and its robot.
+        names: of the policies ``before`` and ``after``.
+        seeds: start seeds.
+
+    Returns:
+        ``before``, ``after``, ``gain``, ``gain_per_task`` on the simulator and ``imagined_before`` and so on in the
+        dream; the episodes by world; and the policies.
+    """
+    policies = {name: load_policy(policy, loaded.model, loaded.folder) for name, policy in names.items()}
+    numbers: dict[str, Any] = {}
+    found: dict[str, Paired] = {}
+    for world in worlds_of(loaded):
+        mark = "" if world == "sim" else "imagined_"
+        envs = build.parallel_envs(loaded, world, 16 if world == "sim" else practice.num_envs, judge=practice.judge)
+        with Progress(f"{world}, before and after") as on_progress:
+            found[world] = compare(envs, policies, seeds, task_of=loaded.robot.task_of, on_progress=on_progress)
+        numbers |= {mark + name: result for name, result in found[world].results.items()}
+        numbers[mark + "gain"] = found[world].gain("after", "before")
+        numbers[mark + "gain_per_task"] = found[world].gain_per_task("after", "before")
+    if "gain" in numbers:
+        simulated, imagined = (numbers[k]["value"] for k in ("gain", "imagined_gain"))
+        numbers["imagined_over_sim_gain"] = round(imagined / simulated, 3) if simulated else None
+    return numbers, found, policies
