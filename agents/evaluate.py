@@ -1,4 +1,4 @@
-"""Success rates, imagined or real, with intervals; large evaluations go in parts that can be resumed and shared out.
+"""Success rates, imagined or simulated, with intervals; large evaluations go in parts that can be resumed and shared out.
 
 A part is one policy on a few starts in one world. What it finds depends on the part alone, never on who carries it out
 or on its neighbours, so one process, two Ray workers and a resumed run give the same table.
@@ -35,7 +35,7 @@ class Part:
 
     Attributes:
         policy: its name, as the composition root knows it.
-        world: ``real``, ``imagined``, or ``recorded`` where the episodes of a dataset are evaluated.
+        world: ``sim``, ``imagined``, or ``recorded`` where the episodes of a dataset are evaluated.
         seeds: start seeds.
     """
 
