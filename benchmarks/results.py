@@ -106,17 +106,15 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
         return [(title if name == "zoo" else "… within 8 chunks, other starts", said)]
     if name in ("plan", "plan_base"):
         who = "`novice`" if name == "plan" else "`base`, within 0.8 s"
-        cost = f"{m['ms_per_decision'] / m['ms_alone']:.0f} times the time of one chunk, 16 lanes at once"
+        cost = f"{m['ms_per_decision'] / m['ms_alone']:.0f} times the time of one chunk, 16 environments at once"
         return [
             (f"{who}, one sample → best of 8, real, n = {m['n']}", f"{rate(m['alone'])} → {rate(m)}"),
             ("… paired difference, points", f"{points(m['gain'])}; {cost}"),
         ]
     if name == "bench":
         speed = ", ".join(f"{v:g} at {k}" for k, v in m["env_steps_per_s"].items())
-        face = m["face_overhead_us"] or {}
         return [
-            ("chunks per second of the dream, by lanes", f"{speed} ({m['threads']} threads)"),
-            ("gym face over the bare world, µs, by lanes", ", ".join(f"{v:g} at {k}" for k, v in face.items())),
+            ("chunks per second of the dream, by environments", f"{speed} ({m['threads']} threads)"),
         ]
     if name == "calibrate":
         lines = []

@@ -1,4 +1,4 @@
-"""Do agents of stock libraries get better in the dream, from one command each, and is it true on the real twin?
+"""Do agents of stock libraries get better in the dream, from one command each, and is it true on the simulator?
 
 ``python benchmarks/stock.py`` runs each command below with each seed on four scenes of its own (a finished run is
 kept), and writes ``docs/stock.json`` and the table in ``docs/improve.md``. Scenes are starts from 900000 on; before and
@@ -63,10 +63,10 @@ def shares(runs: list[dict[str, Any]], where: str) -> str:
 
 def row(name: str, runs: list[dict[str, Any]]) -> str:
     """One line of the table."""
-    gains = [pooled(runs, where) for where in ("return", "real")]
+    gains = [pooled(runs, where) for where in ("return", "sim")]
     told = [f"**{100 * g.value:+.0f} [{100 * g.low:+.0f}, {100 * g.high:+.0f}]**" for g in gains]
     minutes = np.mean([run["seconds"] for run in runs]) / 60
-    cells = [name, shares(runs, "return"), told[0], shares(runs, "real"), told[1], f"{minutes:.0f}"]
+    cells = [name, shares(runs, "return"), told[0], shares(runs, "sim"), told[1], f"{minutes:.0f}"]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -83,7 +83,7 @@ def main() -> None:
             runs[name].append(learn(name, seed, args.runs))
             print(row(name, runs[name]), file=sys.stderr, flush=True)
     lines = [
-        "| `imagine learn` | imagined return, per seed (× 100) | gain in points | the same on the real twin (%) "
+        "| `imagine learn` | imagined return, per seed (× 100) | gain in points | the same on the simulator (%) "
         "| gain in points | minutes |",
         "|---|---|---|---|---|---|",
         *(row(name, own) for name, own in runs.items()),
@@ -91,8 +91,8 @@ def main() -> None:
     kept = {
         name: {
             "commands": [f"imagine learn {' '.join(words(name, seed))}" for seed in args.seeds],
-            **{where: vars(pooled(own, where)) for where in ("return", "real")},
-            **{f"{where}s": [run[where]["each"] for run in own] for where in ("return", "real")},
+            **{where: vars(pooled(own, where)) for where in ("return", "sim")},
+            **{f"{where}s": [run[where]["each"] for run in own] for where in ("return", "sim")},
             "seconds": [run["seconds"] for run in own],
         }
         for name, own in runs.items()

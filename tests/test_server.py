@@ -24,7 +24,7 @@ from websockets.sync.client import connect
 from websockets.sync.server import serve
 
 from imagine.agents.planner import PlanningState
-from imagine.configs.commands.serve import DreamJudge
+from imagine.agents.serving import DreamJudge
 from imagine.policy import wire
 from imagine.policy.client import RemoteError, RemotePolicy
 from imagine.policy.policy import JointPolicy

@@ -29,15 +29,11 @@ class OfRobot(Common):
     option: Pairs = ()
 
     def options(self) -> dict[str, str]:
-        """The robot's options by name; see :func:`options_of`."""
+        """The robot's options by name."""
         return options_of(self.option)
 
     def load(self) -> Loaded:
-        """The model with its robot.
-
-        Raises:
-            ImagineError: there is no such model, robot or option.
-        """
+        """The model with its robot; ImagineError where there is no such model, robot or option."""
         from imagine.configs import build
 
         return build.load(self.model, self.robot, self.options())
@@ -65,11 +61,7 @@ class Episodes(OfRobot):
     seed: int = 900_000
 
     def seeds(self) -> list[int]:
-        """The start seeds.
-
-        Raises:
-            ImagineError: no episodes, nothing side by side, or a negative seed.
-        """
+        """The start seeds; ImagineError for no episodes, nothing side by side, or a negative seed."""
         at_least(self, episodes=1, num_envs=1, seed=0)
         return list(range(self.seed, self.seed + self.episodes))
 
