@@ -234,7 +234,7 @@ def test_observation_of_the_wrong_size_is_refused_in_one_sentence(
 
 
 def test_wrong_number_of_instructions_is_refused(tiny_model: WorldActionModel, tiny_observation: Observation) -> None:
-    with pytest.raises(ShapeError, match="got 2 instructions for 3 lanes; give one per lane"):
+    with pytest.raises(ShapeError, match="got 2 instructions for 3 observations; give one each"):
         tiny_model.encode(tiny_observation, WORDS[:2])
 
 

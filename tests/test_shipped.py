@@ -180,7 +180,7 @@ def test_rollout_films(tmp_path: Path) -> None:
         (["evaluate", "--policy", "expert", "--world", "imagined"], "reads the true state"),
         (["evaluate", "--policy", "expert", "--swap-instruction", "task"], "the scripted expert follows the true task"),
         (["evaluate", "--world", "mars"], "expected sim, imagined or both"),
-        (["rollout", "--instruction", "nimm den roten block"], "never heard"),
+        (["rollout", "--instruction", "nimm den roten block"], "was not trained on"),
         (["plan", "--candidates", "0"], "expected at least 1"),
         (["plan", "--policy", "random"], "cannot propose"),
         (["improve", "--test-seed", "800000"], "overlap"),

@@ -270,7 +270,7 @@ def test_it_drives_a_robot(folder: Path) -> None:
         "proprio": np.zeros((1, 3), np.float32), "instruction": pack_instruction("push it")[None],
     }  # fmt: skip
     assert policy.act(seen, [3]).shape == (1, 8, 3)
-    assert policy.propose(policy.context(seen), 2, [3]).shape == (1, 2, 8, 3)
+    assert policy.propose(policy.context(seen), [3], range(2)).shape == (1, 2, 8, 3)
 
 
 # ---------------------------------------------------------------------- the gym

@@ -90,7 +90,7 @@ def distill_loss(
         question: any path in the noise square.
         context: B contexts.
         clean: (B, ...) whatever the question is given, normalised; the rest is not looked at.
-        known: (B,) bool, lanes that count.
+        known: (B,) bool, rows that count.
         cfg: points and weights.
         generator: all randomness.
         draws: noise draws per context.
@@ -136,7 +136,7 @@ def integrate(
     Args:
         teacher: integrates.
         question: any path in the noise square.
-        context: B contexts, each read once, for all N / B lanes of ``noise`` that stand on it.
+        context: B contexts, each read once, for all N / B rows of ``noise`` that stand on it.
         given: (N, ...) what the question is given.
         noise: (N, ...) where it starts.
         steps: network calls.
@@ -149,7 +149,7 @@ def integrate(
 
 
 def _points(way: list[Tensor], at: Tensor, sigma: Tensor, straight: Tensor) -> Tensor:
-    """Per lane the ``at``-th point (B,) of the way, or the point at level ``sigma`` of the line between its ends."""
+    """Per row the ``at``-th point (B,) of the way, or the point at level ``sigma`` of the line between its ends."""
     path = torch.stack(way)[at, torch.arange(len(at), device=at.device)]
     line = mix(way[-1], way[0], sigma)
     return torch.where(expand(straight, line), line, path)

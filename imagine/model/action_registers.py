@@ -61,9 +61,9 @@ class ActionRegisters(nn.Module):
             ShapeError: the robot has more numbers than the checkpoint has room for.
         """
         dtype = self.action_encoder.w1.weight.dtype
-        told = self.action_encoder(filled(action, self.cfg.action_dim, "action").to(dtype), sigma)
-        felt = self.state_encoder(filled(state, self.cfg.state_dim, "state").to(dtype))[:, None]
-        return torch.cat([told, felt.to(told)], 1)
+        actions = self.action_encoder(filled(action, self.cfg.action_dim, "action").to(dtype), sigma)
+        states = self.state_encoder(filled(state, self.cfg.state_dim, "state").to(dtype))[:, None]
+        return torch.cat([actions, states.to(actions)], 1)
 
     def actions(self, hidden: Tensor, width: int) -> Tensor:
         """Last hidden state (B, K, D) of the action tokens to predictions (B, K, width)."""

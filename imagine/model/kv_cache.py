@@ -44,7 +44,7 @@ class BlockKV:
 
 @dataclass
 class ContextCache:
-    """Keys and values of past observations and of the instruction, per layer, for B lanes.
+    """Keys and values of past observations and of the instruction, per layer, for B rows.
 
     Attributes:
         text_keys: per layer (B, L, heads, d); computed once per instruction.
@@ -184,15 +184,15 @@ class ContextCache:
         return copy
 
     def repeat(self, n: int) -> ContextCache:
-        """Each lane ``n`` times, copies adjacent: one prefill serves N candidates."""
+        """Each row ``n`` times, copies adjacent: one prefill serves N candidates."""
         return self._map(lambda x: x.repeat_interleave(n, 0))
 
     def index(self, rows: Tensor) -> ContextCache:
-        """Keep some lanes."""
+        """Keep some rows."""
         return self._map(lambda x: x[rows])
 
     def put(self, rows: Tensor, other: ContextCache) -> None:
-        """Overwrite some lanes with those of a cache that remembers blocks of the same sizes, wherever these lie in it.
+        """Overwrite some rows with those of a cache that remembers blocks of the same sizes, wherever these lie in it.
 
         Raises:
             ValueError: the two remember blocks of other sizes.
@@ -216,7 +216,7 @@ class ContextCache:
 
     @classmethod
     def join(cls, parts: Sequence[ContextCache]) -> ContextCache:
-        """The lanes of several caches of equal length, one after another."""
+        """The rows of several caches of equal length, one after another."""
         columns: list[list[Tensor]] = []
         for part in parts:
             columns.append([])

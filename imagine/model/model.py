@@ -52,7 +52,7 @@ class WorldActionModel(RobotUnits):
 
     Attributes:
         answers: the questions this checkpoint was trained to answer; :func:`imagine.sample` refuses any other.
-        chunk_shapes: per modality, the shape of one lane's chunk.
+        chunk_shapes: per modality, the shape of one chunk.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class WorldActionModel(RobotUnits):
 
         Args:
             observation: T frames; fewer than ``cfg.context_frames`` are filled by repeating the oldest.
-            instruction: one per lane.
+            instruction: one per observation.
 
         Raises:
             ShapeError: the canvas or proprioception does not fit the embodiment.
-            UnknownWord: an instruction holds a word the model never heard.
+            UnknownWord: an instruction holds a word the model was not trained on.
         """
         b, t = observation.canvas.shape[:2]
         want = (self.body.canvas_height, self.body.canvas_width, 3)
@@ -114,7 +114,7 @@ class WorldActionModel(RobotUnits):
                 f"proprio values, expected {want} and {self.body.proprio_dim} of embodiment {self.body.name!r}."
             )
         if len(instruction) != b:
-            raise ShapeError(f"got {len(instruction)} instructions for {b} lanes; give one per lane.")
+            raise ShapeError(f"got {len(instruction)} instructions for {b} observations; give one each.")
         canvas = observation.canvas.to(self.device)
         proprio = self.normalise_proprio(observation.proprio.to(self.device, torch.float32))
         if self.temporal > 1:

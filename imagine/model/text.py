@@ -60,7 +60,7 @@ class WordEncoder(nn.Module):
                 near = difflib.get_close_matches(unknown[0], self.cfg.words, 1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise UnknownWord(
-                    f"instruction {text!r} holds {unknown[0]!r}, which this model never heard; "
+                    f"instruction {text!r} holds {unknown[0]!r}, which this model was not trained on; "
                     f"it knows: {', '.join(self.cfg.words)}.{hint}"
                 )
             if not 0 < len(words) <= self.cfg.length:

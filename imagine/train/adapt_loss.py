@@ -77,8 +77,8 @@ def draws(questions: Sequence[str]) -> Draws:
             f"questions are {','.join(questions)!r}, expected all, flash, or some of {', '.join(QUESTIONS)}."
         )
     edges = {q.lower(): getattr(Shares(), q.lower()) for q in questions if q.lower() in Shares.model_fields}
-    film = 0.0 if "VIDEO" not in questions else 0.05 if edges else 1.0
-    return Draws(shares=Shares(**{**NO_SHARES, **edges}), video_only=film, policy="POLICY" in questions)
+    video = 0.0 if "VIDEO" not in questions else 0.05 if edges else 1.0
+    return Draws(shares=Shares(**{**NO_SHARES, **edges}), video_only=video, policy="POLICY" in questions)
 
 
 class AdaptConfig(BaseModel):
@@ -175,12 +175,12 @@ def adapt_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Joint flow-matching loss at decoupled noise levels: one pass over the square (or VIDEO), and one for POLICY.
 
-    Every process draws for the lanes of all and uses its own, so that the sum over processes is that of one process,
+    Every process draws for the samples of all and uses its own, so that the sum over processes is that of one process,
     and all of them make the same passes.
 
     Args:
         dit: predicts velocities.
-        batch: this process's lanes.
+        batch: this process's samples.
         cfg: draws and weights.
         generator: all randomness; the same in every process.
 

@@ -44,9 +44,9 @@ class JointConfig(BaseModel):
     action_weight: float = 1.0
     policy_weight: float = 2.0
     context_noise: float = 0.1  # std added to observed latents: a dream must stand on its own blurred frames
-    own_frames: float = 0.25  # share of lanes that stand on frames the model has just dreamt itself, not on real ones
+    own_frames: float = 0.25  # share of samples that stand on frames the model has just dreamt itself, not on real ones
     own_chunks: int = 3  # at most how many chunks it dreams for that
-    context_repeat: float = 0.5  # share of lanes whose older frames repeat the newest, as a policy's and a reset's do
+    context_repeat: float = 0.5  # share of samples whose older frames repeat the newest, as a policy's and a reset's do
 
 
 def to_tensors(model: WorldActionModel, batch: WindowBatch) -> tuple[Context, Chunk, dict[str, Tensor]]:
@@ -106,7 +106,7 @@ def on_own_frames(
     cfg: JointConfig,
     generator: torch.Generator,
 ) -> WindowBatch:
-    """Replace the observed frames of the first lanes by what the model dreams up to them; what follows stays real.
+    """Replace the observed frames of the first samples by what the model dreams up to them; what follows stays real.
 
     A dream that only ever stood on real frames does not know its own faults, and they grow with every chunk.
 
@@ -126,7 +126,7 @@ def on_own_frames(
     depth = int(torch.randint(1, cfg.own_chunks + 1, (), generator=generator))
     first = windows.earlier(rows[:n], depth)
     found = first >= 0
-    first = np.where(found, first, rows[:n])  # always n lanes: a compiled block knows one size
+    first = np.where(found, first, rows[:n])  # always n rows: a compiled block knows one size
     context, _, _ = to_tensors(model, windows.batch(first))
     for k in range(depth):
         relative, known = windows.actions(np.where(found, first + k * windows.embodiment.chunk_frames, first))
@@ -135,14 +135,14 @@ def on_own_frames(
         dream = sample(model, DYNAMICS, context, action=action, steps=1, generator=generator)
         assert dream.video is not None and dream.proprio is not None
         context = model.after(context, dream.video, dream.proprio)
-    lanes = torch.from_numpy(np.flatnonzero(found))
-    dreamt = context.to("cpu").index(lanes)
+    own = torch.from_numpy(np.flatnonzero(found))
+    dreamt = context.to("cpu").index(own)
     video, proprio, action = batch.video.clone(), batch.proprio.clone(), batch.action.clone()
     reached = model.restore_proprio(dreamt.proprio.to(model.device)).to(proprio)
     # Commanded poses stay where they were, so relative actions are measured from where the dream believes to be.
-    astray = (proprio[lanes, t - 1] - reached[:, -1])[:, model.anchor.cpu()] * model.anchored.cpu()
-    video[lanes, :t], proprio[lanes, :t] = dreamt.video.to(video), reached
-    action[lanes] += astray[:, None]
+    astray = (proprio[own, t - 1] - reached[:, -1])[:, model.anchor.cpu()] * model.anchored.cpu()
+    video[own, :t], proprio[own, :t] = dreamt.video.to(video), reached
+    action[own] += astray[:, None]
     return replace(batch, video=video, proprio=proprio, action=action)
 
 
@@ -163,7 +163,7 @@ def policy_loss(
 ) -> Tensor:
     """Error of the POLICY question on clean actions (B, K, A) where ``valid`` (B, K) is True.
 
-    Most draws are pure noise: there the answer must come from what is seen and said, elsewhere it can be read off.
+    Most draws are pure noise: there the answer comes from observation and instruction alone.
     """
     b = len(action)
     sigma = torch.rand(b, generator=generator)

@@ -244,16 +244,16 @@ def _passes(cfg: DiTConfig, observed: int, future: int, height: int, width: int,
     cells = (height // ph) * (width // pw)
     step, state = cfg.block * pt, int(cfg.registers is not None)
     sizes = ([1] if cfg.first_alone else []) + [step] * ((observed - cfg.first_alone) // step)
-    felt = int(bool(cfg.proprio_dim) and not state)
+    states = int(bool(cfg.proprio_dim) and not state)
     passes, past = [], 0
     for size in sizes:
-        tokens = size // pt * (cells + felt)
+        tokens = size // pt * (cells + states)
         passes.append(_Pass(tokens, past, size // pt * cells, 0, True))
         past += tokens
-    told = actions // cfg.action_patch + state
+    acting = actions // cfg.action_patch + state
     video = future // pt * cells
-    passes.append(_Pass(video + future // pt * felt + told, past, video, told, False))
-    return [*passes, _Pass(told, past, 0, told, False)]
+    passes.append(_Pass(video + future // pt * states + acting, past, video, acting, False))
+    return [*passes, _Pass(acting, past, 0, acting, False)]
 
 
 def _activations(cfg: DiTConfig, passes: list[_Pass], read: int) -> tuple[int, int]:

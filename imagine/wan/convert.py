@@ -175,8 +175,8 @@ def _check(dit: JointDiT, source: Source) -> None:
             if n in source.pieces and source.shape(n) != shape
         ],
     }
-    if told := [f"{len(which)} {what}: {some(which)}" for what, which in wrong.items() if which]:
-        raise CheckpointMismatch(f"weights in {source.folder} do not fit: {'; '.join(told)}.")
+    if problems := [f"{len(which)} {what}: {some(which)}" for what, which in wrong.items() if which]:
+        raise CheckpointMismatch(f"weights in {source.folder} do not fit: {'; '.join(problems)}.")
 
 
 def _on(own: Source, base: str | Path | None) -> Source:

@@ -215,18 +215,18 @@ def _from_pipeline(kind: Any, source: str | Path, part: str, dtype: torch.dtype)
     """``kind`` from the folder of one part of a pipeline; safetensors only, and nothing left at random."""
     where = _place(source)
     try:
-        model, told = kind.from_pretrained(
+        model, report = kind.from_pretrained(
             where,
             subfolder=part,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are told rather than raised without their names
+            ignore_mismatched_sizes=True,  # so that they are named rather than raised without their names
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointMismatch(f"{part} of {where!r} cannot be loaded: {error}") from None
-    wrong = [f"{name} is missing" for name in sorted(told["missing_keys"])]
-    wrong += [f"{name} is unexpected" for name in sorted(told["unexpected_keys"])]
-    wrong += [f"{name} is {tuple(a)}, expected {tuple(b)}" for name, a, b in sorted(told["mismatched_keys"])]
+    wrong = [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    wrong += [f"{name} is unexpected" for name in sorted(report["unexpected_keys"])]
+    wrong += [f"{name} is {tuple(a)}, expected {tuple(b)}" for name, a, b in sorted(report["mismatched_keys"])]
     _refuse(wrong, f"{part} of {where!r}")
     return model.to(dtype)
 

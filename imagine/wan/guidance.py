@@ -20,11 +20,11 @@ class Pair:
     negative: Any
 
     def repeat(self, n: int) -> Pair:
-        """Each lane ``n`` times, copies adjacent."""
+        """Each row ``n`` times, copies adjacent."""
         return Pair(self.prompted.repeat(n), self.negative.repeat(n))
 
     def index(self, rows: Tensor) -> Pair:
-        """Keep some lanes."""
+        """Keep some rows."""
         return Pair(self.prompted.index(rows), self.negative.index(rows))
 
 

@@ -145,11 +145,11 @@ class Source:
         given = (s[alias] for s in self.sections for alias in names.FIELDS[key] if s.get(alias) is not None)
         return next(given, None)
 
-    def need(self, key: str, told: float | None = None) -> Any:
-        """A number from the config, or what the tensors told."""
+    def need(self, key: str, default: float | None = None) -> Any:
+        """A number from the config, or else what its tensors say."""
         value = self.get(key)
         try:
-            number = float(told if value is None else value)  # type: ignore[arg-type]
+            number = float(default if value is None else value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             what = " or ".join(names.FIELDS[key])
             raise CheckpointMismatch(
@@ -243,11 +243,11 @@ class Source:
             )
         if (states := self.need("block_states")) != 1:
             raise CheckpointMismatch(f"{self.config} has num_state_per_block {states}, expected 1.")
-        felt = self.shape("registers.state_encoder.linear_1.weight")
-        told = self.axis("registers.action_encoder.w1.weight", 1)
-        if told is None or len(felt) != 2:
+        state = self.shape("registers.state_encoder.linear_1.weight")
+        width = self.axis("registers.action_encoder.w1.weight", 1)
+        if width is None or len(state) != 2:
             raise CheckpointMismatch(f"{self.folder} lacks registers: action_encoder.W1.W or state_encoder.layer1.W.")
-        return RegisterConfig(action_dim=told, state_dim=felt[1], hidden=felt[0])
+        return RegisterConfig(action_dim=width, state_dim=state[1], hidden=state[0])
 
     def _sort(self, name: str, header: Header) -> None:
         factor = names.lora(name)

@@ -167,7 +167,7 @@ PROMPTS = {
     name: f"A multi-view video shows that a robot {{task}} {views} The robot {{task}}"
     for name, views in (("agibot", _FOUR), ("droid", _THREE), ("libero", _TWO))
 }
-"""What DreamZero is told, per embodiment; its words are part of what the model was trained on."""
+"""DreamZero's prompts, per embodiment; its words are part of what the model was trained on."""
 NEGATIVE = (
     "Vibrant colors, overexposed, static, blurry details, text, subtitles, style, artwork, painting, image, still, "
     "grayscale, dull, worst quality, low quality, JPEG artifacts, ugly, mutilated, extra fingers, bad hands, bad face, "

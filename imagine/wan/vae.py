@@ -1,4 +1,4 @@
-"""Wan's film codec: a causal video autoencoder of diffusers behind encode, decode, condition and preview."""
+"""Wan's video codec: a causal video autoencoder of diffusers behind encode, decode and condition."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Frozen(nn.Module):
 
 
 class WanCodec(Frozen):
-    """Film to latents and back: (N, 1 + 4n, H, W, 3) uint8 and (N, 1 + n, C, h, w), causal, the first frame alone.
+    """Video to latents and back: (N, 1 + 4n, H, W, 3) uint8 and (N, 1 + n, C, h, w), causal, the first frame alone.
 
     Attributes:
         temporal: frames per latent frame after the first.
@@ -58,17 +58,17 @@ class WanCodec(Frozen):
                 f"codec has {self.channels} latent channels, but {len(cfg.latents_mean)} means and "
                 f"{len(cfg.latents_std)} deviations; give latents_mean and latents_std."
             )
-        self.model.use_slicing = True  # one film at a time: less memory, and no film depends on what is beside it
+        self.model.use_slicing = True  # one video at a time: less memory, and no video depends on what is beside it
 
     @torch.no_grad()
     def encode(self, canvas: Tensor) -> Tensor:
-        """Film into latents, the mode of the posterior, of zero mean and unit variance over Wan's training films.
+        """Video into latents, the mode of the posterior, of zero mean and unit variance over Wan's training videos.
 
         Args:
             canvas: (N, T, H, W, 3) uint8, T = 1 + 4n, sides multiples of ``factor``.
 
         Returns:
-            (N, 1 + n, C, h, w) float32; each latent frame depends on no later frame of the film.
+            (N, 1 + n, C, h, w) float32; each latent frame depends on no later frame of the video.
 
         Raises:
             ShapeError: any of that does not hold.
@@ -89,18 +89,18 @@ class WanCodec(Frozen):
         return _bytes(self.model.decode(z).sample.movedim(1, -1))
 
     def decode_after(self, previous: Tensor, new: Tensor, memory: int | None = None) -> Tensor:
-        """Continue a film: what ``new`` shows, decoded with the latents before it.
+        """Continue a video: what ``new`` shows, decoded with the latents before it.
 
         Args:
-            previous: (N, P, C, h, w), from the start of the film; P = 0 if ``new`` is its start.
+            previous: (N, P, C, h, w), from the start of the video; P = 0 if ``new`` is its start.
             new: (N, F, C, h, w).
             memory: how many of ``previous`` to look at. None is ``receptive``, which is exact, as decoding the whole
-                film at once. Fewer is cheaper in proportion, and wrong until measured on the weights at hand: random
+                video at once. Fewer is cheaper in proportion, and wrong until measured on the weights at hand: random
                 ones (tests/test_wan_encoders.py) are off by 25 to 39 grey levels of 255, root mean square, with 4 of 31
                 latent frames, and by 0.3 to 1.5 with 16.
 
         Returns:
-            (N, 4 F, H, W, 3) uint8; 1 + 4 (F - 1) frames at the start of a film.
+            (N, 4 F, H, W, 3) uint8; 1 + 4 (F - 1) frames at the start of a video.
 
         Raises:
             ShapeError: the two do not fit together, or memory is less than one frame.
@@ -111,16 +111,16 @@ class WanCodec(Frozen):
                 f"cannot continue latents {tuple(previous.shape)} with {tuple(new.shape)} and a memory of {memory}; "
                 "only their frames may differ, and at least one is remembered."
             )
-        film = self.decode(torch.cat([previous[:, -memory:], new], 1))
-        return film[:, -self.temporal * new.shape[1] :] if previous.shape[1] else film
+        video = self.decode(torch.cat([previous[:, -memory:], new], 1))
+        return video[:, -self.temporal * new.shape[1] :] if previous.shape[1] else video
 
     @torch.no_grad()
     def condition(self, first: Tensor, frames: int) -> Tensor:
-        """What Wan I2V is told of a film: a mask, then the latents of its first frame followed by mid-grey.
+        """Wan I2V's condition on a video: a mask, then the latents of its first frame followed by mid-grey.
 
         Args:
             first: (N, H, W, 3) uint8.
-            frames: latent frames F of the film.
+            frames: latent frames F of the video.
 
         Returns:
             (N, F, 4 + C, h, w) float32; the 4 mask channels are 1 in the first latent frame and 0 after it.
@@ -145,7 +145,7 @@ class WanCodec(Frozen):
             raise ShapeError(f"codec got {canvas.dtype} {tuple(canvas.shape)}, expected uint8 (N, T, H, W, 3).")
         t, height, width = canvas.shape[1:4]
         if t % self.temporal != 1:
-            raise ShapeError(f"film has {t} frames, expected 1 + {self.temporal} n: 1, 5, 9, ….")
+            raise ShapeError(f"video has {t} frames, expected 1 + {self.temporal} n: 1, 5, 9, ….")
         if height % self.factor or width % self.factor:
             raise ShapeError(f"canvas is {(height, width)}, expected multiples of {self.factor} pixels.")
         canvas = canvas.to(self._weight.device).permute(0, 4, 1, 2, 3)
@@ -163,7 +163,7 @@ class WanCodec(Frozen):
 
 
 def _receptive(blocks: int, doubling: Sequence[bool]) -> int:
-    """Latent frames before its own that a decoded frame depends on, counted from the film back to the latents.
+    """Latent frames before its own that a decoded frame depends on, counted from the video back to the latents.
 
     Every convolution over time looks at the two frames before its own. 39 for Wan's decoders.
     """
@@ -171,7 +171,7 @@ def _receptive(blocks: int, doubling: Sequence[bool]) -> int:
     for doubles in reversed([*doubling, False]):  # levels; the last one has no resampling behind it
         reach = -(-reach // 2) + 2 if doubles else reach
         reach += 4 * (blocks + 1)
-    # the middle's two residual blocks, the first convolution, and the frame that a film's start decodes differently
+    # the middle's two residual blocks, the first convolution, and the frame that a video's start decodes differently
     return reach + 8 + 2 + 1
 
 
