@@ -1,4 +1,4 @@
-"""Success rates, imagined or simulated, with intervals; large evaluations go in parts that can be resumed and shared out.
+"""Success rates, imagined or simulated, with intervals; large evaluations go in parts that can be resumed and shared.
 
 A part is one policy on a few starts in one world. What it finds depends on the part alone, never on who carries it out
 or on its neighbours, so one process, two Ray workers and a resumed run give the same table.
