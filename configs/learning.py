@@ -94,7 +94,7 @@ def scenes(args: Any) -> range | None:
 
 
 Made = tuple[dict[str, Any], Callable[[], Agent]]
-"""What learning came to, and a way to get the agent that was learnt, with its draws begun anew."""
+"""What learning came to, and a way to get the agent that was learnt, with its draws started anew."""
 
 
 def _sb3(args: Any, folder: Path, on_progress: Callable[[int, int], None]) -> Made:

@@ -107,6 +107,6 @@ def changed(known: Mapping[str, Any], given: Mapping[str, Any] | None, robot: st
 
 
 def understands(model: WorldActionModel) -> Callable[[str], bool]:
-    """Whether a model has heard every word of an instruction."""
+    """Whether a model knows every word of an instruction."""
     words = getattr(model.text.cfg, "words", None)
     return lambda text: words is None or set(split_words(text)) <= set(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self
@@ -18,7 +19,7 @@ from imagine.rewards.calibrate import ThresholdFit
 from imagine.types import CheckpointMismatch, Score, ShapeError
 
 
-class HeadSettings(BaseModel):
+class HeadSettings(BaseModel, ABC):
     """What every small judge must know to be rebuilt around its weights.
 
     Attributes:
@@ -38,13 +39,13 @@ class HeadSettings(BaseModel):
     threshold_fit: ThresholdFit | None = None
 
     @property
+    @abstractmethod
     def at(self) -> float:
         """The success probability above which a clip is judged a success."""
-        raise NotImplementedError
 
+    @abstractmethod
     def calibrated(self, threshold: float, fit: ThresholdFit) -> Self:
         """The same settings with another threshold."""
-        raise NotImplementedError
 
 
 def word_counts(instruction: Sequence[str], words: Sequence[str]) -> Tensor:
