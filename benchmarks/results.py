@@ -42,7 +42,7 @@ NAMES = ("auroc", "ece", "fpr", "fnr")
 
 
 def measure(name: str) -> dict:
-    """Run one command and return its JSON."""
+    """Run one command and return its JSON, with the commit that it was measured at as ``measured_at``."""
     line = COMMANDS[name].split()
     print(f"imagine {' '.join(line)}", file=sys.stderr)
     done = subprocess.run(
@@ -52,7 +52,8 @@ def measure(name: str) -> dict:
         text=True,
         check=True,
     )
-    return json.loads(done.stdout)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return {**json.loads(done.stdout), "measured_at": commit.stdout.strip()}
 
 
 def rate(result: dict) -> str:
@@ -142,11 +143,12 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
 
 
 def table(metrics: dict) -> str:
-    """The README's results table, of what has been measured."""
+    """The README's results table, of what has been measured; what has not since noise is derived anew has a dagger."""
     lines = ["| what | measured | command |", "|---|---|---|"]
     for name, line in COMMANDS.items():
         for i, (what, value) in enumerate(rows_of(name, metrics[name]) if name in metrics else []):
-            lines.append(f"| {what} | {value} | {'' if i else f'`imagine {line}`'} |")
+            mark = "" if "measured_at" in metrics[name] else " †"
+            lines.append(f"| {what}{mark} | {value} | {'' if i else f'`imagine {line}`'} |")
     return "\n".join(lines) + "\n"
 
 
