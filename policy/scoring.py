@@ -35,12 +35,12 @@ class Scorer(Protocol):
 class TimedScorer:
     """Scores slice by slice, and stops where the next slice would end too late.
 
-    Every call of the scorer runs on ``mind``, so that others get their turn between two slices. A call that was begun
-    and takes too long is no longer waited for.
+    Every call of the scorer runs on ``executor``, so that others get their turn between two slices.
+    A call that has started and takes too long is no longer waited for.
     """
 
-    def __init__(self, scorer: Scorer, mind: Executor, *, slice_size: int, clock: Callable[[], float]):
-        self.scorer, self.mind, self.slice_size, self.clock = scorer, mind, slice_size, clock
+    def __init__(self, scorer: Scorer, executor: Executor, *, slice_size: int, clock: Callable[[], float]):
+        self.scorer, self.executor, self.slice_size, self.clock = scorer, executor, slice_size, clock
         self._cost = 0.0  # seconds that a slice took when last measured; at first it is worth a try
 
     def __call__(
@@ -97,11 +97,11 @@ class TimedScorer:
         return verdict
 
     def _in_time(self, call: Callable[[], Any], until: float) -> Any:
-        """What a call on the mind returns, or None if it has not by then."""
+        """What a call on the executor returns, or None if it has not by then."""
         left = until - self.clock()
         if left <= 0:
             return None
-        future = self.mind.submit(call)
+        future = self.executor.submit(call)
         try:
             answer = future.result(left if left < TIMEOUT_MAX else None)
         except TimeoutError:
