@@ -14,6 +14,7 @@ from imagine.embodiment import Embodiment
 from imagine.policy.robots.g1_table.env import FOLDER, G1TableEnv, TableRobot
 from imagine.policy.robots.g1_table.episodes import episode
 from imagine.policy.robots.g1_table.expert import expert_target
+from imagine.policy.robots.g1_table.render import BOWL, ROBOT, TABLE, visible
 from imagine.policy.robots.g1_table.scene import COLOURS
 from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
 from imagine.policy.robots.g1_table.truth import (
@@ -162,6 +163,17 @@ def test_head_camera_sees_every_block_in_its_colour(world: G1Table) -> None:
     for rgb in COLOURS.values():
         want = np.array(rgb) / sum(rgb)
         assert (np.abs(hue - want).max(-1) < 0.08).sum() >= 9
+
+
+def test_what_is_visible_is_told_pixel_by_pixel(world: G1Table) -> None:
+    world.reset(8, blocks=4, home=True)
+    seen, image = visible(world, "top_head", 64, 64), world.view("top_head", 64, 64).astype(np.float32)
+    assert seen.shape == (64, 64) and seen.dtype == np.int8
+    assert set(np.unique(seen)) >= {0, 1, 2, 3, ROBOT, BOWL, TABLE}
+    hue = image / image.sum(-1, keepdims=True).clip(1)
+    for block, colour in enumerate(world.colours):
+        want = np.array(COLOURS[colour]) / sum(COLOURS[colour])
+        assert np.abs(np.median(hue[seen == block], 0) - want).max() < 0.08
 
 
 def test_episodes_follow_from_their_seed_and_line_up() -> None:

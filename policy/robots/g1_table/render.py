@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,11 +18,15 @@ from imagine.types import ImagineError
 
 if TYPE_CHECKING:
     import mujoco
+
+    from imagine.policy.robots.g1_table.world import G1Table
 else:
     mujoco = lazy_module("mujoco", "sim")
 
 SUPERSAMPLE = 2
 SKY = np.array([0.70, 0.76, 0.82], np.float32)
+NOTHING, ROBOT, BOWL, TABLE = -1, 10, 11, 12  # what ``visible`` calls everything but blocks, which count from 0
+_GEOM_GROUPS = np.array([1, 1, 1, 0, 0, 0], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -46,49 +51,18 @@ class RayRenderer:
 
     def __init__(self, model: mujoco.MjModel) -> None:
         self.model = model
-        self._rays: dict[tuple[str, int, int], np.ndarray] = {}
-        self._geomgroup = np.array([1, 1, 1, 0, 0, 0], np.uint8)
 
     def image(self, data: mujoco.MjData, camera: str, height: int, width: int, light: Light) -> np.ndarray:
         """One camera's picture, (height, width, 3) uint8."""
-        h, w = height * SUPERSAMPLE, width * SUPERSAMPLE
-        cam = self.model.camera(camera).id
-        pose = data.cam_xmat[cam].reshape(3, 3)
-        rays = np.ascontiguousarray(self._directions(camera, h, w) @ pose.T)
-        n = h * w
-        geom, dist, normal = np.empty(n, np.int32), np.empty(n), np.empty(n * 3)
-        mujoco.mj_multiRay(
-            m=self.model,
-            d=data,
-            pnt=data.cam_xpos[cam],
-            vec=rays.ravel(),
-            geomgroup=self._geomgroup,
-            flg_static=1,
-            bodyexclude=-1,
-            geomid=geom,
-            dist=dist,
-            normal=normal,
-            nray=n,
-            cutoff=10.0,
-        )
+        geom, normal = _cast(self.model, data, camera, height * SUPERSAMPLE, width * SUPERSAMPLE)
         towards = np.asarray(light.towards, np.float64)
-        facing = normal.reshape(n, 3) @ (towards / np.linalg.norm(towards))
+        facing = normal @ (towards / np.linalg.norm(towards))
         shade = light.ambient + light.direct * np.maximum(facing, 0.0)
         colours = np.vstack([self._colours(), SKY])  # geom -1 (nothing hit) picks the last row
         shade[geom < 0] = 1.0
         rgb = colours[geom] * shade[:, None].astype(np.float32)
         fine = np.minimum(rgb, 1.0).reshape(height, SUPERSAMPLE, width, SUPERSAMPLE, 3)
         return (fine.mean((1, 3)) * 255.0 + 0.5).astype(np.uint8)
-
-    def _directions(self, camera: str, h: int, w: int) -> np.ndarray:
-        """Unit rays (h * w, 3) float64 in the camera's frame, cached: only the pose changes."""
-        if (camera, h, w) not in self._rays:
-            top = np.tan(np.radians(float(self.model.camera(camera).fovy[0])) / 2)
-            y = (1 - (np.arange(h) + 0.5) / h * 2) * top
-            x = ((np.arange(w) + 0.5) / w * 2 - 1) * top * w / h
-            grid = np.stack([*np.meshgrid(x, y), np.full((h, w), -1.0)], -1).reshape(-1, 3)
-            self._rays[camera, h, w] = grid / np.linalg.norm(grid, axis=1, keepdims=True)
-        return self._rays[camera, h, w]
 
     def _colours(self) -> np.ndarray:
         """(geoms, 3) float32 RGB; read every time, as the world recolours its blocks."""
@@ -97,6 +71,72 @@ class RayRenderer:
         with_material = m.geom_matid >= 0
         own[with_material] = m.mat_rgba[m.geom_matid[with_material], :3]
         return own
+
+
+def visible(world: G1Table, camera: str, height: int, width: int) -> np.ndarray:
+    """What a camera sees at the centre of each of its pixels now.
+
+    Args:
+        world: read, never changed.
+        camera: ``top_head``, ``hand_left`` or ``hand_right``.
+        height: pixels.
+        width: pixels.
+
+    Returns:
+        (height, width) int8: 0 to N - 1 for the blocks in block order (that of ``world.colours``), else ``NOTHING``
+        (the floor too), ``ROBOT``, ``BOWL`` or ``TABLE``.
+    """
+    geom, _ = _cast(world.model, world.data, camera, height, width)
+    return _names(world.model)[geom].reshape(height, width)
+
+
+def _names(model: mujoco.MjModel) -> np.ndarray:
+    """(geoms + 1,) int8, the code of each geometry as :func:`visible` has it; the last row is for none."""
+    codes = np.full(model.ngeom + 1, ROBOT, np.int8)
+    for geom in range(model.ngeom):
+        body = model.body(model.geom_bodyid[geom]).name
+        if body.startswith("block"):
+            codes[geom] = int(body.removeprefix("block"))
+        elif body == "bowl":
+            codes[geom] = BOWL
+    codes[model.geom("table").id], codes[model.geom("floor").id], codes[-1] = TABLE, NOTHING, NOTHING
+    return codes
+
+
+def _cast(
+    model: mujoco.MjModel, data: mujoco.MjData, camera: str, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What one ray per pixel hits: geometry numbers (height * width,), -1 for none, and surface normals (..., 3)."""
+    cam = model.camera(camera)
+    pose = data.cam_xmat[cam.id].reshape(3, 3)
+    rays = np.ascontiguousarray(_directions(float(cam.fovy[0]), height, width) @ pose.T)
+    n = height * width
+    geom, dist, normal = np.empty(n, np.int32), np.empty(n), np.empty(n * 3)
+    mujoco.mj_multiRay(
+        m=model,
+        d=data,
+        pnt=data.cam_xpos[cam.id],
+        vec=rays.ravel(),
+        geomgroup=_GEOM_GROUPS,
+        flg_static=1,
+        bodyexclude=-1,
+        geomid=geom,
+        dist=dist,
+        normal=normal,
+        nray=n,
+        cutoff=10.0,
+    )
+    return geom, normal.reshape(n, 3)
+
+
+@cache
+def _directions(fovy: float, h: int, w: int) -> np.ndarray:
+    """Unit rays (h * w, 3) float64 in the frame of a camera of this opening, in degrees."""
+    top = np.tan(np.radians(fovy) / 2)
+    y = (1 - (np.arange(h) + 0.5) / h * 2) * top
+    x = ((np.arange(w) + 0.5) / w * 2 - 1) * top * w / h
+    grid = np.stack([*np.meshgrid(x, y), np.full((h, w), -1.0)], -1).reshape(-1, 3)
+    return np.asarray(grid / np.linalg.norm(grid, axis=1, keepdims=True))
 
 
 class EglRenderer:
