@@ -81,12 +81,8 @@ def collect(
     Raises:
         ImagineError: reserved seeds, or an episode could not be recorded (the others are kept).
     """
-    if first_seed + episodes > RESERVED_SEED and not allow_reserved:
-        raise ImagineError(
-            f"seeds {first_seed} to {first_seed + episodes - 1} reach the evaluation seeds (from {RESERVED_SEED}); "
-            "collect lower seeds, or pass allow_reserved=True for an evaluation set."
-        )
-    _function(episode_fn_path)  # a wrong name should fail here, not in every process
+    check_seeds(first_seed, episodes, allow_reserved)
+    episode_function(episode_fn_path)  # a wrong name should fail here, not in every process
     out = Path(out)
     for path in leftovers(out):
         path.unlink()
@@ -111,6 +107,15 @@ def collect(
         _run(writer, episode_fn_path, missing, dict(options or {}), workers, advance)
     info = writer.finalize()
     return info | {"collected": todo, "seconds": time.monotonic() - began}
+
+
+def check_seeds(first_seed: int, episodes: int, allow_reserved: bool) -> None:
+    """Raise ImagineError where a collection would record seeds that evaluation uses."""
+    if first_seed + episodes > RESERVED_SEED and not allow_reserved:
+        raise ImagineError(
+            f"seeds {first_seed} to {first_seed + episodes - 1} reach the evaluation seeds (from {RESERVED_SEED}); "
+            "collect lower seeds, or pass allow_reserved=True for an evaluation set."
+        )
 
 
 def _check_source(out: Path, source: dict[str, Any]) -> None:
@@ -166,10 +171,17 @@ def _start(done: Any) -> None:
 
 
 def _shard(writer: DatasetWriter, shard: int, path: str, seeds: Sequence[int], options: dict[str, Any]) -> int:
-    return writer.write_shard(shard, _record(_function(path), seeds, options))
+    return writer.write_shard(shard, record_episodes(episode_function(path), seeds, options))
 
 
-def _record(function: Callable[..., Episode], seeds: Sequence[int], options: dict[str, Any]) -> Iterator[EpisodeData]:
+def record_episodes(
+    function: Callable[..., Episode], seeds: Sequence[int], options: Mapping[str, Any]
+) -> Iterator[EpisodeData]:
+    """Record the episodes of some seeds, one after another.
+
+    Raises:
+        ImagineError: one could not be recorded; names its seed.
+    """
     for seed in seeds:
         try:
             episode = function(seed, **options)
@@ -195,7 +207,8 @@ def episode_data(episode: Episode) -> EpisodeData:
     return EpisodeData(features, list(episode.task), views, index, int(episode.seed), str(episode.failure_mode))
 
 
-def _function(path: str) -> Callable[..., Episode]:
+def episode_function(path: str) -> Callable[..., Episode]:
+    """The function that ``module:function`` names."""
     module, _, name = path.partition(":")
     try:
         function = getattr(import_module(module), name)

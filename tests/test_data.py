@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from imagine.agents.collect import collect
+from imagine.agents.collect import collect, episode_data
+from imagine.agents.collect_cache import caches_in, collect_cache
 from imagine.data import cache as cache_module
 from imagine.data.batches import WindowSampler
+from imagine.data.episode_cache import write_cache
 from imagine.data.read import LeRobotDataset
 from imagine.data.shard import marker_path
 from imagine.data.stats import array_stats, image_stats, merge_stats
@@ -113,8 +115,6 @@ def record(out: Path, episodes: int = EPISODES, workers: int = 2, **options: obj
 
 def written(out: Path, episodes: int = EPISODES, **changes: object) -> DatasetWriter:
     """The same dataset without processes."""
-    from imagine.agents.collect import episode_data
-
     writer = DatasetWriter(out, "tiny", 30, SHARD)
     for shard in range(-(-episodes // SHARD)):
         seeds = range(shard * SHARD, min(episodes, (shard + 1) * SHARD))
@@ -643,3 +643,80 @@ def test_dreams_may_begin_at_any_recorded_moment_at_which_the_task_is_still_to_b
     row = int(begun[0].start_id.removeprefix("row-"))
     assert np.array_equal(begun[0].canvas, anywhere.windows.newest(np.array([row]))[0][0])
     assert anywhere(0, {"instruction": "wait"}).instruction == "wait"
+
+
+# ---------------------------------------------------------------------- caches without a dataset
+def test_a_cache_written_from_episodes_is_the_one_built_from_their_dataset(
+    dataset: LeRobotDataset, tmp_path: Path
+) -> None:
+    built = build_cache(dataset, embodiment(), None, tmp_path / "built", workers=0)
+    episodes = (episode_data(random_episode(seed)) for seed in range(EPISODES))
+    assert write_cache(episodes, embodiment(), tmp_path / "written", fps=30, identity="mine") == EPISODES
+    with np.load(built / "arrays.npz") as a, np.load(tmp_path / "written/arrays.npz") as b:
+        assert sorted(a) == sorted(b)
+        for name in a:
+            assert a[name].dtype == b[name].dtype and np.array_equal(a[name], b[name]), name
+    left, right = (json.loads((f / "cache.json").read_text()) for f in (built, tmp_path / "written"))
+    assert left | {"identity": ""} == right | {"identity": ""}
+    seen, exact = (np.load(f / "video.npy").astype(int) for f in (built, tmp_path / "written"))
+    assert seen.shape == exact.shape and np.abs(seen - exact).mean() < 2  # what h264 loses
+    assert np.array_equal(exact[0, :, :16], random_episode(0).views["head"][0])
+
+
+def test_what_does_not_fit_the_embodiment_is_refused_and_leaves_no_cache(tmp_path: Path) -> None:
+    good = episode_data(random_episode(1))
+    for what, change in {
+        "expected 'observation.images.hand'": {
+            "views": {"observation.images.head": good.views["observation.images.head"]}
+        },
+        "0 numbers of 'action'": {"features": {k: v for k, v in good.features.items() if k != "action"}},
+        "NaN": {"features": {**good.features, "action": good.features["action"] * np.nan}},
+    }.items():
+        with pytest.raises(ImagineError, match=what):
+            write_cache(
+                [good, EpisodeData(**{**vars(good), **change})], embodiment(), tmp_path / "c", fps=30, identity=""
+            )
+    assert write_cache([], embodiment(), tmp_path / "c", fps=30, identity="") == 0
+    assert not list(tmp_path.iterdir())
+
+
+def record_cache(out: Path, episodes: int = EPISODES, **how: object) -> dict[str, object]:
+    return collect_cache(
+        out,
+        f"{__name__}:random_episode",
+        embodiment(),
+        episodes,
+        0,
+        2,
+        shard_size=SHARD,
+        progress=lambda a, b: None,
+        **how,
+    )  # type: ignore[arg-type]
+
+
+def test_caches_are_collected_in_parts_that_training_reads_together(dataset: LeRobotDataset, tmp_path: Path) -> None:
+    assert record_cache(tmp_path / "c", 5)["collected"] == 5
+    assert record_cache(tmp_path / "c")["collected"] == 4  # the second cache was not full
+    assert record_cache(tmp_path / "c") | {"seconds": 0} == {"episodes": EPISODES, "collected": 0, "seconds": 0}
+    parts = Windows(caches_in(tmp_path / "c"), embodiment(), T)
+    whole = Windows(build_cache(dataset, embodiment(), None, tmp_path / "d", workers=0), embodiment(), T)
+    assert len(caches_in(tmp_path / "c")) == 3 and len(parts) == len(whole)
+    a, b = parts.batch(parts.rows()), whole.batch(whole.rows())
+    assert torch.equal(a.action, b.action) and torch.equal(a.proprio, b.proprio)
+    assert [a.instructions[i] for i in a.instruction_id] == [b.instructions[i] for i in b.instruction_id]
+    assert torch.equal(parts.video_on("cpu"), torch.from_numpy(parts.video))
+    with pytest.raises(ImagineError, match="other settings"):
+        record_cache(tmp_path / "c", options={"fail_at": 4})
+
+
+def test_a_failed_episode_is_named_and_the_other_caches_are_kept(tmp_path: Path) -> None:
+    with pytest.raises(ImagineError, match="the episode of seed 4 failed: RuntimeError: the robot fell over"):
+        record_cache(tmp_path, options={"fail_at": 4})
+    assert [f.name for f in caches_in(tmp_path)] == ["000000", "000002"]
+
+
+def test_a_collection_ends_in_time_with_what_it_has(tmp_path: Path) -> None:
+    told = record_cache(tmp_path, 60_000, seconds=3.0)
+    assert told["seconds"] < 20 and 0 < told["collected"] < 60_000  # type: ignore[operator]
+    windows = Windows(caches_in(tmp_path), embodiment(), T)
+    assert len(np.unique(windows.seeds(windows.rows()))) == told["episodes"]

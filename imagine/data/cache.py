@@ -17,19 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imagine.data.episode_cache import EpisodeArrays, held_out_episodes, tick_rows
 from imagine.data.processes import process_pool
 from imagine.data.read import LeRobotDataset
 from imagine.embodiment import Embodiment
 from imagine.files import atomic_path
 from imagine.types import ShapeError
 
+__all__ = ["Encode", "build_cache", "fingerprint", "frame_rows", "held_out_episodes", "is_current", "tick_rows"]
+
 Encode = Callable[[Tensor], Tensor]
-HELD_OUT_EVERY = 20
-"""Episodes whose seed is a multiple of this are held out; without seeds, the last one in so many."""
-
-TRUTH = "observation.environment_state"
-"""LeRobot's name for what only a simulator or a motion-capture rig knows."""
-
 _GROUP_EPISODES = 25
 _FORMAT = 3
 
@@ -69,13 +66,11 @@ def build_cache(
         return final
     with atomic_path(final) as temporary:
         temporary.mkdir()
-        arrays, instructions = _read_arrays(dataset, embodiment, has_state, has_action)
+        read = _read_arrays(dataset, embodiment, has_state, has_action)
+        arrays = read.arrays()
         np.savez(temporary / "arrays.npz", **arrays)  # type: ignore[arg-type]
         _write_video(dataset, embodiment, encode, temporary / "video.npy", arrays, (workers, batch), progress)
-        about = {"identity": identity, "instructions": instructions, "embodiment": embodiment.name, "kind": kind}
-        tells = "next.success" in dataset.layout.features
-        has = {"has_action": has_action, "has_state": has_state, "has_success": tells}
-        (temporary / "cache.json").write_text(json.dumps(about | has, indent=1))
+        read.describe(temporary, identity, kind, has_success="next.success" in dataset.layout.features)
     return final
 
 
@@ -112,61 +107,18 @@ def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def tick_rows(length: int, fps: float, control_hz: float) -> np.ndarray:
-    """(ticks,) int: the newest of ``length`` rows at ``fps`` that each control tick can know of."""
-    ticks = max(1, int(length * control_hz / fps + 1e-6))
-    return np.minimum((np.arange(ticks) * fps / control_hz + 1e-6).astype(int), length - 1)
-
-
 def frame_rows(dataset: LeRobotDataset, embodiment: Embodiment, i: int) -> np.ndarray:
     """(frames,) int: the rows of an episode at which the model sees a frame."""
     return tick_rows(dataset[i].length, dataset.fps, embodiment.control_hz)[:: embodiment.frame_stride]
 
 
-def _read_arrays(
-    dataset: LeRobotDataset, embodiment: Embodiment, has_state: bool, has_action: bool
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Everything but the video: arrays per tick, per frame and per episode, and the list of instructions."""
-    ids: dict[str, int] = {}
-    parts: dict[str, list[np.ndarray]] = {}
+def _read_arrays(dataset: LeRobotDataset, embodiment: Embodiment, has_state: bool, has_action: bool) -> EpisodeArrays:
+    """Everything but the video."""
+    read = EpisodeArrays(embodiment, has_state=has_state, has_action=has_action)
     for i in range(len(dataset)):
         rows = tick_rows(dataset[i].length, dataset.fps, embodiment.control_hz)
-        data = {k: v[rows] for k, v in dataset.features(i).items()}
-        seen = {k: v[:: embodiment.frame_stride] for k, v in data.items()}
-        n, f = len(rows), -(-len(rows) // embodiment.frame_stride)
-        no_action, no_state = (np.zeros((f, d), np.float32) for d in (embodiment.action_dim, embodiment.proprio_dim))
-        texts = dataset.instructions(i)
-        seed = dataset[i].seed
-        one = {
-            "tick_action": embodiment.action_of(data)
-            if has_action
-            else np.zeros((n, embodiment.action_dim), np.float32),
-            "tick_expert": data.get("is_expert", np.ones(n, bool)).reshape(n).astype(bool),
-            "tick_success": data.get("next.success", np.zeros(n, bool)).reshape(n).astype(bool),
-            "tick_task": np.array([ids.setdefault(texts[r], len(ids)) for r in rows], np.int32),
-            "frame_proprio": embodiment.proprio_of(seen) if has_state else no_state,
-            "frame_anchor": embodiment.anchor_of(seen) if has_action else no_action,
-            "frame_truth": seen.get(TRUTH, np.zeros((f, 0), np.float32)).astype(np.float32),
-            "episode_ticks": np.array([n]),
-            "episode_frames": np.array([f]),
-            "episode_index": np.array([dataset[i].index]),
-            "episode_seed": np.array([-1 if seed is None else seed]),
-        }
-        for name, value in one.items():
-            parts.setdefault(name, []).append(value)
-    arrays = {name: np.concatenate(values) for name, values in parts.items()}
-    arrays["episode_held_out"] = held_out_episodes([dataset[i].seed for i in range(len(dataset))])
-    return arrays, list(ids)
-
-
-def held_out_episodes(seeds: Sequence[int | None]) -> np.ndarray:
-    """Which episodes training holds out, (E,) bool.
-
-    By seed where there are seeds, so that a dataset that grows keeps its split.
-    """
-    last = len(seeds) - max(1, len(seeds) // HELD_OUT_EVERY) if len(seeds) > 1 else len(seeds)
-    held = np.array([i >= last if s is None else s % HELD_OUT_EVERY == 0 for i, s in enumerate(seeds)])
-    return np.arange(len(seeds)) >= last if held.all() else held  # something must be left to learn from
+        read.add(dataset.features(i), rows, dataset.instructions(i), dataset[i].index, dataset[i].seed)
+    return read
 
 
 def _groups(dataset: LeRobotDataset) -> list[list[int]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagine.data.cache import tick_rows
+from imagine.data.episode_cache import tick_rows
 from imagine.data.format import EpisodeRecord
 from imagine.data.read import Columns, LeRobotDataset, read_columns
 from imagine.data.video import mp4_seconds

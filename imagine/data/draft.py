@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from imagine.data.cache import TRUTH, tick_rows
+from imagine.data.episode_cache import TRUTH, tick_rows
 from imagine.data.read import Columns, LeRobotDataset
 from imagine.embodiment import ActionSlice, Embodiment, Kind, Slice, View
 from imagine.types import DatasetError

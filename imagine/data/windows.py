@@ -6,6 +6,7 @@ frame, that frame is repeated; after its last, the last is held and masked.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class Windows:
             caches: folders made by :func:`build_cache`, of one kind (latents or canvases).
             embodiment: the one they were built for.
             context_frames: T.
-            in_memory: read the video into memory; otherwise it stays a memory map (one cache only).
+            in_memory: read the video into memory when it is first used; otherwise one cache's stays a memory map.
 
         Raises:
             DatasetError: a cache is missing, unreadable, or of another embodiment or kind.
@@ -103,8 +104,24 @@ class Windows:
                 "expected one kind and shape and at least 1 frame; build them with the same encoder."
             )
         self.instructions, self._a = _joined(abouts, arrays)
-        self.kind, self.video = kinds[0], np.concatenate(videos) if in_memory or len(videos) > 1 else videos[0]
+        self.kind, self._videos, self._in_memory = kinds[0], videos, in_memory
         self._index()
+
+    @functools.cached_property
+    def video(self) -> np.ndarray:
+        """(frames, C, h, w) float16 latents or (frames, H, W, 3) uint8 canvases of all episodes."""
+        whole = self._in_memory or len(self._videos) > 1
+        return np.concatenate(self._videos) if whole else self._videos[0]
+
+    def video_on(self, device: torch.device | str) -> Tensor:
+        """``video`` on a device, copied there cache by cache without a copy of the whole in memory."""
+        out = torch.empty((sum(map(len, self._videos)), *self._videos[0].shape[1:]), device=device,
+                          dtype=torch.uint8 if self.kind == "canvas" else torch.float16)  # fmt: skip
+        at = 0
+        for part in self._videos:
+            out[at : at + len(part)] = torch.from_numpy(np.array(part))
+            at += len(part)
+        return out
 
     def _index(self) -> None:
         """Where episodes begin, where each window's "now" is, and how far from each tick a policy may imitate."""

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from imagine.data.cache import held_out_episodes
+from imagine.data.episode_cache import held_out_episodes
 from imagine.data.read import LeRobotDataset
 from imagine.data.windows import Windows, build_cache
 from imagine.embodiment import Embodiment
