@@ -29,7 +29,7 @@ from imagine.policy.adapter import merged, weights_hash
 from imagine.rewards.latent import HeadConfig
 from imagine.rewards.train.head import lambda_return
 from imagine.rewards.vlm import VLMJudge
-from imagine.train.fit import FitConfig, fit, rate
+from imagine.train.fit import FitConfig, fit, generator_on, rate
 from imagine.train.joint import build_model, train_codec, train_joint
 from imagine.train.losses import JointConfig, decoder_loss, joint_loss, masked_mse, on_own_frames
 from imagine.types import ImagineError
@@ -255,6 +255,55 @@ def test_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
     with pytest.raises(ImagineError, match=r"loss is nan at step 0; lower lr \(now 0\.01\)"):
         fit(module, lambda step, g: (module.weight.sum() * float("nan"), {}), STEPS, tmp_path)
     assert not (tmp_path / "state").exists()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Time stands still but for one second per training step."""
+    now, honest = [100.0], imagine.train.fit.step_generator
+
+    def tick(seed: int, step: int) -> torch.Generator:
+        now[0] += 1
+        return honest(seed, step)
+
+    monkeypatch.setattr(imagine.train.fit, "step_generator", tick)
+    monkeypatch.setattr(imagine.train.fit.time, "monotonic", lambda: now[0])
+    yield
+
+
+BUDGET = STEPS.model_copy(update={"steps": 1000, "seconds": 8.0, "decay": 0.5, "save_every": 3, "eval_every": 100})
+
+
+def test_a_run_ends_with_its_budget_and_the_rate_falls_with_the_time(
+    tmp_path: Path, clock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, rates = imagine.train.fit.rate, list[float]()
+    monkeypatch.setattr(imagine.train.fit, "rate", lambda *a: (rates.append(honest(*a)), rates[-1])[1])
+    published: list[int] = []
+    module = nn.Linear(3, 1)
+    fit(
+        module, lambda step, g: (module(torch.ones(3)).square().sum(), {}), BUDGET, tmp_path,
+        evaluate=lambda m: {}, publish=lambda m, numbers: published.append(int(numbers["step"])),
+    )  # fmt: skip
+    assert rates[::2] == pytest.approx([0.005, *[0.01] * 4, 0.0075, 0.005, 0.0025])
+    assert published == [8]  # the end is evaluated, whenever it comes
+    assert honest(10, BUDGET, 8.0) == 0 and honest(10, BUDGET, 9.0) == 0  # never negative
+    assert honest(999, BUDGET.model_copy(update={"seconds": 1e9})) < 1e-4  # steps may be used up first
+
+
+def test_a_paused_run_goes_on_within_the_same_budget(tmp_path: Path, clock: None) -> None:
+    straight = simple_fit(tmp_path / "straight", BUDGET)
+    paused = simple_fit(tmp_path / "paused", BUDGET.model_copy(update={"pause": 4.0}))
+    assert not torch.equal(straight.weight, paused.weight)  # type: ignore[arg-type]
+    assert_bits(straight, simple_fit(tmp_path / "paused", BUDGET))
+
+
+def test_noise_drawn_on_a_device_follows_from_the_step_alone() -> None:
+    draws = [
+        torch.randn(4, generator=generator_on(torch.device("cpu"), imagine.train.fit.step_generator(0, step)))
+        for step in (1, 1, 2)
+    ]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
 def test_learning_rate_warms_up_holds_and_falls_to_almost_nothing() -> None:

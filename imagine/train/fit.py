@@ -1,6 +1,7 @@
 """One training loop for codec, joint model and heads: accelerate, EMA, warm-up/stable/decay, bit-exact resume.
 
-A step's randomness depends on (seed, step) alone, so a run killed at any moment continues to the same weights.
+A step's randomness depends on (seed, step) alone, so a run killed at any moment continues to the same weights. A run
+with a budget of seconds continues as well, and ends when they are used up, but how far it gets depends on the machine.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from imagine.progress import Progress
 from imagine.seeds import Stream, derive
 from imagine.types import ImagineError
 
-Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
+Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, Any]]]
+"""Of a step and its randomness: the loss, and numbers to log, each a float or a tensor of one number."""
 
 
 class FitConfig(BaseModel):
@@ -30,6 +32,8 @@ class FitConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = 10_000
+    seconds: float = 0.0  # budget, over all resumes, by which rate and end go if it is used up before `steps`; 0: none
+    pause: float = 0.0  # seconds after which a call saves and returns, as if killed, to be called again; 0: never
     batch: int = 64
     lr: float = 1e-3
     warmup: int = 200  # steps
@@ -45,16 +49,27 @@ class FitConfig(BaseModel):
     seed: int = 0
 
 
-def rate(step: int, cfg: FitConfig) -> float:
-    """Learning rate at a step: linear warm-up, constant, linear decay (WSD, arXiv:2404.06395)."""
+def rate(step: int, cfg: FitConfig, elapsed: float = 0.0) -> float:
+    """Learning rate at a step: linear warm-up, constant, linear decay (WSD, arXiv:2404.06395).
+
+    The decay follows the steps or, of a run with a budget, the seconds that have elapsed, whichever are further on.
+    """
     start = cfg.steps * (1 - cfg.decay)
     fall = 1.0 if step < start else max(0.0, (cfg.steps - step) / max(1.0, cfg.steps - start))
+    if cfg.seconds and cfg.decay:
+        fall = min(fall, max(0.0, (1 - elapsed / cfg.seconds) / cfg.decay))
     return cfg.lr * min(1.0, (step + 1) / max(1, cfg.warmup)) * fall
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """A CPU generator for one training step; the same whatever happened before."""
     return torch.Generator().manual_seed(derive(seed, step, Stream.TRAIN))
+
+
+def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """A generator on another device, seeded by a CPU generator's next number: large noise is drawn where it is used."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
 
 
 def _groups(module: nn.Module, cfg: FitConfig) -> list[dict[str, Any]]:
@@ -83,21 +98,41 @@ class _Run:
         self.ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)) if cfg.ema else None
         self.best: nn.Module = module if self.ema is None else self.ema.module
         self.shards = Shards(module, optimiser) if self.ema is None else None
+        self.spent = 0.0  # seconds that earlier processes worked on this run
         self.optimiser = self.acc.prepare(optimiser)
         if self.ema is not None:
             self.acc.register_for_checkpointing(self, self.ema, _Weights(module))
         self.first = self.acc.is_main_process
         self._resume(folder / "state")
         self.log = SummaryWriter(str(folder / "log")) if self.first else None
-        self.begin, self.begin_step, self.seen = time.time(), self.step, dict[str, list[float]]()
+        self.begin, self.begin_step, self.seen = time.monotonic(), self.step, dict[str, list[float | Tensor]]()
+        self.elapsed = self.spent
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, float]:
         """What accelerate saves of this beside weights, optimiser and random states."""
-        return {"step": self.step}
+        return {"step": self.step, "elapsed": self.elapsed}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, float]) -> None:
         """Inverse of :meth:`state_dict`."""
-        self.step = int(state["step"])
+        self.step, self.spent = int(state["step"]), float(state.get("elapsed", 0.0))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are done, or all seconds spent."""
+        return self.step >= self.cfg.steps or bool(self.cfg.seconds and self.elapsed >= self.cfg.seconds)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether this call is to end before the run is over."""
+        return bool(self.cfg.pause and self.elapsed >= self.cfg.pause)
+
+    def _clock(self) -> None:
+        """Read the time once per step, so that all that is decided about a step agrees; in all processes alike."""
+        self.elapsed = self.spent + time.monotonic() - self.begin
+        if (self.cfg.seconds or self.cfg.pause) and self.acc.num_processes > 1:
+            from accelerate.utils import broadcast
+
+            self.elapsed = float(broadcast(torch.tensor(self.elapsed, device=self.acc.device)))
 
     def _resume(self, state: Path) -> None:
         if self.first:
@@ -122,13 +157,9 @@ class _Run:
     def advance(self, loss: Loss) -> None:
         """One step of the optimiser, and of the average."""
         for group in self.optimiser.param_groups:
-            group["lr"] = rate(self.step, self.cfg)
+            group["lr"] = rate(self.step, self.cfg, self.elapsed)
         with self.acc.autocast():
             value, numbers = loss(self.step, step_generator(self.cfg.seed, self.step))
-        if not torch.isfinite(value):
-            raise ImagineError(
-                f"{self.name}: loss is {value.item()} at step {self.step}; lower lr (now {self.cfg.lr})."
-            )
         self.acc.backward(value)
         self.acc.clip_grad_norm_(self.module.parameters(), self.cfg.clip)  # unscales fp16 gradients first
         self.optimiser.step()
@@ -139,18 +170,30 @@ class _Run:
             self.ema.multi_avg_fn = get_ema_multi_avg_fn(share)
             self.ema.update_parameters(self.module)
         self.step += 1
-        for key, number in ({"loss": value.item()} | numbers).items():
+        self._clock()
+        self.newest = value.detach()
+        for key, number in ({"loss": self.newest} | numbers).items():
             self.seen.setdefault(key, []).append(number)
+
+    def check(self) -> None:
+        """Refuse a loss that is no number; on a GPU only where something follows from it, for to look is to wait."""
+        cfg = self.cfg
+        if self.newest.is_cuda and not any(map(self.due, (cfg.log_every, cfg.eval_every, cfg.save_every))):
+            return
+        if not torch.isfinite(self.newest):
+            raise ImagineError(
+                f"{self.name}: loss is {self.newest.item()} at step {self.step - 1}; lower lr (now {cfg.lr})."
+            )
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps, and at the end, happens now."""
-        return self.step % every == 0 or self.step == self.cfg.steps
+        return self.step % every == 0 or self.is_over
 
     def means(self) -> tuple[dict[str, float], float]:
         """What was logged since the last call, averaged, and samples per second."""
-        means = {k: sum(v) / len(v) for k, v in self.seen.items()}
+        means = {k: sum(map(float, v)) / len(v) for k, v in self.seen.items()}
         self.seen.clear()
-        return means, (self.step - self.begin_step) * self.cfg.batch / (time.time() - self.begin)
+        return means, (self.step - self.begin_step) * self.cfg.batch / (time.monotonic() - self.begin)
 
     def write_scalars(self, name: str, numbers: dict[str, float]) -> None:
         """Into TensorBoard's files."""
@@ -169,7 +212,7 @@ def fit(
     publish: Callable[[nn.Module, dict[str, float]], None] | None = None,
     name: str = "train",
 ) -> nn.Module:
-    """Train ``module`` in place until ``cfg.steps``, resuming whatever ``folder`` already holds.
+    """Train ``module`` in place until ``cfg.steps`` or ``cfg.seconds``, resuming whatever ``folder`` already holds.
 
     Args:
         module: its trainable parameters are optimised; the returned EMA copy is what to use. Over several processes
@@ -182,15 +225,17 @@ def fit(
         name: shown in the progress bar.
 
     Returns:
-        The exponential moving average of ``module`` (itself without one), in eval mode.
+        The exponential moving average of ``module`` (itself without one), in eval mode; trained only so far where
+        ``cfg.pause`` ended the call.
 
     Raises:
         ImagineError: the loss became NaN.
     """
     run = _Run(module, cfg, folder, name)
     with Progress(name, cfg.steps, run.step, silent=not run.first) as on_progress:
-        while run.step < cfg.steps:
+        while not run.is_over and not run.is_paused:
             run.advance(loss)
+            run.check()
             if run.due(cfg.log_every):
                 means, speed = run.means()
                 run.write_scalars(name, means)
@@ -204,7 +249,7 @@ def fit(
                     write_json(folder / "metrics.json", numbers)
                 if publish is not None:
                     publish(run.best, numbers)
-            if run.due(cfg.save_every):
+            if run.due(cfg.save_every) or run.is_paused:
                 run.save()
     if run.log is not None:
         run.log.close()
