@@ -16,7 +16,7 @@ from imagine.policy.robots.g1_table.episodes import episode
 from imagine.policy.robots.g1_table.expert import expert_target
 from imagine.policy.robots.g1_table.render import BOWL, ROBOT, TABLE, visible
 from imagine.policy.robots.g1_table.scene import COLOURS
-from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
+from imagine.policy.robots.g1_table.tasks import FAMILIES, Task, tasks_of
 from imagine.policy.robots.g1_table.truth import (
     NAMES,
     accomplished,
@@ -150,9 +150,11 @@ def test_bad_chunks_are_refused(env: G1TableEnv) -> None:
 def test_unknown_sentences_are_answered_with_the_known_ones() -> None:
     with pytest.raises(ImagineError, match=r"put the <colour> block in the bowl.*yellow"):
         Task.parse("make me a sandwich")
-    for family in FAMILIES:
-        task = Task(family, "blue")
+    for task in tasks_of(FAMILIES, tuple(COLOURS)):
         assert Task.parse(task.instruction) == task
+    for wrong in (("put_both", "red"), ("put_both", "red", "red"), ("pick_up", "red", "blue")):
+        with pytest.raises(ImagineError, match="about"):
+            Task(*wrong)
 
 
 def test_head_camera_sees_every_block_in_its_colour(world: G1Table) -> None:

@@ -23,7 +23,7 @@ from imagine.world.spaces import action_space, observation_space
 
 FOLDER = Path(__file__).parent
 _HAND_TARGETS = range(22, 28)  # where a recorded action holds hand positions
-_OPTIONS = ("instruction", "families", "colours", "blocks", "home")
+_OPTIONS = ("instruction", "families", "colours", "blocks", "home", "look")
 
 
 class TableRobot:
@@ -53,16 +53,17 @@ class TableRobot:
         *,
         families: Sequence[str] = FAMILIES,
         colours: Sequence[str] = tuple(COLOURS),
-        blocks: int = 2,
+        blocks: int | Sequence[int] = 2,
         home: bool = False,
+        look: str = "seen",
     ) -> dict[str, np.ndarray]:
         """Start an episode, a function of the arguments alone; returns one unbatched observation.
 
         Raises:
-            ImagineError: the instruction is not understood, or a family, colour or number of blocks is out of range.
+            ImagineError: the instruction is not understood, or another argument is out of range.
         """
         wanted = Task.parse(instruction) if instruction else None
-        task = self.world.reset(seed, wanted, families=families, colours=colours, blocks=blocks, home=home)
+        task = self.world.reset(seed, wanted, families=families, colours=colours, blocks=blocks, home=home, look=look)
         self.instruction, self.succeeded = task.instruction, []
         return self.observe()
 
@@ -128,7 +129,8 @@ class G1TableEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         render_mode: str | None = None,
         families: Sequence[str] = FAMILIES,
         colours: Sequence[str] = tuple(COLOURS),
-        blocks: int = 2,
+        blocks: int | Sequence[int] = 2,
+        look: str = "seen",
     ) -> None:
         self.body = embodiment if isinstance(embodiment, Embodiment) else Embodiment.load(embodiment)
         self.robot = TableRobot(self.body, renderer)
@@ -136,7 +138,7 @@ class G1TableEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self.action_space = action_space(self.body)
         self.render_mode = render_mode
         self.max_chunks = max_chunks
-        self._defaults: dict[str, Any] = {"families": families, "colours": colours, "blocks": blocks}
+        self._defaults: dict[str, Any] = {"families": families, "colours": colours, "blocks": blocks, "look": look}
         self._chunks, self._success = 0, False
         self._newest: dict[str, np.ndarray] = {}
 
@@ -147,7 +149,7 @@ class G1TableEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
         Args:
             seed: without it the environment's own generator draws one.
-            options: ``instruction``, ``families``, ``colours``, ``blocks``, ``home``.
+            options: ``instruction``, ``families``, ``colours``, ``blocks``, ``home``, ``look``.
 
         Raises:
             ImagineError: an unknown option, or one that the table does not understand.

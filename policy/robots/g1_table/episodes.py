@@ -14,7 +14,7 @@ import numpy as np
 from imagine.policy.robots.g1_table.expert import PUSH_GOAL, expert_target
 from imagine.policy.robots.g1_table.failures import ALL_MODES, MODES, Failure
 from imagine.policy.robots.g1_table.scene import COLOURS, CONTROL_HZ
-from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
+from imagine.policy.robots.g1_table.tasks import BOWL_INSIDE, FAMILIES, PUT_FAMILIES, Task, blocks_of, tasks_of
 from imagine.policy.robots.g1_table.truth import truth
 from imagine.policy.robots.g1_table.world import VIEWS, G1Table
 from imagine.types import ImagineError
@@ -22,7 +22,10 @@ from imagine.types import ImagineError
 FAILURE_SHARE = 0.3
 SWITCH_SHARE = 0.5
 BURSTS_PER_EPISODE = 1.0
-AFTERWARDS = 24  # ticks recorded after the last task is done
+BLOCKS = (2, 2, 3, 3, 4)  # how many there are, one drawn per episode
+REST = (24, 60)  # ticks recorded after a task is done, drawn in this range: how to rest where the picture tells it
+AFTERWARDS = 24  # likewise after a push, where it does not
+TWO_STAGES = 1.5  # how much longer an episode with a task about two blocks may be
 _WORLDS: dict[str, G1Table] = {}  # one per process and renderer; compiling a scene costs 20 ms
 
 
@@ -62,6 +65,7 @@ class _Plan:
     mode: str
     ticks: int
     switch_at: int
+    rests: int
     bursts: list[tuple[int, int, np.ndarray, np.ndarray]] = field(default_factory=list)
 
 
@@ -70,7 +74,8 @@ def episode(
     *,
     families: Sequence[str] = FAMILIES,
     colours: Sequence[str] = tuple(COLOURS),
-    blocks: int = 2,
+    blocks: int | Sequence[int] = BLOCKS,
+    look: str = "seen",
     camera_hz: int = 5,
     renderer: str = "ray",
     seconds: float = 4.8,
@@ -83,10 +88,12 @@ def episode(
         seed: of everything.
         families: task families to draw from.
         colours: block colours to draw from.
-        blocks: how many, 1 to 4.
+        blocks: how many, 1 to 4, or several numbers to draw one of.
+        look: as for :meth:`imagine.policy.robots.g1_table.world.G1Table.reset`.
         camera_hz: frames per second; divides 30.
         renderer: ``ray`` or ``egl``.
-        seconds: longest; it ends 0.8 s after the last task is done.
+        seconds: longest, and half as long again with a task about two blocks; it ends sooner, 0.8 to 2 s after the last
+            task is done.
         failure_share: chance that the episode is a deliberate failure.
         modes: how it may fail, some of ``failures.ALL_MODES``; those of ``failures.MODES`` when empty.
 
@@ -103,27 +110,28 @@ def episode(
     if renderer not in _WORLDS:
         _WORLDS[renderer] = G1Table(renderer)
     world = _WORLDS[renderer]
-    world.reset(seed, families=families, colours=colours, blocks=blocks)
+    world.reset(seed, families=families, colours=colours, blocks=blocks, look=look)
     rng = np.random.default_rng([seed, 1])
-    plan = _draw_plan(rng, round(seconds * CONTROL_HZ), blocks, failure_share, modes)
+    plan = _draw_plan(rng, round(seconds * CONTROL_HZ), world, failure_share, modes)
     rows = _record(world, rng, plan, families, CONTROL_HZ // camera_hz)
     return rows.episode(plan.mode, seed)
 
 
 def _record(world: G1Table, rng: np.random.Generator, plan: _Plan, families: Sequence[str], stride: int) -> _Rows:
     """Play the plan on the world, a picture every ``stride`` ticks."""
-    task, rows, done_for = world.task, _Rows(), 0
+    task, rows, done_for, t = world.task, _Rows(), 0, -1
     failure = Failure(plan.mode, world, task, rng) if plan.mode != "none" else None
-    for t in range(plan.ticks):
+    while (t := t + 1) < plan.ticks * (TWO_STAGES if blocks_of(task.family) > 1 else 1):
         if t % stride == 0:
             rows.see(world)
         success = world.success(task)
         done_for = done_for + 1 if success else 0
-        if t == plan.switch_at or (t < plan.switch_at and done_for > AFTERWARDS):
+        rested = done_for > (plan.rests if not task.family.startswith("push") else AFTERWARDS)
+        if t == plan.switch_at or (t < plan.switch_at and rested):
             task, plan.switch_at, done_for = _other_task(rng, world, task, families), -1, 0
             world.rebase()
-            success = world.success(task)
-        if done_for > AFTERWARDS and failure is None:
+            success, rested = world.success(task), False
+        if rested and failure is None:
             break
         target = failure.target(world, task) if failure else expert_target(world, task)
         target, disturbed = _disturb(plan, t, world, target)
@@ -134,12 +142,13 @@ def _record(world: G1Table, rng: np.random.Generator, plan: _Plan, families: Seq
     return rows
 
 
-def _draw_plan(rng: np.random.Generator, ticks: int, blocks: int, failures: float, modes: Sequence[str]) -> _Plan:
+def _draw_plan(rng: np.random.Generator, ticks: int, world: G1Table, failures: float, modes: Sequence[str]) -> _Plan:
     mode = modes[int(rng.integers(len(modes)))] if rng.uniform() < failures else "none"
-    if mode == "wrong" and blocks == 1:
+    if mode == "wrong" and len(world.colours) == blocks_of(world.task.family):
         mode = "miss"
     switch = int(rng.integers(10, max(11, min(ticks - 45, 75))))
-    plan = _Plan(mode, ticks, switch if rng.uniform() < SWITCH_SHARE and mode == "none" else -1)
+    switch = switch if rng.uniform() < SWITCH_SHARE and mode == "none" else -1
+    plan = _Plan(mode, ticks, switch, int(rng.integers(REST[0], REST[1] + 1)))
     for _ in range(int(rng.poisson(BURSTS_PER_EPISODE)) if mode == "none" else 0):
         start, length = int(rng.integers(0, max(1, min(ticks - 20, 80)))), int(rng.integers(6, 19))
         velocity = rng.normal(0, 1, (2, 3))
@@ -171,9 +180,12 @@ def _is_past_push(world: G1Table, task: Task) -> bool:
 
 def _other_task(rng: np.random.Generator, world: G1Table, task: Task, families: Sequence[str]) -> Task:
     """Another task on the same table that can be done from here and is not done already."""
-    choices = [Task(f, c) for f in families for c in world.colours]
-    choices = [c for c in choices if c != task and _is_feasible(world, c)]
-    return choices[int(rng.integers(len(choices)))] if choices else task
+    every = [[c for c in tasks_of([f], world.colours) if c != task and _is_feasible(world, c)] for f in families]
+    every = [choices for choices in every if choices]  # of families evenly, though some have more tasks
+    if not every:
+        return task
+    choices = every[int(rng.integers(len(every)))]
+    return choices[int(rng.integers(len(choices)))]
 
 
 def _is_feasible(world: G1Table, task: Task) -> bool:
@@ -181,6 +193,11 @@ def _is_feasible(world: G1Table, task: Task) -> bool:
     if task.family.startswith("push"):
         end = y + (0.12 if task.family == "push_left" else -0.12)
         return bool(z < world.block_start[0, 2] + 0.1 and x < world.bowl[0] - 0.11 and abs(end) < 0.33)
+    if task.family in PUT_FAMILIES:  # two blocks fill the bowl
+        named = [world.block_of(colour) for colour in task.colours]
+        gaps = np.linalg.norm(np.delete(world.blocks, named, 0)[:, :2] - world.bowl, axis=1)
+        if (gaps < BOWL_INSIDE).sum() + len(named) > 2:
+            return False
     return not world.success(task)
 
 

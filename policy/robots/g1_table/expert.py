@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from imagine.policy.robots.g1_table.scene import REST_Z, TABLE_Z
+from imagine.policy.robots.g1_table.scene import BOWL_RADIUS, REST_Z, TABLE_Z
 from imagine.policy.robots.g1_table.starts import HOME
-from imagine.policy.robots.g1_table.tasks import BOWL_INSIDE, Task
+from imagine.policy.robots.g1_table.tasks import BOWL_INSIDE, PUT_FAMILIES, Task
 from imagine.policy.robots.g1_table.world import G1Table
 
 REACH = 0.028  # m a target leads the measured hand; about 0.4 m/s through the servos' lag
@@ -22,9 +22,10 @@ PUSH_Z = REST_Z + 0.005
 HOVER_Z = TABLE_Z + 0.115
 LIFT_Z = TABLE_Z + 0.135
 CARRY_Z = TABLE_Z + 0.14
-DROP_Z = TABLE_Z + 0.085
-BEHIND = 0.066  # m from the block's centre to where a push begins
-PUSH_GOAL = 0.11  # m; pushes go on a little past success
+DROP_Z = TABLE_Z + 0.065
+SLOT = 0.035  # m along x from the bowl's axis to where a block is put, so that another one fits beside it
+BEHIND = 0.069  # m from the block's centre to where a push begins
+PUSH_GOAL = 0.10  # m; pushes go on a little past success
 ENGAGED = 0.10  # m; a hand this near a block keeps the job, whatever side the block is on
 OPEN, CLOSED = 1.0, 0.0
 
@@ -34,18 +35,27 @@ def expert_target(world: G1Table, task: Task, offset: tuple[float, float, float]
 
     Args:
         world: read, never changed.
-        task: what to do now; its colour must be on the table.
+        task: what to do now; its colours must be on the table.
         offset: added to the block's true x, y, z (m), to make a hand that misses.
 
     Returns:
         (8,) float64 absolute targets, as ``G1Table.tick`` takes them.
     """
-    i = world.block_of(task.colour)
+    i = present_block(world, task)
     arm = choose_arm(world, i)
     target = np.empty((2, 4))
     target[arm] = _act(world, task, i, arm, np.array(offset))
     target[1 - arm] = _rest(world, 1 - arm)
     return target.ravel()
+
+
+def present_block(world: G1Table, task: Task) -> int:
+    """Index of the block to be moved now: of two the one in hand, else the first that is not in the bowl yet."""
+    named = [world.block_of(colour) for colour in task.colours]
+    for i in named[:-1]:
+        if world.held(i).any() or not (_in_bowl(world, i) or world.held(named[-1]).any()):
+            return i
+    return named[-1]
 
 
 def choose_arm(world: G1Table, block: int) -> int:
@@ -64,7 +74,7 @@ def _act(world: G1Table, task: Task, i: int, arm: int, offset: np.ndarray) -> np
     for other in range(len(world.colours)):
         if other != i and world.held(other)[arm]:
             return _put_down(world, other, arm)
-    if task.family == "put_in_bowl":
+    if task.family in PUT_FAMILIES:
         return _put(world, i, arm, offset)
     if task.family == "pick_up":
         if world.held(i)[arm]:
@@ -91,6 +101,8 @@ def _step(world: G1Table, arm: int, goal: np.ndarray, grip: float) -> np.ndarray
 def _travel(world: G1Table, arm: int, goal: np.ndarray, grip: float, safe_z: float = TABLE_Z + 0.09) -> np.ndarray:
     """Go to a high goal, straight up first where low, so that nothing is swept off the table."""
     hand = world.hands[arm]
+    if np.hypot(*(hand[:2] - world.bowl)) < BOWL_RADIUS:
+        safe_z = TABLE_Z + 0.12  # out of the bowl
     free = float(np.clip((hand[2] - safe_z + 0.035) / 0.03, 0.0, 1.0))
     return _step(world, arm, np.array([*(hand[:2] + free * (goal[:2] - hand[:2])), goal[2]]), grip)
 
@@ -111,19 +123,32 @@ def _grasp(world: G1Table, i: int, arm: int, offset: np.ndarray) -> np.ndarray:
 
 
 def _put(world: G1Table, i: int, arm: int, offset: np.ndarray) -> np.ndarray:
-    """Grasp, carry above the bowl, lower, open, retreat."""
-    block, bowl, hand = world.blocks[i], world.bowl, world.hands[arm]
-    away = bowl - block[:2]
+    """Grasp, carry above the bowl, lower, open, retreat and stay at home."""
+    block, hand = world.blocks[i], world.hands[arm]
+    away = _slot(world, i) - block[:2]
     gap = float(np.hypot(*away))
     if not world.held(i)[arm]:
-        if gap < BOWL_INSIDE:
-            return _travel(world, arm, HOME[arm], OPEN, TABLE_Z + 0.12)
+        if _in_bowl(world, i):
+            return _travel(world, arm, HOME[arm], OPEN)
         return _grasp(world, i, arm, offset)
     if gap < 0.03 and hand[2] < DROP_Z + 0.012:
         return _step(world, arm, hand.copy(), OPEN)
     if gap < 0.025:
         return _step(world, arm, np.array([*(hand[:2] + away), DROP_Z]), CLOSED)
     return _travel(world, arm, np.array([*(hand[:2] + away), CARRY_Z]), CLOSED, TABLE_Z + 0.10)
+
+
+def _in_bowl(world: G1Table, i: int) -> bool:
+    """Does a block lie in the bowl, or fall into it, and not on another one?"""
+    away = world.blocks[i, :2] - world.bowl
+    return bool(away @ away < BOWL_INSIDE**2 and world.blocks[i, 2] < REST_Z + 0.05)
+
+
+def _slot(world: G1Table, i: int) -> np.ndarray:
+    """Where in the bowl a block is to go, (2,) m: its far half, or the near one where another block is in the far."""
+    others = [k for k in range(len(world.colours)) if k != i and _in_bowl(world, k)]
+    taken = any(world.blocks[k, 0] > world.bowl[0] - 0.01 for k in others)
+    return np.array([world.bowl[0] + (-SLOT if taken else SLOT), world.bowl[1]])
 
 
 def _put_down(world: G1Table, block: int, arm: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from imagine.policy.robots.g1_table.expert import choose_arm, expert_target
+from imagine.policy.robots.g1_table.expert import choose_arm, expert_target, present_block
 from imagine.policy.robots.g1_table.scene import TABLE_Z
 from imagine.policy.robots.g1_table.starts import HOME
 from imagine.policy.robots.g1_table.tasks import Task
@@ -24,13 +24,14 @@ class Failure:
 
     def __init__(self, mode: str, world: G1Table, task: Task, rng: np.random.Generator) -> None:
         self.mode, self._rng, self._tick = mode, rng, 0
-        self._arm = choose_arm(world, world.block_of(task.colour))
+        self._arm = choose_arm(world, present_block(world, task))
         angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.03, 0.07)
         self._offset = (float(far * np.cos(angle)), float(far * np.sin(angle)), 0.0)
         self._patience = int(rng.integers(8, 40))
         self._holding = 0
-        others = [c for c in world.colours if c != task.colour]
-        self._other = Task(task.family, others[int(rng.integers(len(others)))]) if others else task
+        others = [c for c in world.colours if c not in task.colours]
+        wrong = others[int(rng.integers(len(others)))] if others else task.colours[-1]
+        self._other = Task(task.family, *task.colours[:-1], wrong)
         self._waypoint, self._grip, self._until = HOME[self._arm].copy(), 1.0, 0
         if mode == "clumsy":
             self._try_elsewhere()
@@ -50,9 +51,11 @@ class Failure:
 
     def _drop(self, world: G1Table, task: Task) -> np.ndarray:
         target = expert_target(world, task).reshape(2, 4)
-        block = world.block_of(task.colour)
+        block = present_block(world, task)
         busy = world.held(block).any() or (task.family.startswith("push") and world.touched(block).any())
         self._holding += int(busy)
+        if self._holding <= self._patience:
+            self._arm = choose_arm(world, block)
         if self._holding > self._patience:  # lets go and stays above, or gives up the push
             arm = self._arm
             up = np.array([*world.hands[arm, :2], TABLE_Z + 0.14])
@@ -69,7 +72,8 @@ class Failure:
         self._until = self._tick + int(rng.integers(45, 90))
 
     def _clumsy(self, world: G1Table, task: Task) -> np.ndarray:
-        arm, block = self._arm, world.block_of(task.colour)
+        block = present_block(world, task)
+        arm = self._arm = choose_arm(world, block)
         if self._tick > self._until or self._lifting <= 0:
             self._try_elsewhere()
         target = expert_target(world, task, self._belief).reshape(2, 4)

@@ -8,13 +8,13 @@ import numpy as np
 
 from imagine.policy.robots.g1_table.mirror import Mirror
 from imagine.policy.robots.g1_table.scene import COLOURS
-from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
+from imagine.policy.robots.g1_table.tasks import FAMILIES, Task, tasks_of
 from imagine.policy.robots.g1_table.truth import (
     accomplished,
     held,
-    is_there,
     left_alone,
     place,
+    possible,
     progress,
     touched,
     truth,
@@ -40,7 +40,7 @@ class TableLabels(RobotPlugin):
 
     def instructions(self) -> tuple[str, ...]:
         """See :class:`imagine.policy.robots.plugin.RobotPlugin`."""
-        return tuple(Task(family, colour).instruction for family in FAMILIES for colour in COLOURS)
+        return tuple(task.instruction for task in tasks_of(FAMILIES, tuple(COLOURS)))
 
     def answers(self, before: np.ndarray, now: np.ndarray, instruction: str) -> dict[str, np.ndarray]:
         """See :class:`imagine.policy.robots.plugin.RobotPlugin`.
@@ -50,16 +50,16 @@ class TableLabels(RobotPlugin):
         """
         task = Task.parse(instruction)
         return {
-            "possible": is_there(before, task.colour),
+            "possible": possible(before, task),
             "success": accomplished(before, now, task),
             "progress": progress(before, now, task),
-            "holding": held(now, task.colour),
-            "contact": touched(now, task.colour),
+            "holding": np.any([held(now, c) for c in task.colours], 0),
+            "contact": np.any([touched(now, c) for c in task.colours], 0),
             "safety": left_alone(before, now, task),
         }
 
     def position(self, state: np.ndarray, instruction: str) -> np.ndarray:
-        """See :class:`imagine.policy.robots.plugin.RobotPlugin`: the centre of the block."""
+        """See :class:`imagine.policy.robots.plugin.RobotPlugin`: the centre of the block, of the first of two."""
         return place(state, Task.parse(instruction).colour)
 
     def flip(self, model: WorldActionModel, words: tuple[str, ...], places: tuple[int, ...]) -> Mirror:

@@ -11,13 +11,14 @@ import numpy as np
 from imagine.embodiment import Embodiment
 from imagine.limits import Limits
 from imagine.policy.robots.g1_table.env import FOLDER, G1TableEnv
-from imagine.policy.robots.g1_table.episodes import FAILURE_SHARE
+from imagine.policy.robots.g1_table.episodes import BLOCKS, FAILURE_SHARE
 from imagine.policy.robots.g1_table.labels import TableLabels
 from imagine.policy.robots.g1_table.limits import limits_of
+from imagine.policy.robots.g1_table.looks import LOOKS
 from imagine.policy.robots.g1_table.privileged import expert_chunk
 from imagine.policy.robots.g1_table.scene import COLOURS, CONTROL_HZ
-from imagine.policy.robots.g1_table.starts import draw_start
-from imagine.policy.robots.g1_table.tasks import FAMILIES, Task
+from imagine.policy.robots.g1_table.starts import counts_of, draw_start
+from imagine.policy.robots.g1_table.tasks import FAMILIES, Task, blocks_of, tasks_of
 from imagine.policy.robots.g1_table.truth import NAMES
 from imagine.policy.robots.plugin import Recorder
 from imagine.slices import feature_names
@@ -28,7 +29,11 @@ RECORDED = {"observation.state": 26, "action": 28}
 
 
 class G1TablePlugin(TableLabels):
-    """Two arms at a table with blocks and a bowl; its options are ``families``, ``colours`` and how many ``blocks``."""
+    """Two arms at a table with blocks and a bowl; its options are ``families``, ``colours``, ``blocks`` and ``look``.
+
+    ``blocks`` is how many there are, or several numbers of which every episode draws one; ``look=unseen`` shows shades,
+    shapes, a table and lamps that no training draws.
+    """
 
     name = "g1_table"
 
@@ -46,15 +51,16 @@ class G1TablePlugin(TableLabels):
 
     def options(self, understands: Callable[[str], bool] | None = None) -> dict[str, Any]:
         """All that the table knows; of the families those whose every word a model understands."""
-        known = tuple(f for f in FAMILIES if understands is None or understands(Task(f, "red").instruction))
-        return {"families": known, "colours": tuple(COLOURS), "blocks": 2}
+        known = tuple(f for f in FAMILIES if understands is None or understands(_example(f).instruction))
+        return {"families": known, "colours": tuple(COLOURS), "blocks": 2, "look": "seen"}
 
     def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         known = self.options()
         if unknown := sorted(set(options) - set(known)):
             raise ImagineError(f"robot option {unknown[0]!r} is unknown, expected some of {', '.join(known)}.")
-        if not 1 <= int(options.get("blocks", 2)) <= len(COLOURS):
-            raise ImagineError(f"blocks is {options['blocks']}, expected 1 to {len(COLOURS)}, one of each colour.")
+        counts_of(options.get("blocks", 2))
+        if options.get("look", "seen") not in LOOKS:
+            raise ImagineError(f"look is {options['look']!r}, expected one of {', '.join(LOOKS)}.")
         return dict(options)
 
     def task_of(self, instruction: str) -> str:
@@ -62,23 +68,24 @@ class G1TablePlugin(TableLabels):
         return Task.parse(instruction).family
 
     def distractor(self, instruction: str, seed: int, options: Mapping[str, Any]) -> str | None:
-        """The same task for a block that is not on the table; None where all colours are."""
+        """The same task for a block, the last of two, that is not on the table; None where all colours are."""
         task, present = Task.parse(instruction), self._present(seed, options)
         absent = [c for c in COLOURS if c not in present]
-        return Task(task.family, absent[0]).instruction if absent else None
+        return Task(task.family, *task.colours[:-1], absent[0]).instruction if absent else None
 
     def swaps(self) -> tuple[str, ...]:
         """Another block, or another task."""
         return "colour", "task"
 
     def other_instruction(self, what: str, instruction: str, seed: int, options: Mapping[str, Any]) -> str | None:
-        """The same task with another block of this start, or the next task with the same block."""
-        task = Task.parse(instruction)
+        """The same task with another block of this start, or the next task that there are blocks for with the same."""
+        task, present = Task.parse(instruction), self._present(seed, options)
+        others = [c for c in present if c not in task.colours]
         if what == "colour":
-            others = [c for c in self._present(seed, options) if c != task.colour]
-            return Task(task.family, others[0]).instruction if others else None
-        families = list({**self.options(), **options}["families"])
-        return Task(families[(families.index(task.family) + 1) % len(families)], task.colour).instruction
+            return Task(task.family, *task.colours[1:], others[0]).instruction if others else None
+        families = [f for f in {**self.options(), **options}["families"] if blocks_of(f) <= len(present)]
+        family = families[(families.index(task.family) + 1) % len(families)]
+        return Task(family, *(*task.colours, *others)[: blocks_of(family)]).instruction
 
     def _present(self, seed: int, options: Mapping[str, Any]) -> tuple[str, ...]:
         """Colours of the blocks of a start."""
@@ -100,11 +107,15 @@ class G1TablePlugin(TableLabels):
         """Demonstrations and deliberate failures, see :mod:`imagine.policy.robots.g1_table.episodes`."""
         return Recorder(
             episode="imagine.policy.robots.g1_table.episodes:episode",
-            options={**self.options(), "failure_share": FAILURE_SHARE, "modes": ()},
+            options={**self.options(), "blocks": BLOCKS, "failure_share": FAILURE_SHARE, "modes": ()},
             robot_type=self.embodiment().robot_type,
             fps=CONTROL_HZ,
             names=_names(),
         )
+
+
+def _example(family: str) -> Task:
+    return tasks_of((family,), tuple(COLOURS))[0]
 
 
 def _names() -> dict[str, Sequence[str]]:

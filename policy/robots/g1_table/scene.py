@@ -1,12 +1,16 @@
 """The table-top scene as MuJoCo XML: an AgiBot-G1-shaped robot, a table, a bowl and coloured blocks.
 
 Link lengths and joint limits are the published ones of the AgiBot G1; masses, gains, colours and shapes are our own.
-What this is not: the G1's meshes, its linkage gripper or its tuned controllers.
+What this is not: the G1's meshes, its linkage gripper or its tuned controllers; and the head camera hangs on a boom
+above the far edge of the table and looks down and a little back, as from within the head hands and forearms would hide
+what they handle. Forward is up in its picture, and left is left.
 
 Frames: x forward, y to the robot's left, z up, in metres; the base stands at the origin.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,9 +18,9 @@ CONTROL_HZ = 30
 SUBSTEPS = 8
 LIFT = 0.33  # waist lift; shoulders 0.684 m above the table, where the elbow covers all of the workspace
 TABLE_Z = 0.60
-BLOCK_HALF = 0.025
+BLOCK_HALF = 0.028
 REST_Z = TABLE_Z + BLOCK_HALF
-BOWL_RADIUS = 0.075
+BOWL_RADIUS = 0.088  # two blocks lie in it side by side
 OPENING = 0.10  # between the fingers of an open gripper
 FINGER_THICKNESS = 0.016
 COLOURS: dict[str, tuple[float, float, float]] = {
@@ -24,6 +28,12 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "green": (0.10, 0.62, 0.15),
     "blue": (0.12, 0.25, 0.88),
     "yellow": (0.97, 0.82, 0.08),
+}
+WOOD = (0.60, 0.52, 0.44)  # the table's top
+SHAPES: dict[str, str] = {  # geometries of blocks; all but boxes are for tests of what a model never saw
+    "box": f'type="box" size="{BLOCK_HALF} {BLOCK_HALF} {BLOCK_HALF}"',
+    "cylinder": f'type="cylinder" size="{BLOCK_HALF} {BLOCK_HALF}"',
+    "flat": f'type="box" size="{BLOCK_HALF} {BLOCK_HALF} {BLOCK_HALF - 0.008}"',
 }
 SIDES = ("left", "right")
 HEAD = (0.0, 0.35)  # yaw, pitch in rad; fixed
@@ -54,7 +64,7 @@ def _hand(side: str) -> str:
     return f"""
     <body name="{side}_hand" gravcomp="1">{_joint(side, 6)}
       <geom type="capsule" size=".022" fromto="0 0 -.03 0 0 -.19" mass=".35" material="shell" {_GHOST}/>
-      <geom name="{side}_palm" type="box" size=".022 .058 .018" pos="0 0 -.228" mass=".3" material="{side}_palm"/>
+      <geom name="{side}_palm" type="box" size=".022 .040 .018" pos="0 0 -.228" mass=".3" material="{side}_palm"/>
       <camera name="hand_{side}" pos=".085 0 -.19" xyaxes="0 -1 0 .86 0 -.5" fovy="78"/>
       <site name="{side}_tcp" pos="0 0 -.3235" size=".004" rgba="0 0 0 0"/>{fingers}
     </body>"""
@@ -107,13 +117,13 @@ def _bowl() -> str:
     return f'<body name="bowl" mocap="true" pos=".56 0 {TABLE_Z}">{floor}{ring}</body>'
 
 
-def build(blocks: int) -> str:
-    """MJCF text of the scene with ``blocks`` blocks, named ``block0``... and coloured later by the world."""
+def build(shapes: Sequence[str]) -> str:
+    """MJCF text of the scene with one block of each of these shapes, named ``block0``... and coloured later."""
     # Longer than forty lines, as a template reads best in one piece.
     free = "".join(
         f'<body name="block{i}" pos="{0.3 + 0.08 * i} 0 {REST_Z}"><freejoint name="block{i}"/>'
-        f'<geom name="block{i}" class="block"/></body>'
-        for i in range(blocks)
+        f'<geom name="block{i}" class="block" {SHAPES[shape]}/></body>'
+        for i, shape in enumerate(shapes)
     )
     excludes = "".join(f'<exclude body1="{s}_hand" body2="{s}_finger{n}"/>' for s in SIDES for n in (1, 2))
     return f"""
@@ -131,13 +141,13 @@ def build(blocks: int) -> str:
             condim="4" solref=".008 1"/>
     </default>
     <default class="block">
-      <geom type="box" size="{BLOCK_HALF} {BLOCK_HALF} {BLOCK_HALF}" mass=".08" friction="1 .02 .001" condim="4"/>
+      <geom mass=".08" friction="1 .02 .001" condim="4"/>
     </default>
-    <default class="bowl"><geom type="box" size=".006 .026 .02" rgba=".96 .96 .98 1"/></default>
+    <default class="bowl"><geom type="box" size=".006 .029 .02" rgba=".96 .96 .98 1"/></default>
   </default>
   <asset>
     <material name="shell" rgba=".80 .82 .85 1"/><material name="dark" rgba=".22 .22 .26 1"/>
-    <material name="finger" rgba=".10 .10 .12 1"/><material name="wood" rgba=".60 .52 .44 1"/>
+    <material name="finger" rgba=".10 .10 .12 1"/><material name="wood"/>
     <material name="floor" rgba=".36 .39 .42 1"/>
     <material name="left_palm" rgba=".55 .25 .60 1"/><material name="right_palm" rgba=".15 .55 .60 1"/>
   </asset>
@@ -148,7 +158,7 @@ def build(blocks: int) -> str:
     <geom name="torso" type="capsule" fromto=".05 0 .3 .05 0 {0.954 + LIFT}" size=".1" material="shell" {_GHOST}/>
     <geom name="base" type="box" pos="-.05 0 .15" size=".25 .25 .15" material="dark" {_GHOST}/>
     <geom name="head" type="sphere" pos=".12 0 {1.15 + LIFT}" size=".08" material="dark" {_GHOST}/>
-    <camera name="top_head" pos=".24 0 {1.15 + LIFT}" xyaxes="0 -1 0 .973 0 .23" fovy="32"/>
+    <camera name="top_head" pos=".95 0 1.6" xyaxes="0 -1 0 .98 0 -.47" fovy="30"/>
     {_arm("left")}{_arm("right")}{_bowl()}{free}
   </worldbody>
   <contact>{excludes}</contact>

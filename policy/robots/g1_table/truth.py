@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imagine.policy.robots.g1_table.scene import COLOURS, REST_Z, SIDES
-from imagine.policy.robots.g1_table.tasks import BOWL_INSIDE, LIFT_HEIGHT, PUSH_DISTANCE, Task
+from imagine.policy.robots.g1_table.tasks import BOWL_INSIDE, CLEAR, LIFT_HEIGHT, PUSH_DISTANCE, PUT_FAMILIES, Task
 
 if TYPE_CHECKING:
     from imagine.policy.robots.g1_table.world import G1Table
@@ -52,6 +52,11 @@ def is_there(now: np.ndarray, colour: str) -> np.ndarray:
     return np.asarray(now[..., _AT[colour]] > 0)
 
 
+def possible(now: np.ndarray, task: Task) -> np.ndarray:
+    """(...) bool: are the blocks that a task is about on the table?"""
+    return np.asarray(np.all([is_there(now, c) for c in task.colours], 0))
+
+
 def touched(now: np.ndarray, colour: str) -> np.ndarray:
     """(...) bool: does a finger touch the block of this colour?"""
     at = _AT[colour] + 4
@@ -73,12 +78,11 @@ def accomplished(before: np.ndarray, now: np.ndarray, task: Task) -> np.ndarray:
         task: what was asked for.
 
     Returns:
-        (...) bool; False where no block of that colour is on the table.
+        (...) bool; False where a block that it is about is not on the table.
     """
-    block, there = place(now, task.colour), is_there(before, task.colour) & is_there(now, task.colour)
-    if task.family == "put_in_bowl":
-        low = (_to_bowl(now, task.colour) < BOWL_INSIDE) & (block[..., 2] < REST_Z + 0.04)
-        return np.asarray(there & low & ~touched(now, task.colour))
+    block, there = place(now, task.colour), possible(before, task) & possible(now, task)
+    if task.family in PUT_FAMILIES:
+        return np.asarray(there & np.all([_rests_in_bowl(now, c) for c in task.colours], 0))
     if task.family == "pick_up":
         return np.asarray(there & (block[..., 2] > REST_Z + LIFT_HEIGHT))
     return np.asarray(there & (_pushed(before, now, task) >= PUSH_DISTANCE) & (np.abs(block[..., 2] - REST_Z) < 0.015))
@@ -93,12 +97,14 @@ def progress(before: np.ndarray, now: np.ndarray, task: Task) -> np.ndarray:
         task: what was asked for.
 
     Returns:
-        (...) float64 in [0, 1]; 0 where no block of that colour is on the table.
+        (...) float64 in [0, 1]; 0 where a block that it is about is not on the table.
     """
+    known = possible(now, task) & possible(before, task)
+    if task.family == "put_both":
+        each = [progress(before, now, Task("put_in_bowl", c)) for c in task.colours]
+        return np.mean(each, 0) * known
     block = place(now, task.colour)
-    hands = now[..., _BOWL + 2 :].reshape(*now.shape[:-1], 2, 3)
-    near = np.linalg.norm(hands - block[..., None, :], axis=-1).min(-1)
-    reached = np.clip(1 - near / _REACH, 0, 1)
+    reached = np.clip(1 - _nearest_hand(now, task.colour) / _REACH, 0, 1)
     holds = held(now, task.colour)
     lifted = np.clip((block[..., 2] - REST_Z) / LIFT_HEIGHT, 0, 1) * holds
     if task.family == "pick_up":
@@ -108,15 +114,25 @@ def progress(before: np.ndarray, now: np.ndarray, task: Task) -> np.ndarray:
         way = 0.3 * reached + 0.15 * holds + 0.15 * lifted + 0.4 * over
     else:
         way = 0.4 * reached + 0.6 * np.clip(_pushed(before, now, task) / PUSH_DISTANCE, 0, 1)
-    known = is_there(now, task.colour) & is_there(before, task.colour)
     return np.where(accomplished(before, now, task), 1.0, np.minimum(way, 0.95)) * known
 
 
 def left_alone(before: np.ndarray, now: np.ndarray, task: Task) -> np.ndarray:
-    """(...) bool: has every block but the task's own stayed within 3 cm of where it was?"""
-    others = [c for c in COLOURS if c != task.colour]
+    """(...) bool: has every block but those of the task stayed within 3 cm of where it was?"""
+    others = [c for c in COLOURS if c not in task.colours]
     moved = [np.linalg.norm(place(now, c) - place(before, c), axis=-1) < 0.03 for c in others]
     return np.asarray(np.all(moved, 0))
+
+
+def _rests_in_bowl(now: np.ndarray, colour: str) -> np.ndarray:
+    low = (_to_bowl(now, colour) < BOWL_INSIDE) & (place(now, colour)[..., 2] < REST_Z + 0.04)
+    return np.asarray(low & ~touched(now, colour) & (_nearest_hand(now, colour) > CLEAR))
+
+
+def _nearest_hand(now: np.ndarray, colour: str) -> np.ndarray:
+    """(...) distance of the nearer hand from a block, m."""
+    hands = now[..., _BOWL + 2 :].reshape(*now.shape[:-1], 2, 3)
+    return np.asarray(np.linalg.norm(hands - place(now, colour)[..., None, :], axis=-1).min(-1))
 
 
 def _to_bowl(now: np.ndarray, colour: str) -> np.ndarray:

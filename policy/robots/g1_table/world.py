@@ -10,8 +10,20 @@ import numpy as np
 
 from imagine.extras import lazy_module
 from imagine.policy.robots.g1_table.arms import MAX_STEP, POSTURE, Arms
+from imagine.policy.robots.g1_table.looks import Look
 from imagine.policy.robots.g1_table.render import Light, Renderer, make_renderer
-from imagine.policy.robots.g1_table.scene import COLOURS, HEAD, OPENING, REST_Z, SIDES, SUBSTEPS, TABLE_Z, WAIST, build
+from imagine.policy.robots.g1_table.scene import (
+    COLOURS,
+    HEAD,
+    OPENING,
+    REST_Z,
+    SIDES,
+    SUBSTEPS,
+    TABLE_Z,
+    WAIST,
+    WOOD,
+    build,
+)
 from imagine.policy.robots.g1_table.starts import FAMILIES, Start, draw_start
 from imagine.policy.robots.g1_table.tasks import Task
 from imagine.policy.robots.g1_table.truth import NAMES, accomplished, place, truth
@@ -36,7 +48,7 @@ class Snapshot:
     joints: np.ndarray
     targets: np.ndarray
     start: np.ndarray
-    light: Light
+    look: Look
     task: Task
 
 
@@ -52,20 +64,20 @@ class G1Table:
 
     def __init__(self, renderer: str = "ray") -> None:
         self._renderer_name = renderer
-        self._built: dict[int, tuple[mujoco.MjModel, mujoco.MjData, Arms, Renderer | None]] = {}
+        self._built: dict[tuple[str, ...], tuple[mujoco.MjModel, mujoco.MjData, Arms, Renderer | None]] = {}
         self.task = Task("pick_up", "red")
         self.targets = np.zeros(8)
-        self._load(2)
+        self._load(("box", "box"))
 
-    def _load(self, blocks: int) -> None:
-        """Make the model with so many blocks the current one; models are kept, as compiling takes 20 ms."""
-        if blocks not in self._built:
-            model = mujoco.MjModel.from_xml_string(build(blocks))
-            self._built[blocks] = (model, mujoco.MjData(model), Arms(model), None)
-        self.model, self.data, self.arms, self._renderer = self._built[blocks]
-        m = self.model
+    def _load(self, shapes: tuple[str, ...]) -> None:
+        """Make the model with such blocks the current one; models are kept, as compiling takes 20 ms."""
+        if shapes not in self._built:
+            model = mujoco.MjModel.from_xml_string(build(shapes))
+            self._built[shapes] = (model, mujoco.MjData(model), Arms(model), None)
+        self.model, self.data, self.arms, self._renderer = self._built[shapes]
+        m, blocks = self.model, len(shapes)
         self.colours: tuple[str, ...] = tuple(COLOURS)[:blocks]
-        self.light = Light()
+        self.look = Look(tuple(COLOURS[c] for c in self.colours), shapes, WOOD, Light())
         self.start = np.zeros(len(NAMES))
         self._block_geoms = np.array([m.geom(f"block{i}").id for i in range(blocks)])
         self._block_bodies = [m.body(f"block{i}").id for i in range(blocks)]
@@ -85,8 +97,9 @@ class G1Table:
         *,
         families: Sequence[str] = FAMILIES,
         colours: Sequence[str] = tuple(COLOURS),
-        blocks: int = 2,
+        blocks: int | Sequence[int] = 2,
         home: bool = False,
+        look: str = "seen",
     ) -> Task:
         """Start an episode; everything follows from the arguments.
 
@@ -95,20 +108,19 @@ class G1Table:
             task: what to do, or None to draw it from ``families`` and ``colours``.
             families: families to draw from.
             colours: colours to draw from; others fill in only if there are more blocks than colours.
-            blocks: how many, 1 to 4.
+            blocks: how many, 1 to 4, or several numbers to draw one of.
             home: start both hands at home instead of anywhere, half of the time.
+            look: ``seen``, or ``unseen`` for shades, shapes, table and lamp that no training draws.
 
         Raises:
-            ImagineError: an unknown family or colour, or a number of blocks out of range.
+            ImagineError: an unknown family, colour or look, or a number of blocks out of range.
         """
         _check(families, FAMILIES, "family")
         _check(colours, tuple(COLOURS), "colour")
-        if not 1 <= blocks <= len(COLOURS):
-            raise ImagineError(f"blocks is {blocks}, expected 1 to {len(COLOURS)}, one per colour.")
         rng = np.random.default_rng(seed)
-        start = draw_start(rng, task, families=families, colours=colours, blocks=blocks, home=home)
-        self._load(blocks)
-        self.task, self.colours, self.light = start.task, start.colours, start.light
+        start = draw_start(rng, task, families=families, colours=colours, blocks=blocks, home=home, look=look)
+        self._load(start.look.shapes)
+        self.task, self.colours, self.look = start.task, start.colours, start.look
         self._place(start)
         return self.task
 
@@ -131,8 +143,8 @@ class G1Table:
         self.start = truth(self)
 
     def _paint(self) -> None:
-        for geom, colour in zip(self._block_geoms, self.colours, strict=True):
-            self.model.geom_rgba[geom, :3] = COLOURS[colour]
+        self.model.geom_rgba[self._block_geoms, :3] = self.look.shades
+        self.model.mat_rgba[self.model.material("wood").id, :3] = self.look.table
 
     # ---------------------------------------------------------------- motion
 
@@ -241,13 +253,14 @@ class G1Table:
         """One camera's picture at any size, (height, width, 3) uint8."""
         if self._renderer is None:
             self._renderer = make_renderer(self._renderer_name, self.model)
-            self._built[len(self.colours)] = (self.model, self.data, self.arms, self._renderer)
-        return self._renderer.image(self.data, camera, height, width, self.light)
+            self._built[self.look.shapes] = (self.model, self.data, self.arms, self._renderer)
+        return self._renderer.image(self.data, camera, height, width, self.look.light)
 
     def success(self, task: Task | None = None) -> bool:
         """Whether the present state satisfies ``task``, or the task of the last reset."""
         task = task or self.task
-        self.block_of(task.colour)  # refuses a colour that is not there
+        for colour in task.colours:
+            self.block_of(colour)  # refuses a colour that is not there
         return bool(accomplished(self.start, truth(self), task))
 
     # ---------------------------------------------------------------- memory
@@ -262,14 +275,14 @@ class G1Table:
             self.arms.q.copy(),
             self.targets.copy(),
             self.start.copy(),
-            self.light,
+            self.look,
             self.task,
         )
 
     def restore(self, saved: Snapshot) -> None:
         """Go back to a snapshot; what follows is byte for byte what followed it before."""
-        self._load(len(saved.colours))
-        self.colours, self.light, self.task = saved.colours, saved.light, saved.task
+        self._load(saved.look.shapes)
+        self.colours, self.look, self.task = saved.colours, saved.look, saved.task
         self.start, self.targets = saved.start.copy(), saved.targets.copy()
         self.arms.q[:] = saved.joints
         self._paint()
