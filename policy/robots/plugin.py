@@ -21,6 +21,7 @@ from imagine.types import ImagineError
 
 if TYPE_CHECKING:
     from imagine.model.model import WorldActionModel
+    from imagine.world.objects import ObjectMasks
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,18 @@ class RobotPlugin:
     def truth(self, env: gym.Env[Any, Any]) -> np.ndarray | None:
         """The true state, (S,) float64, what no camera tells; None: unknown."""
         return None
+
+    def objects(self, env: gym.Env[Any, Any]) -> ObjectMasks | None:
+        """Which object each pixel of the newest frames shows: of one after a reset, of F after a step; None: unknown.
+
+        With it ``imagine fidelity --objects`` tells what became of every thing in a dream.
+        """
+        return None
+
+    @property
+    def tells_objects(self) -> bool:
+        """Whether :meth:`objects` is there."""
+        return type(self).objects is not RobotPlugin.objects
 
     def carry_out(self, env: gym.Env[Any, Any], chunk: np.ndarray) -> bool:
         """Carry out (K, A) actions where nobody looks, and say whether the episode's instruction is fulfilled so far.

@@ -17,7 +17,7 @@ from imagine.embodiment import Embodiment
 from imagine.policy.robots.g1_table.scene import COLOURS
 from imagine.policy.robots.g1_table.starts import FAMILIES
 from imagine.policy.robots.g1_table.tasks import Task
-from imagine.policy.robots.g1_table.world import VIEWS, G1Table
+from imagine.policy.robots.g1_table.world import VIEWS, G1Table, Snapshot
 from imagine.types import ImagineError, ShapeError, pack_instruction
 from imagine.world.spaces import action_space, observation_space
 
@@ -34,6 +34,7 @@ class TableRobot:
         body: which slices are used, and their units.
         instruction: what it was last asked to do.
         succeeded: (F,) bools of the last chunk, True from the frame by which the task had been done at any tick.
+        moments: the world at each of the newest observations: one after a reset, F after a chunk.
     """
 
     def __init__(self, body: Embodiment | None = None, renderer: str = "ray") -> None:
@@ -41,6 +42,7 @@ class TableRobot:
         self.world = G1Table(renderer)
         self.instruction = ""
         self.succeeded: list[bool] = []
+        self.moments: list[Snapshot] = []
         bad = [v.name for v in self.body.views if VIEWS.get(v.name) is None]
         if bad:
             raise ImagineError(f"embodiment {self.body.name!r} wants views {bad}, the table has {', '.join(VIEWS)}.")
@@ -64,7 +66,7 @@ class TableRobot:
         """
         wanted = Task.parse(instruction) if instruction else None
         task = self.world.reset(seed, wanted, families=families, colours=colours, blocks=blocks, home=home, look=look)
-        self.instruction, self.succeeded = task.instruction, []
+        self.instruction, self.succeeded, self.moments = task.instruction, [], [self.world.snapshot()]
         return self.observe()
 
     def observe(self) -> dict[str, np.ndarray]:
@@ -88,13 +90,14 @@ class TableRobot:
         anchor = body.anchor_of({body.state[0].key: self.world.state()})
         moves = body.absolute_action(body.check_action(chunk[None])[0], anchor)
         seen, done = [], False
-        self.succeeded = []
+        self.succeeded, self.moments = [], []
         for k, move in enumerate(moves, 1):
             self._tick(move)
             done = done or self.world.success()
             if k % body.frame_stride == 0:
                 if look:
                     seen.append(self.observe())
+                    self.moments.append(self.world.snapshot())
                 self.succeeded.append(done)
         return seen
 

@@ -15,6 +15,7 @@ from imagine.policy.robots.g1_table.episodes import BLOCKS, FAILURE_SHARE
 from imagine.policy.robots.g1_table.labels import TableLabels
 from imagine.policy.robots.g1_table.limits import limits_of
 from imagine.policy.robots.g1_table.looks import LOOKS
+from imagine.policy.robots.g1_table.masks import object_masks
 from imagine.policy.robots.g1_table.privileged import expert_chunk
 from imagine.policy.robots.g1_table.scene import COLOURS, CONTROL_HZ
 from imagine.policy.robots.g1_table.starts import counts_of, draw_start
@@ -23,6 +24,7 @@ from imagine.policy.robots.g1_table.truth import NAMES
 from imagine.policy.robots.plugin import Recorder
 from imagine.slices import feature_names
 from imagine.types import ImagineError
+from imagine.world.objects import ObjectMasks
 
 RECORDED = {"observation.state": 26, "action": 28}
 """How many numbers an episode records per tick, see :class:`imagine.policy.robots.g1_table.episodes.Episode`."""
@@ -98,6 +100,10 @@ class G1TablePlugin(TableLabels):
     def expert(self, env: gym.Env[Any, Any]) -> np.ndarray:
         """The scripted expert's next chunk."""
         return expert_chunk(_table(env))
+
+    def objects(self, env: gym.Env[Any, Any]) -> ObjectMasks:
+        """See :func:`imagine.policy.robots.g1_table.masks.object_masks`."""
+        return object_masks(_table(env))
 
     def limits(self, body: Embodiment) -> Limits:
         """See :mod:`imagine.policy.robots.g1_table.limits`."""
