@@ -9,6 +9,11 @@ Source: residual blocks with feature-wise modulation as in DIAMOND's world model
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
@@ -90,3 +95,34 @@ class VideoDecoder(nn.Module):
         for block in self.blocks:
             x = block(x, e)
         return self.leave(F.silu(x)).reshape(b, f, c, h, w)
+
+
+@contextmanager
+def without_tokens(model: Any) -> Iterator[None]:
+    """An ablation: within this context the decoder of a model gets zeros in place of the transformer's tokens.
+
+    What the video loses by it is what the transformer contributes to it.
+
+    Args:
+        model: a :class:`imagine.model.model.WorldActionModel` whose ``dit.decoder`` takes ``tokens``.
+
+    Raises:
+        ShapeError: it has no such decoder.
+    """
+    decoder = getattr(model.dit, "decoder", None)
+    if decoder is None or "tokens" not in inspect.signature(decoder.forward).parameters:
+        raise ShapeError("the model has no decoder that takes tokens; the video is its transformer's own.")
+    signature = inspect.signature(decoder.forward)
+
+    def ablate(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = signature.bind(*args, **kwargs)
+        tokens = given.arguments.get("tokens")
+        if tokens is not None:
+            given.arguments["tokens"] = torch.zeros_like(tokens)
+        return given.args, given.kwargs
+
+    hook = decoder.register_forward_pre_hook(ablate, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
