@@ -153,6 +153,28 @@ def mean_interval(
     return Interval(float(x.mean()), float(low), float(high), len(x))
 
 
+def ratio_interval(total: np.ndarray, size: np.ndarray, *, draws: int = 2000) -> Interval:
+    """Ratio of two sums over clusters with a percentile bootstrap interval; whole clusters are resampled.
+
+    Args:
+        total: (k,) numerator of each cluster.
+        size: (k,) its denominator, as how many things were counted; clusters of 0 count for nothing.
+        draws: resamples.
+
+    Returns:
+        The ratio; NaN with NaN ends where the denominators are all 0. ``n`` is the number of clusters that count.
+    """
+    own = np.asarray(size, np.float64) != 0
+    a, b = np.asarray(total, np.float64)[own], np.asarray(size, np.float64)[own]
+    k = len(a)
+    if not k:
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    pick = np.random.default_rng(0).integers(k, size=(draws, k))
+    tail = bootstrap_tail(k)
+    low, high = np.quantile(a[pick].sum(1) / b[pick].sum(1), [tail, 1 - tail])
+    return Interval(float(a.sum() / b.sum()), float(low), float(high), k)
+
+
 def decibel_gain(error: np.ndarray, baseline: np.ndarray, clusters: np.ndarray) -> Interval:
     """How many dB a mean squared error lies below a baseline's, with a cluster bootstrap interval.
 

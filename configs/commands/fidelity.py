@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imagine.configs.commands.common import Words, at_least, console
+from imagine.configs.commands.common import Folder, Words, at_least
 from imagine.configs.commands.worlds import OfRobot
-from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
 
 
@@ -23,8 +21,15 @@ class Args(OfRobot):
         episodes: how many to record; episode i has seed SEED + i.
         seed: first seed; nothing shipped was trained on seeds from 900000 on.
         windows: at most so many one-chunk windows, drawn evenly.
-        chunks: horizon of the dream on its own frames.
+        chunks: horizon of the dream on its own frames; by default 4, and 8 with --objects.
         steps: denoising steps per chunk.
+        objects: tell instead what becomes of every object, by chunk, beside four controls: rollouts of several policies
+            on the robot's simulator are dreamt again under the same actions (docs/fidelity.md).
+        rollouts: of them; rollout i has seed SEED + i.
+        policy: whose, as `evaluate` takes them; they take turns. By default some that succeed and some that do not.
+        actor: the model whose policies act, a name or folder; by default the one that dreams.
+        kept: a folder in which rollouts are found again, so that several models are measured on the same ones.
+        device: where the model runs with --objects.
         write: keep the figures beside the model, so that imagined success rates can be read with them in mind; the
             model must be a folder.
     """
@@ -33,41 +38,28 @@ class Args(OfRobot):
     episodes: int = 100
     seed: int = 950_000
     windows: int = 600
-    chunks: int = 4
+    chunks: int | None = None
     steps: int = 1
+    objects: bool = False
+    rollouts: int = 96
+    policy: Words = ()
+    actor: str = ""
+    kept: Folder = None
+    device: str = "cpu"
     write: bool = False
 
 
 def run(args: Args) -> dict[str, Any]:
-    """Measure; writes ``metrics.json`` and ``horizon.png`` (dream above truth) to the run folder.
+    """Measure; writes ``metrics.json`` and ``horizon.png`` to the run folder, or ``objects.md`` and films of objects.
 
     Raises:
         ImagineError: a number is out of range, or the datasets do not fit the model.
     """
-    at_least(args, episodes=1, windows=1, chunks=1, steps=1)
+    at_least(args, episodes=1, windows=1, steps=1, rollouts=1)
+    if args.chunks is not None:
+        at_least(args, chunks=1)
     if args.write and not Path(args.model).is_dir():
         raise ImagineError(f"--write puts figures beside a model of yours; {args.model!r} is no folder.")
-    from imagine.agents.fidelity import measure
-    from imagine.configs import build, heldout
-    from imagine.configs.pages.fidelity import save_dreams
-    from imagine.files import write_json
-    from imagine.progress import Progress
+    from imagine.configs.fidelity import fidelity_of_objects, fidelity_of_windows
 
-    loaded = args.load()
-    home, model = loaded.folder, loaded.model
-    folder = RunFolder.of("fidelity", args)
-    datasets = [Path(d) for d in args.dataset] or [heldout.record(loaded, args.seed, args.episodes, folder.path)]
-    windows = heldout.windows(model, datasets, folder.path)
-    dreamer, cfg = build.dreamer(model, home), build.dream_config(home).model_copy(update={"steps": args.steps})
-    with Progress("one chunk") as on_progress:
-        answer, dreams = measure(
-            dreamer, model, windows, cfg, n=args.windows, chunks=args.chunks, on_progress=on_progress
-        )
-    folder.save_metrics(answer)
-    if args.write:
-        kept = home / "metrics.json"
-        known = json.loads(kept.read_text()) if kept.is_file() else {}
-        write_json(kept, {**known, "fidelity": answer})
-    save_dreams(dreams, folder / "horizon.png")
-    console.print(f"dream (above) and truth (below): {folder / 'horizon.png'}")
-    return answer
+    return fidelity_of_objects(args) if args.objects else fidelity_of_windows(args)

@@ -1,0 +1,169 @@
+"""Rollouts on a simulator, with which object every pixel shows: what dreams of the same actions are held against.
+
+Every policy acts on to the last chunk, also after a success, as most that a dream loses it loses late.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagine.agents.envs import SimEnvs, StepResult
+from imagine.agents.rollout import EpisodeRecord, OnProgress, rollout
+from imagine.embodiment import Embodiment
+from imagine.files import atomic_path
+from imagine.policy.robots.plugin import RobotPlugin
+from imagine.types import ImagineError, Policy
+from imagine.world.objects import ObjectMasks
+
+
+@dataclass(frozen=True)
+class TrueRollouts:
+    """N rollouts of C chunks of F frames each; T = 1 + C F frames, the first one before any action.
+
+    Attributes:
+        seeds: (N,) int64 start seeds.
+        policies: (N,) who acted.
+        instructions: (N,) what was asked.
+        frames: (N, T, H, W, 3) uint8 canvases.
+        proprio: (N, T, P) float32, robot units.
+        actions: (N, C, K, A) float32, robot units.
+        done: (N, C) bool, the instruction had been carried out by the end of a chunk.
+        objects: per rollout, which object each pixel shows.
+    """
+
+    seeds: np.ndarray
+    policies: np.ndarray
+    instructions: np.ndarray
+    frames: np.ndarray
+    proprio: np.ndarray
+    actions: np.ndarray
+    done: np.ndarray
+    objects: tuple[ObjectMasks, ...]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def chunk_frames(self) -> int:
+        """F."""
+        return (self.frames.shape[1] - 1) // self.actions.shape[1]
+
+    def pick(self, rows: Sequence[int] | np.ndarray) -> TrueRollouts:
+        """Some of them."""
+        own = list(map(int, rows))
+        arrays = {k: v[own] for k, v in vars(self).items() if k != "objects"}
+        return TrueRollouts(**arrays, objects=tuple(self.objects[i] for i in own))
+
+    def save(self, file: Path, key: Mapping[str, Any]) -> None:
+        """Write them whole; ``key`` says what they are of."""
+        arrays = {k: v for k, v in vars(self).items() if k != "objects"}
+        told = [{k: v for k, v in vars(o).items() if k != "masks"} for o in self.objects]
+        words = json.dumps({"key": key, "objects": told})
+        with atomic_path(file) as temporary, open(temporary, "wb") as out:
+            np.savez_compressed(out, **arrays, masks=np.stack([o.masks for o in self.objects]), words=np.array(words))
+
+    @classmethod
+    def load(cls, file: Path, key: Mapping[str, Any]) -> TrueRollouts:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ImagineError: they are of something else.
+        """
+        with np.load(file) as kept:
+            arrays = dict(kept)
+        words, masks = json.loads(str(arrays.pop("words"))), arrays.pop("masks")
+        wanted = json.loads(json.dumps(key))
+        differs = [k for k in wanted if wanted[k] != words["key"].get(k)]
+        if differs:
+            k = differs[0]
+            raise ImagineError(f"{file} holds rollouts of {k} {words['key'].get(k)!r}, not {wanted[k]!r}; remove it.")
+        objects = tuple(
+            ObjectMasks(m, tuple(o["names"]), tuple(o["things"]), o["target"], o["view"])
+            for m, o in zip(masks, words["objects"], strict=True)
+        )
+        return cls(**arrays, objects=objects)
+
+
+@dataclass
+class _Told:
+    """What one episode has shown so far, beside its frames."""
+
+    masks: list[ObjectMasks]
+    proprio: list[np.ndarray]
+    done: list[bool]
+
+
+class WholeEpisodes(SimEnvs):
+    """Simulators whose episodes go on to the last chunk, whatever has been achieved."""
+
+    def __init__(self, robot: RobotPlugin, make: Callable[[], Any], num_envs: int, body: Embodiment, chunks: int):
+        """``robot`` understands what ``make`` makes; an episode has ``chunks``."""
+        super().__init__(make, num_envs, body, expert=robot.expert)
+        self.robot, self.chunks = robot, chunks
+        self.told: list[_Told] = []
+
+    def reset(self, seeds: Sequence[int], instruction: str | None = None) -> dict[str, np.ndarray]:
+        """See :class:`imagine.agents.envs.ParallelEnvs`."""
+        seen = super().reset(seeds, instruction)
+        rows = range(len(seeds))
+        self.told = [_Told([self._objects(row, 1)], [seen["proprio"][row][None]], []) for row in rows]
+        return seen
+
+    def step(self, rows: Sequence[int], actions: np.ndarray) -> tuple[dict[str, np.ndarray], list[StepResult]]:
+        """See :class:`imagine.agents.envs.ParallelEnvs`."""
+        results = []
+        for row, action in zip(rows, actions, strict=True):
+            self._seen[row], reward, terminated, _, info = self.envs[row].step(action)
+            self._frames[row] = info["frames"]
+            told, won = self.told[row], bool(info.get("is_success", terminated))
+            told.masks.append(self._objects(row, len(info["frames"])))
+            told.proprio.append(info["proprio_frames"])
+            told.done.append(won)
+            results.append(StepResult(won, len(told.done) >= self.chunks, float(reward)))
+        return self._observation(rows), results
+
+    def _objects(self, row: int, frames: int) -> ObjectMasks:
+        """What the robot tells of the newest frames; where it does not, one scene without things."""
+        found = self.robot.objects(self.envs[row])
+        if found is not None:
+            return found
+        blank = np.zeros((frames, self.body.canvas_height, self.body.canvas_width), np.int8)
+        return ObjectMasks(blank, ("scene",), (), None, self.body.views[0].name)
+
+
+def true_rollouts(
+    envs: WholeEpisodes, policies: Mapping[str, Policy | None], seeds: Sequence[int],
+    on_progress: OnProgress | None = None,
+) -> TrueRollouts:  # fmt: skip
+    """Roll out a mixture of policies, who take turns.
+
+    Args:
+        envs: simulators.
+        policies: by name; None for the simulator's own expert.
+        seeds: of the starts; the i-th is for policy i modulo their number.
+        on_progress: told how many are done.
+    """
+    parts: dict[int, tuple[EpisodeRecord, str, _Told]] = {}
+    for k, (name, policy) in enumerate(policies.items()):
+        own = list(range(k, len(seeds), len(policies)))
+        for begin in range(0, len(own), envs.num_envs):
+            group = own[begin : begin + envs.num_envs]
+            made = rollout(envs, policy, [seeds[i] for i in group], frames=True, keep=True)
+            for row, (i, record) in enumerate(zip(group, made, strict=True)):
+                parts[i] = record, name, envs.told[row]
+            if on_progress is not None:
+                on_progress(len(parts), len(seeds))
+    records, names, told = zip(*(parts[i] for i in range(len(seeds))), strict=True)
+    return TrueRollouts(
+        seeds=np.array(seeds), policies=np.array(names), instructions=np.array([r.instruction for r in records]),
+        frames=np.stack([r.frames for r in records]), actions=np.stack([r.actions for r in records]),
+        proprio=np.stack([np.concatenate(t.proprio) for t in told]).astype(np.float32),
+        done=np.logical_or.accumulate([t.done for t in told], 1),
+        objects=tuple(replace(t.masks[0], masks=np.concatenate([m.masks for m in t.masks])) for t in told),
+    )  # fmt: skip

@@ -1,0 +1,133 @@
+"""From the options of ``imagine fidelity`` to its answer: recorded windows, or what became of every object."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from imagine.agents.fidelity import measure
+from imagine.agents.object_fidelity import measure_objects
+from imagine.agents.same_actions import SameActions
+from imagine.agents.true_rollouts import TrueRollouts, WholeEpisodes, true_rollouts
+from imagine.configs import build, heldout
+from imagine.configs.commands.common import console
+from imagine.configs.loaded import Loaded
+from imagine.configs.pages.fidelity import save_dreams
+from imagine.configs.pages.objects import Sheet, tables
+from imagine.configs.policies import EXPERT, adapters_in, load_policy
+from imagine.configs.runfolder import RunFolder
+from imagine.files import write_json
+from imagine.progress import Progress
+from imagine.types import ImagineError, Policy
+
+MIXTURE = ("base", "novice", "base+noise=0.08", "base+bias=0.04", "improved")
+"""Whose actions a dream is tried with, as far as the model folder holds them: good, clumsy and lost ones."""
+CHUNKS, WINDOW_CHUNKS = 8, 4
+"""Horizons where none is given: of the objects, and of recorded windows."""
+TOGETHER = 8
+FILE = "rollouts.npz"
+
+
+def fidelity_of_windows(args: Any) -> dict[str, Any]:
+    """Measure dreams against recorded episodes; writes ``metrics.json`` and ``horizon.png`` to the run folder.
+
+    Args:
+        args: :class:`imagine.configs.commands.fidelity.Args`.
+
+    Raises:
+        ImagineError: the datasets do not fit the model.
+    """
+    loaded = args.load()
+    home, model = loaded.folder, loaded.model
+    folder = RunFolder.of("fidelity", args)
+    datasets = [Path(d) for d in args.dataset] or [heldout.record(loaded, args.seed, args.episodes, folder.path)]
+    windows = heldout.windows(model, datasets, folder.path)
+    dreamer, cfg = build.dreamer(model, home), build.dream_config(home).model_copy(update={"steps": args.steps})
+    chunks = args.chunks or WINDOW_CHUNKS
+    with Progress("one chunk") as on_progress:
+        answer, dreams = measure(dreamer, model, windows, cfg, n=args.windows, chunks=chunks, on_progress=on_progress)
+    folder.save_metrics(answer)
+    _keep(args, "fidelity", answer)
+    save_dreams(dreams, folder / "horizon.png")
+    console.print(f"dream (above) and truth (below): {folder / 'horizon.png'}")
+    return answer
+
+
+def _keep(args: Any, name: str, answer: dict[str, Any]) -> None:
+    """Write an answer into the model folder, if that was asked for."""
+    if args.write:
+        kept = Path(args.model) / "metrics.json"
+        known = json.loads(kept.read_text()) if kept.is_file() else {}
+        write_json(kept, {**known, name: answer})
+
+
+def fidelity_of_objects(args: Any) -> dict[str, Any]:
+    """Tell what becomes of every object; writes ``metrics.json``, ``objects.md``, ``objects.png`` and ``objects.mp4``.
+
+    Args:
+        args: :class:`imagine.configs.commands.fidelity.Args`.
+
+    Raises:
+        ImagineError: the robot has no simulator, a policy cannot be had, or kept rollouts are of something else.
+    """
+    loaded = build.load(args.model, args.robot, args.options(), args.device)
+    cfg = build.dream_config(loaded.folder).model_copy(update={"steps": args.steps})
+    dreamer = build.dreamer(loaded.model, loaded.folder, cfg)
+    folder = RunFolder.of("fidelity", args)
+    rollouts = _rollouts(args, loaded, args.kept or folder.path)
+    sheet = Sheet(rollouts)
+    with Progress("dreams", len(rollouts)) as on_progress:
+        answer = measure_objects(SameActions(dreamer, rollouts, cfg), on_scene=sheet, on_progress=on_progress)
+    answer |= {"seed": args.seed, "policies": dict(Counter(rollouts.policies.tolist()))}
+    if not loaded.robot.tells_objects:
+        answer["left_out"] = [f"robot {loaded.robot.name!r} does not tell which object a pixel shows"]
+    folder.save_metrics(answer)
+    _keep(args, "objects", answer)
+    folder.write_text("objects.md", tables(answer))
+    console.print(tables(answer), markup=False, highlight=False, soft_wrap=True)
+    body = loaded.model.body
+    sheet.write(folder.path, body.control_hz / body.frame_stride)
+    return headline(answer)
+
+
+def headline(answer: dict[str, Any]) -> dict[str, Any]:
+    """What fits on a screen: over all chunks, or at the last one.
+
+    Args:
+        answer: of :func:`imagine.agents.object_fidelity.measure_objects`, with what else is told of it.
+    """
+    kinds, last = list(answer["db"]), f"db at chunk {answer['chunks']}"
+    painted = {c: {k: answer["painted"][k][c]["all"] for k in kinds} for c in answer["painted"]["dream"]}
+    db = {g: {k: answer["db"][k][g]["by_chunk"][-1] for k in kinds} for g in answer["db"]["dream"]}
+    faults = {w: {k: answer["faults"][k]["any"][w] for k in kinds} for w in answer["faults"]["dream"]["any"]}
+    told = {k: answer[k] for k in answer if k not in ("painted", "db", "faults")}
+    return {"painted": painted, last: db, "any fault": faults, **told}
+
+
+def _rollouts(args: Any, loaded: Loaded, place: Path) -> TrueRollouts:
+    """The rollouts, found in a folder or made and left there."""
+    actor = args.actor or args.model
+    policies = args.policy or tuple(p for p in MIXTURE if p.partition("+")[0] in ("base", *adapters_in(actor)))
+    chunks = args.chunks or CHUNKS
+    key = {
+        "robot": loaded.robot.spec, "options": loaded.options, "actor": str(actor), "policies": policies,
+        "seed": args.seed, "rollouts": args.rollouts, "chunks": chunks, "body": loaded.model.body.model_dump(),
+    }  # fmt: skip
+    file = place / FILE
+    if file.is_file():
+        return TrueRollouts.load(file, key)
+    acting = loaded if actor == args.model else build.load(actor, args.robot, args.options())
+    if acting.model.body != loaded.model.body:
+        raise ImagineError(f"actor {actor} is for embodiment {acting.model.body.name!r}, not that of {args.model}.")
+    acts: dict[str, Policy | None] = {
+        name: None if name == EXPERT else load_policy(name, acting.model, acting.folder) for name in policies
+    }
+    body, together = loaded.model.body, min(TOGETHER, args.rollouts)
+    envs = WholeEpisodes(loaded.robot, lambda: loaded.sim_env(chunks), together, body, chunks)
+    with Progress("rollouts", args.rollouts) as on_progress:
+        made = true_rollouts(envs, acts, range(args.seed, args.seed + args.rollouts), on_progress)
+    place.mkdir(parents=True, exist_ok=True)
+    made.save(file, key)
+    return made
