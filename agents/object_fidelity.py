@@ -71,7 +71,7 @@ def truth_of(scene: Scene) -> Truth:
     """What counts of one rollout."""
     objects = scene.objects
     visible = scene.seen[1:]
-    target = np.array([thing == objects.target for thing in objects.things], bool)
+    target = np.isin(objects.things, objects.targets)
     covered, moved = scene.covered[1:], ~scene.painted(np.repeat(scene.frames[:1], len(scene.frames), 0))[1:]
     when = dict(zip(WHEN, (~covered, covered, moved), strict=True))
     whose = dict(zip(WHOSE, (target, ~target), strict=True))

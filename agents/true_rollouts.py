@@ -84,7 +84,7 @@ class TrueRollouts:
             k = differs[0]
             raise ImagineError(f"{file} holds rollouts of {k} {words['key'].get(k)!r}, not {wanted[k]!r}; remove it.")
         objects = tuple(
-            ObjectMasks(m, tuple(o["names"]), tuple(o["things"]), o["target"], o["view"])
+            ObjectMasks(m, tuple(o["names"]), tuple(o["things"]), tuple(o["targets"]), o["view"])
             for m, o in zip(masks, words["objects"], strict=True)
         )
         return cls(**arrays, objects=objects)
@@ -134,7 +134,7 @@ class WholeEpisodes(SimEnvs):
         if found is not None:
             return found
         blank = np.zeros((frames, self.body.canvas_height, self.body.canvas_width), np.int8)
-        return ObjectMasks(blank, ("scene",), (), None, self.body.views[0].name)
+        return ObjectMasks(blank, ("scene",), (), (), self.body.views[0].name)
 
 
 def true_rollouts(

@@ -44,7 +44,7 @@ def painted(masks: np.ndarray, lamp: float = 1.0, seed: int | None = None) -> np
 
 
 def objects(masks: np.ndarray) -> ObjectMasks:
-    return ObjectMasks(masks, NAMES, (0, 1), 0, "head")
+    return ObjectMasks(masks, NAMES, (0, 1), (0,), "head")
 
 
 def scene_of(masks: np.ndarray, seed: int | None = None, away: int = 4) -> Scene:
@@ -225,8 +225,8 @@ def test_the_table_tells_its_objects_and_is_left_as_it_was(seed: int) -> None:
     (seen, _), _ = env.reset(seed=seed), other.reset(seed=seed)
     told = robot.objects(env)
     assert told is not None and told.masks.shape == (1, 64, 96) and told.names[-3:] == ("robot", "bowl", "background")
-    assert len(told.things) == 3 and told.target is not None
-    assert told.names[told.target].split()[0] in bytes(seen["instruction"]).decode()
+    assert len(told.things) == 3 and told.targets
+    assert all(told.names[i].split()[0] in bytes(seen["instruction"]).decode() for i in told.targets)
     canvas = body.tile({v.name: seen[v.name] for v in body.views})[None]
     head = slice(0, 64), slice(0, 64)
     scene = Scene(canvas, told, head, canvas, 12)
