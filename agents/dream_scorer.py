@@ -168,7 +168,7 @@ class _Dream:
         for k in range(max(self.scorer.depth, len(given))):
             if k:
                 last = chunks[-1].prediction
-                self.context = self.model.after(self.context, last.video, last.proprio)
+                self.context = self.model.after(self.context, last.video, last.proprio, last.memory)
                 cache = self.model.prefill(self.context)
             action = given[k] if k < len(given) else self._followed(self._noise(k, Stream.POLICY)).to(candidates)
             chunks.append(self._step(cache, action, self._noise(k, Stream.SCORER)))

@@ -159,7 +159,7 @@ def _imagine(
             break
         latents, proprio = dream.video[alive, -1].half().cpu(), dream.proprio[alive, -1].cpu()
         kept.append(ImaginedFrames(then[alive], latents, proprio, begin + np.flatnonzero(alive)))
-        context = model.after(context, dream.video, dream.proprio)
+        context = model.after(context, dream.video, dream.proprio, dream.memory)
     return kept
 
 

@@ -153,7 +153,7 @@ def sample(
             for n in moving
             if levels[n][k] != levels[n][k + 1]
         }
-        chunk = replace(chunk, **moved)
+        chunk = replace(chunk, **moved, memory=v.memory)
         if callback is not None:
             callback(k, chunk)
     return chunk

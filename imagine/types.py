@@ -105,6 +105,8 @@ class Context(Batched):
         condition: (B, n, Cc, h, w) float, what frames are given beside their own latents, for models that take it (Wan
             I2V: a mask and the first frame), else None. Row i belongs to the i-th of the frames that are remembered at
             the time, the chunk's own behind them, so n = most that are remembered + F serves an endless episode.
+        memory: (B, M, h, w) float, what a model with memory keeps of the scene beyond its frames, else None; None of a
+            model that has it means that nothing but the newest frame has been seen.
     """
 
     video: Tensor
@@ -112,6 +114,7 @@ class Context(Batched):
     text: Tensor
     image: Tensor | None = None
     condition: Tensor | None = None
+    memory: Tensor | None = None
 
     def __len__(self) -> int:
         return self.video.shape[0]
@@ -129,11 +132,13 @@ class Chunk(Batched):
         video: (B, F, C, h, w) float latents, or None.
         proprio: (B, F, P) float, normalised, or None; present exactly when video is.
         action: (B, K, A) float, normalised, or None.
+        memory: (B, M, h, w) float, the scene after the chunk, of a model with memory; see :class:`Context`.
     """
 
     video: Tensor | None = None
     proprio: Tensor | None = None
     action: Tensor | None = None
+    memory: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,17 @@ class Windows:
         """(n,) int64, numbers of the frames of training episodes, for indexing ``video``."""
         return np.flatnonzero(~np.repeat(self._a["episode_held_out"], self._a["episode_frames"]))
 
+    def frames(self, numbers: np.ndarray) -> Tensor:
+        """(n, C, h, w) float16 or (n, H, W, 3) uint8, frames by their numbers, where :meth:`to` has put the video."""
+        if isinstance(self.video, Tensor):
+            return self.video[torch.from_numpy(np.asarray(numbers, np.int64)).to(self.video.device)]
+        return torch.from_numpy(np.ascontiguousarray(self.video[numbers]))
+
+    def to(self, device: torch.device | str) -> Windows:
+        """Move the video to a device, where batches are then gathered; the rest is small and stays."""
+        self.video = torch.as_tensor(np.ascontiguousarray(self.video)).to(device)
+        return self
+
     def imitable(self, rows: np.ndarray) -> np.ndarray:
         """(n,) bool, whether a policy may imitate at least the first action of each window."""
         now = self._tick_start[self._row_episode[rows]] + self._row_frame[rows] * self.embodiment.frame_stride
@@ -253,8 +264,6 @@ class Windows:
         action, action_valid = self.actions(rows)
         reach = now[:, None] + np.arange(self.embodiment.chunk_actions)
         out = {
-            "video": self.video[frame],
-            "start_video": self.video[start],
             "start_proprio": a["frame_proprio"][start],
             "proprio": a["frame_proprio"][frame],
             "action": action,
@@ -269,7 +278,9 @@ class Windows:
             "success_in": wait.astype(np.float32),
             "success_valid": a["has_success"][e],
         }
-        return WindowBatch(**{k: torch.from_numpy(v) for k, v in out.items()}, instructions=self.instructions)
+        video = {"video": self.frames(frame), "start_video": self.frames(start)}
+        rest = {k: torch.from_numpy(v) for k, v in out.items()}
+        return WindowBatch(**video, **rest, instructions=self.instructions)
 
 
 def _next(marked: np.ndarray) -> np.ndarray:

@@ -179,7 +179,8 @@ def compile_blocks(dit: Any) -> None:
     """Fuse each block of a ``JointDiT`` and of its decoder with torch.compile; needs a C++ compiler on a CPU."""
     # Whole batches, part batches on own frames, with and without gradients: more sizes than the default allows.
     torch._dynamo.config.recompile_limit = 64
-    for block in [*dit.blocks, *(dit.decoder.blocks if dit.cfg.decoder.blocks else ())]:
+    drawing = dit.cfg.decoder
+    for block in [*dit.blocks, *(([dit.decoder] if drawing.memory else dit.decoder.blocks) if drawing.blocks else ())]:
         block.compile(dynamic=False)
 
 

@@ -5,6 +5,8 @@ Each canvas is coded on its own, so one observed frame is enough to start a drea
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
@@ -19,12 +21,16 @@ class CodecConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     channels: int = 8  # latent channels C
-    widths: tuple[int, int, int] = (32, 64, 96)  # at 1/2, 1/4 and 1/8 of the resolution
+    widths: tuple[int, int] | tuple[int, int, int] = (
+        32,
+        64,
+        96,
+    )  # at 1/2, 1/4 and, if there are three, 1/8 of the size
 
     @property
     def factor(self) -> int:
-        """Pixels per latent cell along each side."""
-        return 8
+        """Pixels per latent cell along each side: 4 or 8."""
+        return int(2 ** len(self.widths))
 
     @property
     def temporal(self) -> int:
@@ -44,7 +50,10 @@ class _Residual(nn.Module):
 
 
 class FrameCodec(nn.Module):
-    """(N, H, W, 3) uint8 to (N, C, H/8, W/8) latents of zero mean and unit variance per channel, and back."""
+    """(N, H, W, 3) uint8 to (N, C, H/f, W/f) latents of zero mean and unit variance per channel, and back.
+
+    f is ``cfg.factor``; at 4 a block of 5 pixels still is a cell of its own.
+    """
 
     mean: Tensor
     std: Tensor
@@ -52,35 +61,18 @@ class FrameCodec(nn.Module):
     def __init__(self, cfg: CodecConfig):
         super().__init__()
         self.cfg = cfg
-        a, b, c = cfg.widths
-        self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(2),
-            nn.Conv2d(12, a, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(a, b, 4, 2, 1),
-            _Residual(b),
-            nn.SiLU(),
-            nn.Conv2d(b, c, 4, 2, 1),
-            _Residual(c),
-            _Residual(c),
-            nn.Conv2d(c, cfg.channels, 1),
-        )
-        self.decoder = nn.Sequential(
-            nn.Conv2d(cfg.channels, c, 3, padding=1),
-            _Residual(c),
-            _Residual(c),
-            nn.Conv2d(c, b * 4, 1),
-            nn.PixelShuffle(2),
-            _Residual(b),
-            _Residual(b),
-            nn.SiLU(),
-            nn.Conv2d(b, a * 4, 1),
-            nn.PixelShuffle(2),
-            nn.Conv2d(a, a, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(a, 12, 3, padding=1),
-            nn.PixelShuffle(2),
-        )
+        first, *inner = cfg.widths
+        down: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, first, 3, padding=1)]
+        up: list[nn.Module] = [nn.Conv2d(cfg.channels, cfg.widths[-1], 3, padding=1)]
+        for i, (wide, wider) in enumerate(pairwise(cfg.widths)):
+            deepest = i == len(inner) - 1
+            down += [nn.SiLU(), nn.Conv2d(wide, wider, 4, 2, 1), *[_Residual(wider) for _ in range(1 + deepest)]]
+        for i, (wider, wide) in enumerate(pairwise(reversed(cfg.widths))):
+            up += [_Residual(wider), _Residual(wider), *([nn.SiLU()] if i else []), nn.Conv2d(wider, wide * 4, 1)]
+            up.append(nn.PixelShuffle(2))
+        ending = [nn.Conv2d(first, first, 3, padding=1), nn.SiLU(), nn.Conv2d(first, 12, 3, padding=1)]
+        self.encoder = nn.Sequential(*down, nn.Conv2d(cfg.widths[-1], cfg.channels, 1))
+        self.decoder = nn.Sequential(*up, *ending, nn.PixelShuffle(2))
         self.register_buffer("mean", torch.zeros(cfg.channels))
         self.register_buffer("std", torch.ones(cfg.channels))
 
@@ -88,7 +80,7 @@ class FrameCodec(nn.Module):
         """uint8 canvases to latents before normalisation."""
         if canvas.dtype != torch.uint8 or canvas.ndim != 4 or canvas.shape[-1] != 3:
             raise ShapeError(f"codec got {canvas.dtype} {tuple(canvas.shape)}, expected uint8 (N, H, W, 3).")
-        if canvas.shape[1] % 8 or canvas.shape[2] % 8:
+        if canvas.shape[1] % self.cfg.factor or canvas.shape[2] % self.cfg.factor:
             raise ShapeError(f"canvas is {tuple(canvas.shape[1:3])}, expected multiples of {self.cfg.factor} pixels.")
         return self.encoder(canvas.permute(0, 3, 1, 2).float() / 127.5 - 1)
 

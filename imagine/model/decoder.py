@@ -32,8 +32,10 @@ class DecoderConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     blocks: int = 0
-    width: int = 144  # channels, a multiple of 8 and of frames
+    width: int = 144  # channels, a multiple of 8 and, without memory, of frames
     frames: int = 4  # frames per chunk, decoded all at once; set from the dataset's embodiment
+    memory: int = 0  # channels of the scene's memory; 0: a VideoDecoder, which remembers nothing, of version 0.1
+    reach: int = 2  # cells that memory and picture may move by in one temporal patch
 
 
 class _Block(nn.Module):

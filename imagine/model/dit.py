@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,9 @@ from imagine.model.blocks import Block, DiTConfig, Embedder, KeysValues, per_gro
 from imagine.model.decoder import VideoDecoder
 from imagine.model.kv_cache import BlockKV, ContextCache
 from imagine.model.layers import TwoLinear, rotary_table, unpatched, visible
+from imagine.model.scene import SceneDecoder
 from imagine.model.tokens import TokenEmbedder
+from imagine.noise import expand
 from imagine.types import Chunk, Context, NoiseLevels, ShapeError
 
 __all__ = ["BlockKV", "DiTConfig", "JointDiT"]
@@ -50,12 +53,13 @@ class JointDiT(TokenEmbedder):
         self.cfg = cfg
         pt, ph, pw = cfg.patch
         out = cfg.channels * pt * ph * pw
-        in_channels = cfg.channels * (2 if cfg.see_last_frame else 1) + cfg.condition_channels
+        in_channels = cfg.channels * (2 if cfg.see_last_frame else 1) + cfg.decoder.memory + cfg.condition_channels
         self.patch_embedding = nn.Conv3d(in_channels, cfg.dim, cfg.patch, cfg.patch)  # applied as a linear map
         self.condition_embedder = Embedder(cfg)
         self.blocks = nn.ModuleList([Block(cfg) for _ in range(cfg.layers)])
         if cfg.decoder.blocks:
-            self.decoder = VideoDecoder(cfg.decoder, cfg.channels, cfg.dim, cfg.patch)
+            decoder: Any = SceneDecoder if cfg.decoder.memory else VideoDecoder
+            self.decoder = decoder(cfg.decoder, cfg.channels, cfg.dim, cfg.patch)
         else:
             self.proj_out = nn.Linear(cfg.dim, out)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, cfg.dim) / cfg.dim**0.5)
@@ -84,7 +88,9 @@ class JointDiT(TokenEmbedder):
         for head in ("proj_out", "action_out", "proprio_out", "action_steer"):
             if hasattr(self, head):
                 nn.init.zeros_(getattr(self, head).weight)
-        if self.cfg.decoder.blocks:
+        if self.cfg.decoder.memory:
+            self.decoder.initialise()
+        elif self.cfg.decoder.blocks:
             nn.init.zeros_(self.decoder.leave.weight)
         nn.init.normal_(self.condition_embedder.time_proj.weight, std=0.02)
 
@@ -103,7 +109,9 @@ class JointDiT(TokenEmbedder):
             image = self.condition_embedder.image_embedder(context.image)  # type: ignore[misc]
             seen = [block.attn2.image_keys_values(image) for block in self.blocks]  # type: ignore[operator, union-attr]
             cache.image_keys, cache.image_values = [k for k, _ in seen], [v for _, v in seen]
-        cache.condition = context.condition
+        cache.condition, cache.memory = context.condition, context.memory
+        if self.cfg.decoder.memory and cache.memory is None and context.video.shape[1]:
+            cache.memory = self.decoder.begin(context.video[:, -1])
         if self.cfg.registers and context.proprio.shape[1]:
             cache.last_proprio = context.proprio[:, -1]
         return cache
@@ -222,18 +230,20 @@ class JointDiT(TokenEmbedder):
             x, (torch.cat(cos), torch.cat(sin)), level, sizes, cache, steer=steer, alone=alone, block_kv=block_kv,
             last=last,
         )  # fmt: skip
-        video = proprio = None
+        video = proprio = memory = None
         if noisy.video is not None and not actions_only:
             condition = emb[:, :frames] if steer is not None else emb[:, :1].expand(-1, frames, -1)
-            video, proprio = self._video_heads(x, condition, noisy, sigma, grid, cache)
-        return Chunk(video=video, proprio=proprio, action=self._action_head(hidden, x, noisy.action))
+            video, proprio, memory = self._video_heads(x, condition, noisy, sigma, grid, cache)
+        return Chunk(video, proprio, self._action_head(hidden, x, noisy.action), memory)
 
     def _video_part(self, noisy: Chunk, sigma: NoiseLevels, cache: ContextCache, block_kv: BlockKV | None) -> _Part:
         """Tokens of a chunk's video and proprioception."""
         cfg = self.cfg
         assert noisy.video is not None
         given = self._given(cache, cache.frames, noisy.video.shape[1])
-        x, position = self._video_tokens(noisy.video, cache.last_video, given)
+        # A model with memory is shown what is certain of a noisy video alone: nothing of pure noise.
+        shown = noisy.video * expand(1 - sigma.video, noisy.video) if cfg.decoder.memory else noisy.video
+        x, position = self._video_tokens(shown, cache.last_video, given, cache.memory)
         size = noisy.video.shape[1:2] + noisy.video.shape[3:]
         grid = tuple(n // p for n, p in zip(size, cfg.patch, strict=True))
         cells = x.shape[1] // grid[0]  # of a frame; fewer than the grid's where some are blank
@@ -282,28 +292,32 @@ class JointDiT(TokenEmbedder):
 
     def _video_heads(
         self, x: Tensor, condition: Tensor, noisy: Chunk, sigma: NoiseLevels, grid: tuple[int, ...], cache: ContextCache
-    ) -> tuple[Tensor, Tensor | None]:
-        """Raw video and proprioception from the normalised last states (B, N, D) of all tokens, video's first."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Raw video, proprioception and memory from the normalised last states (B, N, D) of all tokens, video first."""
         assert noisy.video is not None
-        residual, total = self.cfg.prediction == "clean", grid[0] * grid[1] * grid[2]
+        residual, total, memory = self.cfg.prediction == "clean", grid[0] * grid[1] * grid[2], None
         seen = visible(self.cfg.blank, grid, x.device) if self.cfg.blank else None
         n = total if seen is None else len(seen)
         if self.cfg.decoder.blocks:
             newest = noisy.video[:, -1] if cache.last_video is None else cache.last_video
-            video = self.decoder(noisy.video, sigma.video, newest, x[:, :n], condition)
+            if self.cfg.decoder.memory:
+                known = self.decoder.begin(newest) if cache.memory is None else cache.memory
+                video, memory = self.decoder(noisy.video, sigma.video, newest, x[:, :n], known)
+            else:
+                video = self.decoder(noisy.video, sigma.video, newest, x[:, :n], condition)
         else:
             video = self.proj_out(x[:, :n])
             if seen is not None:
                 video = video.new_zeros(len(video), total, video.shape[2]).index_copy(1, seen, video)
             video = unpatched(video, grid, self.cfg.patch).view_as(noisy.video)
-        if residual and cache.last_video is not None:
+        if residual and cache.last_video is not None and memory is None:
             video = video + cache.last_video[:, None]
         if noisy.proprio is None or self.cfg.registers:
-            return video, None
+            return video, None, memory
         proprio = self.proprio_out(x[:, n : n + grid[0]]).view_as(noisy.proprio)
         if residual and cache.last_proprio is not None:
             proprio = proprio + cache.last_proprio[:, None]
-        return video, proprio
+        return video, proprio, memory
 
     def _action_head(self, hidden: Tensor, x: Tensor, noisy: Tensor | None) -> Tensor | None:
         """Raw actions from the last states, as they are and normalised, of the last tokens; None without actions."""

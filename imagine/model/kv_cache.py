@@ -61,6 +61,7 @@ class ContextCache:
         last_video: (B, C, h, w) newest observed latent frame, or None before the first.
         last_proprio: (B, P) newest observed proprioception, or None.
         origin: (B, A) where a zero action leads, in normalised action units, or None where actions are absolute.
+        memory: (B, M, h, w) the scene before the next chunk, or None of a model without memory.
         blocks: observed blocks so far, forgotten ones too.
     """
 
@@ -78,6 +79,7 @@ class ContextCache:
     last_video: Tensor | None = None
     last_proprio: Tensor | None = None
     origin: Tensor | None = None
+    memory: Tensor | None = None
     blocks: int = 0
     _rooms: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # turned and values, with room behind them
 
@@ -226,7 +228,7 @@ class ContextCache:
 
 
 _LISTS = ("text_keys", "text_values", "image_keys", "image_values", "keys", "values", "turned")
-_SINGLE = ("pooled_text", "condition", "last_video", "last_proprio", "origin")
+_SINGLE = ("pooled_text", "condition", "last_video", "last_proprio", "origin", "memory")
 _NONE = torch.zeros(0, dtype=torch.long)
 
 

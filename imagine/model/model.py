@@ -149,7 +149,9 @@ class WorldActionModel(RobotUnits):
             video = torch.cat([video[:, :1].expand(-1, missing, -1, -1, -1), video], 1)
             proprio = torch.cat([proprio[:, :1].expand(-1, missing, -1), proprio], 1)
         nothing = video[:, :0], proprio[:, :0]
-        return Context(self.slide(video, nothing[0]), self.slide(proprio, nothing[1]), self.embed_text(instruction))
+        memory = self.dit.decoder.begin(video[:, -1]) if self.cfg.dit.decoder.memory else None
+        kept = self.slide(video, nothing[0]), self.slide(proprio, nothing[1])
+        return Context(*kept, self.embed_text(instruction), memory=memory)
 
     def slide(self, old: Tensor, new: Tensor) -> Tensor:
         """What a context keeps of its frames (B, T, ...) when new ones follow: the sinks, and the newest."""
@@ -160,10 +162,17 @@ class WorldActionModel(RobotUnits):
         rolling = torch.cat([old[:, sinks:], new], 1)
         return torch.cat([old[:, :sinks], rolling[:, sinks - self.cfg.context_frames :]], 1)
 
-    def after(self, context: Context, video: Tensor, proprio: Tensor) -> Context:
-        """The context in which a chunk of video (B, F, C, h, w) and proprioception (B, F, P) has been observed."""
+    def after(self, context: Context, video: Tensor, proprio: Tensor, memory: Tensor | None = None) -> Context:
+        """The context in which a chunk of video (B, F, C, h, w) and proprioception (B, F, P) has been observed.
+
+        ``memory`` (B, M, h, w) is the scene after the chunk, as :func:`imagine.sample` gives it with the chunk; without
+        it a model with memory begins anew with the newest frame.
+        """
         video, proprio = video.to(context.video), proprio.to(context.proprio)
-        return replace(context, video=self.slide(context.video, video), proprio=self.slide(context.proprio, proprio))
+        if memory is None and self.cfg.dit.decoder.memory:
+            memory = self.dit.decoder.begin(video[:, -1])
+        kept = {"video": self.slide(context.video, video), "proprio": self.slide(context.proprio, proprio)}
+        return replace(context, **kept, memory=memory)
 
     def embed_text(self, instruction: Sequence[str]) -> Tensor:
         """(B, L, D) float."""
@@ -181,7 +190,9 @@ class WorldActionModel(RobotUnits):
     def predict(self, noisy: Chunk, sigma: NoiseLevels, cache: ContextCache) -> Chunk:
         """The clean chunk that the network believes is behind a noisy one; normalised units."""
         raw = self.dit(noisy, sigma, cache)
-        return raw if self.cfg.dit.prediction == "clean" else of_each(clean_from_velocity, noisy, raw, sigma)
+        if self.cfg.dit.prediction == "clean":
+            return raw
+        return replace(of_each(clean_from_velocity, noisy, raw, sigma), memory=raw.memory)
 
     def decode_without_tokens(self, noisy: Chunk, sigma: NoiseLevels, context: Context) -> Tensor:
         """The clean video (B, F, C, h, w) as the decoder gives it without the transformer's tokens."""
@@ -213,7 +224,9 @@ class WorldActionModel(RobotUnits):
         Source: UWM, arXiv:2504.02792 (decoupled noise); flow matching with x = (1 - sigma) clean + sigma eps.
         """
         raw = self.dit(noisy, sigma, self.prefill(context) if cache is None else cache, block_kv, wanted)
-        return raw if self.cfg.dit.prediction == "velocity" else of_each(velocity_from_clean, noisy, raw, sigma)
+        if self.cfg.dit.prediction == "velocity":
+            return raw
+        return replace(of_each(velocity_from_clean, noisy, raw, sigma), memory=raw.memory)
 
     def decode(self, video: Tensor, before: Tensor | None = None) -> Tensor:
         """Latents (B, F, C, h, w) to canvases (B, F, H, W, 3) uint8, the newest frame that each stands for.

@@ -65,7 +65,7 @@ def _action_patch(dit: DiTConfig, body: Embodiment, per_patch: int) -> int:
 
 
 def _check_decoder(dit: DiTConfig, body: Embodiment) -> None:
-    if dit.decoder.blocks and dit.decoder.width % body.chunk_frames:
+    if dit.decoder.blocks and not dit.decoder.memory and dit.decoder.width % body.chunk_frames:
         raise ImagineError(
             f"dit.decoder.width is {dit.decoder.width}, expected a multiple of chunk_frames {body.chunk_frames} of "
             f"embodiment {body.name!r}."

@@ -21,14 +21,20 @@ class TokenEmbedder(nn.Module):
     action_in: TwoLinear
     action_steer: nn.Linear
 
-    def _video_tokens(self, video: Tensor, last: Tensor | None, given: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _video_tokens(
+        self, video: Tensor, last: Tensor | None, given: Tensor | None, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(B, F, C, h, w) to tokens (B, N, D) and their grid positions (N, 3), time starting at 0.
 
-        ``last`` (B, C, h, w) is the newest observed frame, ``given`` (B, F, Cc, h, w) the condition of these frames.
+        ``last`` (B, C, h, w) is the newest observed frame, ``given`` (B, F, Cc, h, w) the condition of these frames,
+        ``memory`` (B, M, h, w) the scene before them; observed frames are read without it.
         """
         if self.cfg.see_last_frame:
             last = video if last is None else last[:, None].expand_as(video)
             video = torch.cat([video, last.to(video)], 2)
+        if m := self.cfg.decoder.memory:
+            known = video.new_zeros(len(video), m, *video.shape[3:]) if memory is None else memory.to(video)
+            video = torch.cat([video, known[:, None].expand(-1, video.shape[1], -1, -1, -1)], 2)
         if self.cfg.condition_channels:
             want = (*video.shape[:2], self.cfg.condition_channels, *video.shape[3:])
             if given is None or tuple(given.shape) != want:

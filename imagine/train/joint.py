@@ -24,6 +24,7 @@ from imagine.sampler import sample
 from imagine.seeds import Stream, derive
 from imagine.train.fit import FitConfig, fit
 from imagine.train.losses import JointConfig, decoder_loss, joint_loss, on_own_frames, to_tensors
+from imagine.train.sequences import Usual, sequence_loss
 from imagine.types import DatasetError, ImagineError
 from imagine.world.fidelity import decibel
 
@@ -139,9 +140,17 @@ def train_joint(
     def batch_of(rows: np.ndarray, generator: torch.Generator) -> WindowBatch:
         return on_own_frames(model, windows, rows, windows.batch(rows), cfg, generator)
 
+    usual = Usual.of(windows) if cfg.chunks else None
+    if usual is not None and torch.cuda.is_available():
+        windows.to("cuda")
+
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         model.train()
         rows = sampler.at(step)
+        if usual is not None:
+            shown = None if good is None else windows.batch(good.at(step))
+            chunks = cfg.chunks[min(int(len(cfg.chunks) * step / run.steps), len(cfg.chunks) - 1)]
+            return sequence_loss(model, windows, rows, chunks, cfg, usual, generator, shown)
         if cfg.decoder_only and bool(torch.rand((), generator=generator) < cfg.decoder_only):
             return decoder_loss(model, windows.batch(rows), cfg, generator)
         demonstrations = None if good is None else batch_of(good.at(step), generator)
@@ -162,6 +171,11 @@ def train_joint(
 
 
 def _check_decoder_only(cfg: JointConfig, dit: DiTConfig) -> None:
+    if bool(cfg.chunks) != bool(dit.decoder.memory):
+        raise ImagineError(
+            f"joint.chunks is {list(cfg.chunks)} and dit.decoder.memory is {dit.decoder.memory}, expected both or "
+            "neither: memory is learnt on sequences; set joint.chunks, as 2,4,6, or dit.decoder.memory=0."
+        )
     if cfg.decoder_only and not (dit.decoder.blocks and dit.steer_tokens):
         raise ImagineError(
             f"joint.decoder_only is {cfg.decoder_only:g}, but dit.decoder.blocks is {dit.decoder.blocks} and "

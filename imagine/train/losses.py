@@ -46,6 +46,9 @@ class JointConfig(BaseModel):
     context_noise: float = 0.1  # std added to observed latents: a dream must stand on its own blurred frames
     own_frames: float = 0.25  # share of samples that stand on frames the model has just dreamt itself, not on real ones
     own_chunks: int = 3  # at most how many chunks it dreams for that
+    chunks: tuple[int, ...] = ()  # of a training sequence, growing as training goes on; (): single windows, no memory
+    rarity: float = 0.5  # how much more unusual cells of a picture count (sequences only)
+    pixel_weight: float = 0.0  # of the newest frame's error in pixels (sequences only)
     context_repeat: float = 0.5  # share of samples whose older frames repeat the newest, as a policy's and a reset's do
 
 
@@ -65,7 +68,8 @@ def to_tensors(model: WorldActionModel, batch: WindowBatch) -> tuple[Context, Ch
         video = batch.video.to(device, torch.float32)
     proprio = model.normalise_proprio(batch.proprio[:, ::step].to(device))
     action = model.normalise_action(batch.action.to(device))
-    text = model.embed_text([batch.instructions[i] for i in batch.instruction_id])
+    told, of_row = torch.unique(batch.instruction_id, return_inverse=True)  # few instructions are each told often
+    text = model.embed_text([batch.instructions[i] for i in told.tolist()])[of_row.to(device)]
     known = batch.video_valid[:, step - 1 :: step].to(device)
     masks = {
         "action": batch.action_valid.to(device),
@@ -85,13 +89,13 @@ def observed_frames(model: WorldActionModel) -> int:
 
 def disturb(context: Context, cfg: JointConfig, generator: torch.Generator) -> Context:
     """Noise on observed latents and proprioception, and sometimes no history, as a dream and a reset give."""
-    b = len(context)
-    level = torch.rand(b, 1, 1, 1, 1, generator=generator) * cfg.context_noise
-    noise = torch.randn(context.video.shape, generator=generator) * level
+    b, device = len(context), generator.device
+    level = torch.rand(b, 1, 1, 1, 1, generator=generator, device=device) * cfg.context_noise
+    noise = torch.randn(context.video.shape, generator=generator, device=device) * level
     video = context.video + noise.to(context.video)
-    shaky = torch.randn(context.proprio.shape, generator=generator) * (0.5 * level[:, :, 0, 0])
+    shaky = torch.randn(context.proprio.shape, generator=generator, device=device) * (0.5 * level[:, :, 0, 0])
     proprio = context.proprio + shaky.to(context.proprio)
-    again = (torch.rand(b, generator=generator) < cfg.context_repeat).to(video.device)
+    again = (torch.rand(b, generator=generator, device=device) < cfg.context_repeat).to(video.device)
     video = torch.where(again[:, None, None, None, None], video[:, -1:], video)
     proprio = torch.where(again[:, None, None], proprio[:, -1:], proprio)
     return replace(context, video=video, proprio=proprio)
@@ -134,7 +138,7 @@ def on_own_frames(
         action = model.normalise_action(torch.from_numpy(relative).to(model.device))
         dream = sample(model, DYNAMICS, context, action=action, steps=1, generator=generator)
         assert dream.video is not None and dream.proprio is not None
-        context = model.after(context, dream.video, dream.proprio)
+        context = model.after(context, dream.video, dream.proprio, dream.memory)
     own = torch.from_numpy(np.flatnonzero(found))
     dreamt = context.to("cpu").index(own)
     video, proprio, action = batch.video.clone(), batch.proprio.clone(), batch.action.clone()

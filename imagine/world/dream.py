@@ -95,6 +95,7 @@ class Dream:
         self.text = torch.zeros(n, *self.model.text_shape, device=device)
         self.image: Tensor | None = None  # of models that read the first frame again; made at the first reset
         self.condition: Tensor | None = None
+        self.memory: Tensor | None = None  # of the scene, where the model has one; likewise
         self.history = None
         if self.cfg.history != "read":
             self.history = HistoryCache(self.model, self.cfg.history, n, self.cfg.tile)
@@ -171,7 +172,7 @@ class Dream:
 
     def context(self) -> Context:
         """What the model is given in every environment now."""
-        return Context(self.video, self.proprio, self.text, self.image, self.condition)
+        return Context(self.video, self.proprio, self.text, self.image, self.condition, self.memory)
 
     @torch.inference_mode()
     def step(self, actions: np.ndarray) -> Outcome:
@@ -189,7 +190,8 @@ class Dream:
         with packed, torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.cfg.autocast):
             out = named_in_tiles(lambda rows: self._imagine(rows, commanded[rows]), len(commanded), self.cfg.tile)
         outcome = self._outcome(out)
-        after = self.model.after(self.context(), out["video"], out["proprio"])
+        after = self.model.after(self.context(), out["video"], out["proprio"], out.get("memory"))
+        self.memory = after.memory
         self.before, self.newest, self.video, self.proprio = self.video, out["video"], after.video, after.proprio
         self.canvas, self.trajectory, self.steps = out["canvas"], out["trajectory"], self.steps + 1
         return outcome
@@ -213,6 +215,8 @@ class Dream:
             **{"video": chunk.video, "proprio": chunk.proprio, "trajectory": clip.trajectory, "inverse_error": error},
             **{"reward": score.reward, "success": score.success, **{f"terms/{k}": v for k, v in score.terms.items()}},
         }
+        if chunk.memory is not None:
+            numbers["memory"] = chunk.memory
         flags = {"valid": score.valid, "terminated": score.terminated}
         return {**{k: v.float() for k, v in numbers.items()}, **flags, "canvas": canvas}  # a judge may answer in halves
 
@@ -255,7 +259,8 @@ class Dream:
         return self.model.decode_frames(self.newest[one], self.before[one])[0].cpu().numpy()
 
     _STATE = (
-        *("video", "proprio", "canvas", "text", "image", "condition", "newest", "before", "packed", "seeds", "steps"),
+        *("video", "proprio", "canvas", "text", "image", "condition", "memory"),
+        *("newest", "before", "packed", "seeds", "steps"),
         *("start_video", "start_proprio", "start_canvas", "trajectory"),
     )
 
@@ -286,7 +291,7 @@ class Dream:
         if wrong := sorted({*own, "instruction"} ^ set(state)):
             raise ShapeError(f"the snapshot differs from this dream in {wrong}; restore it in the dream it is from.")
         for name, mine in own.items():
-            theirs, optional = state[name], name in ("image", "condition")
+            theirs, optional = state[name], name in ("image", "condition", "memory")
             if optional and (mine is None or theirs is None):
                 continue
             a, b = (None if x is None else tuple(getattr(x, "shape", ())) for x in (mine, theirs))

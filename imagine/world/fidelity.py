@@ -227,7 +227,7 @@ def horizon(
         truth = batch.video[:, model.cfg.context_frames :].to(model.device)
         frames = model.decode(chunk.video)
         parts.append((clip_mse(frames, truth), clip_mse(first.expand_as(truth), truth), frames, truth))
-        context = model.after(context, chunk.video, chunk.proprio)
+        context = model.after(context, chunk.video, chunk.proprio, chunk.memory)
     mse, copy, shown, true = zip(*parts, strict=True)
     return {
         "mse": torch.stack(mse, 1).cpu().numpy(),

@@ -50,12 +50,14 @@ class Prediction:
             asked.
         inverse_error: (B,) float, root mean square in normalised action units between it and the commanded action;
             None likewise.
+        memory: (B, M, h, w) float, the scene after the chunk, of a model with memory, else None.
     """
 
     video: Tensor
     proprio: Tensor
     inverse: Tensor | None = None
     inverse_error: Tensor | None = None
+    memory: Tensor | None = None
 
 
 def predict_chunk(
@@ -89,14 +91,14 @@ def predict_chunk(
     assert dream.video is not None
     proprio = model.integrate_proprio(context, dream)
     if not cfg.inverse_steps:
-        return Prediction(dream.video, proprio)
+        return Prediction(dream.video, proprio, memory=dream.memory)
     inverse = sample(
         model, INVERSE, context, video=dream.video, proprio=dream.proprio, steps=cfg.inverse_steps, seeds=seeds,
         cache=cache,
     ).action  # fmt: skip
     assert inverse is not None
     off = (inverse - action)[..., : model.body.action_dim]
-    return Prediction(dream.video, proprio, inverse, off.square().mean((1, 2)).sqrt())
+    return Prediction(dream.video, proprio, inverse, off.square().mean((1, 2)).sqrt(), dream.memory)
 
 
 @dataclass(frozen=True)
