@@ -5,7 +5,7 @@ Definitions are those of :mod:`imagine.world.objects`; here they are counted ove
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +24,8 @@ EARLY = 3
 """Chunks that count as the beginning of a dream."""
 FAULTS = ("erased", "ghost", "duplicated", "any")
 WHOSE = ("target", "other")
-WHEN = ("never covered", "covered before", "moved")
-RETURNED = f"back after {AWAY} chunks"
-CATEGORIES = (*(f"{whose}, {when}" for whose in WHOSE for when in WHEN), RETURNED)
+WHEN = ("never covered", "covered before", "moved", f"back after {AWAY} chunks")
+SIDE = tuple(f"other views, {when}" for when in ("never gone", "gone before", f"back after {AWAY} chunks"))
 
 OnScene = Callable[[int, Scene, Mapping[str, np.ndarray]], None]
 """Sees (number of the rollout, what happened, pictures by kind)."""
@@ -37,13 +36,15 @@ class Seen:
     """What one kind of picture shows of one rollout: T - 1 frames, N things.
 
     Attributes:
-        painted: (T - 1, N) bool.
+        painted: (T - 1, N) bool, in the view that stays.
         ghost: (T - 1, N) bool, its colour is where it does not belong.
+        right: by category, (T - 1,) int64 how many things are painted.
         errors: by group, (T - 1,) float64 squared errors summed over pixels.
     """
 
     painted: np.ndarray
     ghost: np.ndarray
+    right: dict[str, np.ndarray]
     errors: dict[str, np.ndarray]
 
 
@@ -54,39 +55,60 @@ class Truth:
     Attributes:
         visible: (T - 1, N) bool; things that colour does not tell apart never are.
         shown: (T - 1, N) bool, visible, and painted by the codec too; where it is not, a dream cannot be blamed.
-        categories: which visible things count for what, (T - 1, N) bool by "WHOSE, WHEN" and :data:`RETURNED`. Moved
-            is what the first picture does not show where it is now.
+        counted: by category, (T - 1,) int64 how many things are to be painted.
         pixels: by group, (T - 1,) float64.
         left_out: names of things that colour does not tell apart.
     """
 
     visible: np.ndarray
     shown: np.ndarray
-    categories: dict[str, np.ndarray]
+    counted: dict[str, np.ndarray]
     pixels: dict[str, np.ndarray]
     left_out: tuple[str, ...]
 
 
-def truth_of(scene: Scene) -> Truth:
-    """What counts of one rollout."""
-    objects = scene.objects
-    visible = scene.seen[1:]
+def categories(scenes: Sequence[Scene]) -> list[tuple[str, int, np.ndarray]]:
+    """Which visible things count for what: (category, number of the scene, (T, N) bool).
+
+    Args:
+        scenes: one rollout in several views, that of the camera that stays first. Moved is what the first picture does
+            not show where it is now.
+    """
+    main, objects = scenes[0], scenes[0].objects
+    moved = ~main.painted(np.repeat(main.frames[:1], len(main.frames), 0))
     target = np.isin(objects.things, objects.targets)
-    covered, moved = scene.covered[1:], ~scene.painted(np.repeat(scene.frames[:1], len(scene.frames), 0))[1:]
-    when = dict(zip(WHEN, (~covered, covered, moved), strict=True))
+    when = zip(WHEN, (~main.covered, main.covered, moved, main.returned), strict=True)
     whose = dict(zip(WHOSE, (target, ~target), strict=True))
-    categories = {f"{a}, {b}": visible & own & now for a, own in whose.items() for b, now in when.items()}
-    categories[RETURNED] = visible & scene.returned[1:]
-    pixels = {k: v[1:] for k, v in scene.errors(scene.frames)[1].items()}
-    unclear = tuple(objects.names[i] for i, ok in zip(objects.things, scene.told_apart, strict=True) if not ok)
-    shown = visible & scene.painted(scene.codec)[1:]
-    return Truth(visible, shown, categories, pixels, unclear)
+    found = [(f"{a}, {b}", 0, main.seen & own & now) for b, now in when for a, own in whose.items()]
+    for k, side in enumerate(scenes[1:], 1):
+        for name, now in zip(SIDE, (~side.covered, side.covered, side.returned), strict=True):
+            found.append((name, k, side.seen & now))
+    return found
 
 
-def seen_in(scene: Scene, pictures: np.ndarray) -> Seen:
+def _summed(each: Sequence[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """By category (T - 1,) counts of (T, N) bool."""
+    out: dict[str, np.ndarray] = {}
+    for name, own in each:
+        out[name] = out.get(name, 0) + own[1:].sum(1)
+    return out
+
+
+def truth_of(scenes: Sequence[Scene]) -> Truth:
+    """What counts of one rollout, seen in several views."""
+    main, objects = scenes[0], scenes[0].objects
+    counted = _summed([(name, own) for name, _, own in categories(scenes)])
+    pixels = {k: v[1:] for k, v in main.errors(main.frames)[1].items()}
+    unclear = tuple(objects.names[i] for i, ok in zip(objects.things, main.told_apart, strict=True) if not ok)
+    return Truth(main.seen[1:], (main.seen & main.painted(main.codec))[1:], counted, pixels, unclear)
+
+
+def seen_in(scenes: Sequence[Scene], pictures: np.ndarray) -> Seen:
     """What pictures (T, H, W, 3) uint8 show of one rollout."""
-    ghost = scene.ghosts(pictures).any((2, 3)) & scene.told_apart
-    return Seen(scene.painted(pictures)[1:], ghost[1:], {k: v[1:] for k, v in scene.errors(pictures)[0].items()})
+    main, painted = scenes[0], [scene.painted(pictures) for scene in scenes]
+    ghost = main.ghosts(pictures).any((2, 3)) & main.told_apart
+    right = _summed([(name, own & painted[k]) for name, k, own in categories(scenes)])
+    return Seen(painted[0][1:], ghost[1:], right, {k: v[1:] for k, v in main.errors(pictures)[0].items()})
 
 
 @dataclass
@@ -97,11 +119,11 @@ class ObjectTally:
     truths: list[Truth] = field(default_factory=list)
     seen: dict[str, list[Seen]] = field(default_factory=dict)
 
-    def add(self, scene: Scene, pictures: Mapping[str, np.ndarray]) -> None:
-        """One more rollout, of which every kind of picture shows something."""
-        self.truths.append(truth_of(scene))
+    def add(self, scenes: Sequence[Scene], pictures: Mapping[str, np.ndarray]) -> None:
+        """One more rollout, of which every kind of picture shows something; the view that stays first."""
+        self.truths.append(truth_of(scenes))
         for kind, shown in pictures.items():
-            self.seen.setdefault(kind, []).append(seen_in(scene, shown))
+            self.seen.setdefault(kind, []).append(seen_in(scenes, shown))
 
     def numbers(self) -> dict[str, Any]:
         """All tables; see :func:`measure_objects`."""
@@ -116,10 +138,9 @@ class ObjectTally:
 
     def _painted(self, kind: str) -> dict[str, Any]:
         out = {}
-        for name in CATEGORIES:
-            counted = [t.categories[name] for t in self.truths]
-            right = [own & s.painted for own, s in zip(counted, self.seen[kind], strict=True)]
-            top, bottom = self._sums([x.sum(1) for x in right]), self._sums([x.sum(1) for x in counted])
+        for name in dict.fromkeys(name for t in self.truths for name in t.counted):
+            top = self._sums([s.right[name] for s in self.seen[kind]])
+            bottom = self._sums([t.counted[name] for t in self.truths])
             out[name] = {**_over_chunks(top, bottom, plain), "frames": int(bottom.sum())}
         return out
 
@@ -204,21 +225,21 @@ def measure_objects(
         error without the transformer's tokens as a multiple of that with them; ``left_out``, things whose colour does
         not tell them apart.
     """
-    rollouts = same.rollouts
-    body, chunks = same.model.body, rollouts.actions.shape[1]
-    tally = ObjectTally(chunks)
+    rollouts, views = same.rollouts, same.model.body.views
+    windows = {v.name: (slice(v.top, v.top + v.height), slice(v.left, v.left + v.width)) for v in views}
+    tally = ObjectTally(rollouts.actions.shape[1])
     for begin in range(0, len(rollouts), TOGETHER):
         rows = np.arange(begin, min(begin + TOGETHER, len(rollouts)))
         shown = {kind: same.pictures(kind, rows) for kind in same.kinds}
         for at, i in enumerate(rows):
-            objects = rollouts.objects[i]
-            view = next(v for v in body.views if v.name == objects.view)
-            window = slice(view.top, view.top + view.height), slice(view.left, view.left + view.width)
-            scene = Scene(rollouts.frames[i], objects, window, shown["codec"][at], AWAY * rollouts.chunk_frames)
+            objects, away = rollouts.objects[i], AWAY * rollouts.chunk_frames
+            order = sorted(windows, key=lambda name: name != objects.view)
+            codec, frames = shown["codec"][at], rollouts.frames[i]
+            scenes = [Scene(frames, objects, windows[name], codec, away) for name in order]
             own = {kind: pictures[at] for kind, pictures in shown.items()}
-            tally.add(scene, own)
+            tally.add(scenes, own)
             if on_scene is not None:
-                on_scene(int(i), scene, own)
+                on_scene(int(i), scenes[0], own)
         if on_progress is not None:
             on_progress(int(rows[-1]) + 1, len(rollouts))
     return tally.numbers()

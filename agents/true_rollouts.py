@@ -138,14 +138,14 @@ class WholeEpisodes(SimEnvs):
 
 
 def true_rollouts(
-    envs: WholeEpisodes, policies: Mapping[str, Policy | None], seeds: Sequence[int],
+    envs: WholeEpisodes, policies: Mapping[str, Policy], seeds: Sequence[int],
     on_progress: OnProgress | None = None,
 ) -> TrueRollouts:  # fmt: skip
     """Roll out a mixture of policies, who take turns.
 
     Args:
         envs: simulators.
-        policies: by name; None for the simulator's own expert.
+        policies: by name.
         seeds: of the starts; the i-th is for policy i modulo their number.
         on_progress: told how many are done.
     """

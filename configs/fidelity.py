@@ -8,22 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from imagine.agents.fidelity import measure
-from imagine.agents.object_fidelity import measure_objects
+from imagine.agents.object_fidelity import AWAY, measure_objects
 from imagine.agents.same_actions import SameActions
+from imagine.agents.scripted import ExpertPolicy, HidingPolicy
 from imagine.agents.true_rollouts import TrueRollouts, WholeEpisodes, true_rollouts
+from imagine.agents.zoo import Flaw, Flawed
 from imagine.configs import build, heldout
 from imagine.configs.commands.common import console
 from imagine.configs.loaded import Loaded
 from imagine.configs.pages.fidelity import save_dreams
 from imagine.configs.pages.objects import Sheet, tables
-from imagine.configs.policies import EXPERT, adapters_in, load_policy
+from imagine.configs.policies import EXPERT, load_policy
 from imagine.configs.runfolder import RunFolder
 from imagine.files import write_json
 from imagine.progress import Progress
 from imagine.types import ImagineError, Policy
 
-MIXTURE = ("base", "novice", "base+noise=0.08", "base+bias=0.04", "improved")
-"""Whose actions a dream is tried with, as far as the model folder holds them: good, clumsy and lost ones."""
+HIDE = "hide"
+"""The policy that hides things for a while; see :class:`imagine.agents.scripted.HidingPolicy`."""
+SCRIPTED = (EXPERT, "expert+noise=0.06", "expert+bias=0.04", "expert+grip=0.5", "random", HIDE)
+"""Whose actions a dream is tried with, where the simulator has an expert: those of every model are the same then."""
+LEARNT = ("base", "base+noise=0.08", "base+bias=0.04", "random")
+"""The same where it has none."""
 CHUNKS, WINDOW_CHUNKS = 8, 4
 """Horizons where none is given: of the objects, and of recorded windows."""
 TOGETHER = 8
@@ -108,26 +114,41 @@ def headline(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _rollouts(args: Any, loaded: Loaded, place: Path) -> TrueRollouts:
     """The rollouts, found in a folder or made and left there."""
-    actor = args.actor or args.model
-    policies = args.policy or tuple(p for p in MIXTURE if p.partition("+")[0] in ("base", *adapters_in(actor)))
-    chunks = args.chunks or CHUNKS
+    actor, chunks = args.actor or args.model, args.chunks or CHUNKS
     key = {
-        "robot": loaded.robot.spec, "options": loaded.options, "actor": str(actor), "policies": policies,
-        "seed": args.seed, "rollouts": args.rollouts, "chunks": chunks, "body": loaded.model.body.model_dump(),
+        "robot": loaded.robot.spec, "options": loaded.options, "policies": args.policy or "default", "seed": args.seed,
+        "rollouts": args.rollouts, "chunks": chunks, "body": loaded.model.body.model_dump(),
     }  # fmt: skip
     file = place / FILE
     if file.is_file():
         return TrueRollouts.load(file, key)
+    body, together, robot = loaded.model.body, min(TOGETHER, args.rollouts), loaded.robot
+    envs = WholeEpisodes(robot, lambda: loaded.sim_env(chunks), together, body, chunks)
     acting = loaded if actor == args.model else build.load(actor, args.robot, args.options())
-    if acting.model.body != loaded.model.body:
+    if acting.model.body != body:
         raise ImagineError(f"actor {actor} is for embodiment {acting.model.body.name!r}, not that of {args.model}.")
-    acts: dict[str, Policy | None] = {
-        name: None if name == EXPERT else load_policy(name, acting.model, acting.folder) for name in policies
-    }
-    body, together = loaded.model.body, min(TOGETHER, args.rollouts)
-    envs = WholeEpisodes(loaded.robot, lambda: loaded.sim_env(chunks), together, body, chunks)
+    acts = {name: _acting(name, acting, envs) for name in args.policy or _mixture(envs, args.seed)}
     with Progress("rollouts", args.rollouts) as on_progress:
         made = true_rollouts(envs, acts, range(args.seed, args.seed + args.rollouts), on_progress)
     place.mkdir(parents=True, exist_ok=True)
     made.save(file, key)
     return made
+
+
+def _mixture(envs: WholeEpisodes, seed: int) -> tuple[str, ...]:
+    """Whose actions are taken where nobody is named: as much as the robot can do."""
+    envs.reset([seed])
+    env, robot, things = envs.envs[0], envs.robot, envs.told[0].masks[0].things
+    if robot.expert(env) is None:
+        return LEARNT
+    hides = bool(things) and robot.hide(env, things[0]) is not None
+    return tuple(name for name in SCRIPTED if name != HIDE or hides)
+
+
+def _acting(name: str, loaded: Loaded, envs: WholeEpisodes) -> Policy:
+    """A policy by name, also those that only a simulator has."""
+    own, _, flaws = name.partition("+")
+    if own not in (EXPERT, HIDE):
+        return load_policy(name, loaded.model, loaded.folder)
+    policy = ExpertPolicy(envs) if own == EXPERT else HidingPolicy(envs, AWAY)
+    return Flawed(policy, Flaw.parse(flaws), envs.body) if flaws else policy

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from imagine.agents.object_fidelity import AWAY, ObjectTally
+from imagine.agents.scripted import ExpertPolicy, HidingPolicy
 from imagine.agents.statistics import ratio_interval
+from imagine.agents.true_rollouts import TrueRollouts, WholeEpisodes, true_rollouts
 from imagine.model.decoder import without_tokens
 from imagine.policy.robots.registry import load_robot
-from imagine.types import ShapeError
+from imagine.types import ImagineError, ShapeError
 from imagine.world.objects import ObjectMasks, Palette, Scene, chroma
 
 SEEDS = (0, 1, 2, 3)
@@ -115,7 +117,7 @@ def test_what_has_no_colour_of_its_own_is_left_out() -> None:
     scene = Scene(frames, objects(masks), WINDOW, frames, 4)
     assert scene.told_apart.tolist() == [True, False] and not scene.seen[:, 1].any()
     tally = ObjectTally(4)
-    tally.add(scene, {"dream": frames})
+    tally.add([scene], {"dream": frames})
     assert tally.numbers()["left_out"] == ["green block"]
 
 
@@ -127,7 +129,7 @@ def test_things_that_are_never_seen_have_no_colour() -> None:
 def numbers(masks: np.ndarray, **pictures: np.ndarray) -> Any:
     frames = painted(masks)
     tally = ObjectTally(4)
-    tally.add(Scene(frames, objects(masks), WINDOW, frames, 4 * AWAY), {"codec": frames, **pictures})
+    tally.add([Scene(frames, objects(masks), WINDOW, frames, 4 * AWAY)], {"codec": frames, **pictures})
     return tally.numbers()
 
 
@@ -170,7 +172,7 @@ def test_a_dream_is_not_blamed_for_what_the_codec_loses() -> None:
     masks = drawn(still((4, 4)), still((20, 20)))
     frames, lost = painted(masks), painted(drawn([None] * T, still((20, 20))))
     tally = ObjectTally(4)
-    tally.add(Scene(frames, objects(masks), WINDOW, lost, 4), {"codec": lost, "dream": lost})
+    tally.add([Scene(frames, objects(masks), WINDOW, lost, 4)], {"codec": lost, "dream": lost})
     got = tally.numbers()
     assert got["faults"]["dream"]["any"]["within 4"]["value"] == 0 < got["faults"]["codec"]["any"]["within 4"]["value"]
     assert got["painted"]["dream"]["target, never covered"]["all"]["value"] == 0
@@ -262,3 +264,36 @@ def test_the_command_tells_and_shows(tmp_path: Path, capsys: pytest.CaptureFixtu
     at[at.index("2")] = "3"
     assert main([*at, "--kept", str(tmp_path / "kept"), "--out", str(tmp_path / "third")]) == 2
     assert "holds rollouts of rollouts 2, not 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_is_hidden_comes_back(seed: int) -> None:
+    robot = load_robot("g1_table")
+    body = robot.embodiment()
+    assert body is not None
+    envs = WholeEpisodes(robot, lambda: robot.make_env(body, horizon=5), 2, body, 5)
+    rollouts = true_rollouts(envs, {"hide": HidingPolicy(envs, 3)}, [seed, seed + 10])
+    assert rollouts.frames.shape == (2, 21, 64, 96, 3) and rollouts.done.shape == (2, 5)
+    for frames, objects in zip(rollouts.frames, rollouts.objects, strict=True):
+        scene = Scene(frames, objects, (slice(0, 64), slice(0, 64)), frames, 12)
+        away = (scene.visible[5:17] < 3).all(0)
+        assert away.sum() == 1, "one thing, and for three chunks"
+        assert (scene.seen & scene.returned)[17:, away].any(), "and it is seen again"
+
+
+def test_rollouts_are_kept_with_what_they_are_of(tmp_path: Path) -> None:
+    robot = load_robot("g1_table")
+    body = robot.embodiment()
+    assert body is not None
+    envs = WholeEpisodes(robot, lambda: robot.make_env(body, horizon=1), 2, body, 1)
+    made = true_rollouts(envs, {"expert": ExpertPolicy(envs)}, [0, 1, 2])
+    made.save(tmp_path / "rollouts.npz", {"seed": 0})
+    again = TrueRollouts.load(tmp_path / "rollouts.npz", {"seed": 0})
+    for name, array in vars(made).items():
+        if name != "objects":
+            assert np.array_equal(array, getattr(again, name)), name
+    assert again.objects[2].names == made.objects[2].names and again.objects[2].targets == made.objects[2].targets
+    assert np.array_equal(again.objects[2].masks, made.objects[2].masks)
+    assert again.pick([2]).seeds.tolist() == [2] and len(again.pick([2]).objects) == 1
+    with pytest.raises(ImagineError, match="rollouts of seed 0, not 1"):
+        TrueRollouts.load(tmp_path / "rollouts.npz", {"seed": 1})

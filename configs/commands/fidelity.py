@@ -26,7 +26,8 @@ class Args(OfRobot):
         objects: tell instead what becomes of every object, by chunk, beside four controls: rollouts of several policies
             on the robot's simulator are dreamt again under the same actions (docs/fidelity.md).
         rollouts: of them; rollout i has seed SEED + i.
-        policy: whose, as `evaluate` takes them; they take turns. By default some that succeed and some that do not.
+        policy: whose, as `evaluate` takes them, and hide, which hides things for a while; they take turns. By default
+            the simulator's expert with and without flaws, random, and hide.
         actor: the model whose policies act, a name or folder; by default the one that dreams.
         kept: a folder in which rollouts are found again, so that several models are measured on the same ones.
         device: where the model runs with --objects.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from imagine.agents.object_fidelity import CATEGORIES, FAULTS
+from imagine.agents.object_fidelity import FAULTS
 from imagine.agents.true_rollouts import TrueRollouts
 from imagine.files import atomic_write
 from imagine.world.objects import Scene
@@ -22,37 +22,36 @@ ERASED, GHOST = (255, 255, 255), (255, 0, 255)
 
 
 def tables(answer: Mapping[str, Any]) -> str:
-    """Markdown, one table per question; a row per kind of picture and object, a column per chunk."""
-    chunks = [str(c + 1) for c in range(answer["chunks"])]
+    """Markdown, one table per question: the dream over all chunks and by chunk, beside it what it must beat."""
+    controls = [kind for kind in answer["db"] if kind != "dream"]
+    head = ["dream", *(str(c + 1) for c in range(answer["chunks"])), *controls]
     parts = [f"{answer['n']} rollouts; share of frames in which a visible thing is painted in its colour where it is:"]
-    rows = [
-        [name, kind, _share(each[name]["all"]), *(_share(x, bare=True) for x in each[name]["by_chunk"])]
-        for name in CATEGORIES
-        for kind, each in answer["painted"].items()
-        if each[name]["frames"]
-    ]
-    parts += [_table(["things", "picture", "all chunks", *chunks], rows), "Peak signal-to-noise ratio, dB:"]
-    groups = list(dict.fromkeys(g for each in answer["db"].values() for g in each))
-    rows = [
-        [group, kind, _db(each[group]["all"]), *(_db(x, bare=True) for x in each[group]["by_chunk"])]
-        for group in groups
-        for kind, each in answer["db"].items()
-        if each[group]["all"]
-    ]
-    parts += [_table(["object", "picture", "all chunks", *chunks], rows), "Share of dreams with a fault:"]
-    rows = [
-        [name, kind, *(_share(x) for x in each[name].values())]
-        for name in FAULTS
-        for kind, each in answer["faults"].items()
-    ]
+    rows = [[name, *_row(answer["painted"], name, controls, _share)] for name in answer["painted"]["dream"]]
+    parts += [_table(["things", *head], rows), "Peak signal-to-noise ratio, dB:"]
+    groups = [group for group, found in answer["db"]["dream"].items() if found["all"]]
+    rows = [[group, *_row(answer["db"], group, controls, _db)] for group in groups]
+    parts += [_table(["object", *head], rows), "Share of dreams with a fault:"]
     within = list(next(iter(answer["faults"].values()))[FAULTS[0]])
-    parts += [_table(["fault", "picture", *(f"{w} chunks" for w in within)], rows)]
+    rows = [
+        [f"{name} within {w.removeprefix('within ')} chunks", *(_share(each[name][w]) for each in kinds)]
+        for kinds in [[answer["faults"][k] for k in ("dream", *controls)]]
+        for name in FAULTS
+        for w in within
+    ]
+    parts += [_table(["fault", "dream", *controls], rows)]
     if "error_without_tokens" in answer:
         each = ", ".join(f"{g} {_share(x)}" for g, x in answer["error_without_tokens"].items() if x)
         parts += [f"Squared error without the transformer's tokens, as a multiple of that with them: {each}."]
     if answer["left_out"]:
         parts += [f"Left out: {', '.join(answer['left_out'])}."]
     return "\n\n".join(parts) + "\n"
+
+
+def _row(found: Mapping[str, Any], name: str, controls: list[str], form: Callable[..., str]) -> list[str]:
+    """Cells of one question: the dream with its interval and by chunk, and the controls over all chunks."""
+    dream = found["dream"][name]
+    by_chunk = [form(x, bare=True) for x in dream["by_chunk"]]
+    return [form(dream["all"]), *by_chunk, *(form(found[kind][name]["all"], bare=True) for kind in controls)]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -128,6 +128,18 @@ class RobotPlugin:
         """
         return None
 
+    def hide(self, env: gym.Env[Any, Any], thing: int) -> np.ndarray | None:
+        """A chunk (K, A) float32, robot units, that ends with something between a thing and the camera that stays.
+
+        Args:
+            env: left as it is.
+            thing: one of those of :meth:`objects`.
+
+        Returns:
+            None where nobody knows how. With it, ``imagine fidelity --objects`` sees what a dream remembers.
+        """
+        return None
+
     @property
     def tells_objects(self) -> bool:
         """Whether :meth:`objects` is there."""

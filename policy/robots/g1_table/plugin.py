@@ -12,6 +12,7 @@ from imagine.embodiment import Embodiment
 from imagine.limits import Limits
 from imagine.policy.robots.g1_table.env import FOLDER, G1TableEnv
 from imagine.policy.robots.g1_table.episodes import BLOCKS, FAILURE_SHARE
+from imagine.policy.robots.g1_table.hide import hiding_chunk
 from imagine.policy.robots.g1_table.labels import TableLabels
 from imagine.policy.robots.g1_table.limits import limits_of
 from imagine.policy.robots.g1_table.looks import LOOKS
@@ -104,6 +105,10 @@ class G1TablePlugin(TableLabels):
     def objects(self, env: gym.Env[Any, Any]) -> ObjectMasks:
         """See :func:`imagine.policy.robots.g1_table.masks.object_masks`."""
         return object_masks(_table(env))
+
+    def hide(self, env: gym.Env[Any, Any], thing: int) -> np.ndarray:
+        """See :func:`imagine.policy.robots.g1_table.hide.hiding_chunk`."""
+        return hiding_chunk(_table(env), thing)
 
     def limits(self, body: Embodiment) -> Limits:
         """See :mod:`imagine.policy.robots.g1_table.limits`."""
