@@ -126,35 +126,12 @@ def train_joint(
     if run.compile:
         compile_blocks(model.dit)
     _check_decoder_only(cfg, model.cfg.dit)
-    rows, good = windows.rows("train"), None
+    rows = windows.rows("train")
     if not len(rows):
         raise DatasetError("the dataset has no training window; record more or longer episodes.")
-    sampler = WindowSampler(rows, run.batch, seed=run.seed)
-    imitable = rows[windows.imitable(rows)]
-    if len(imitable) and cfg.policy_batch:
-        good = WindowSampler(imitable, cfg.policy_batch, derive(run.seed, Stream.POLICY))
     held = windows.rows("held_out")
     held = held if len(held) else rows  # a dataset of one episode holds nothing out
     held = held[np.random.default_rng(0).permutation(len(held))[:256]]
-
-    def batch_of(rows: np.ndarray, generator: torch.Generator) -> WindowBatch:
-        return on_own_frames(model, windows, rows, windows.batch(rows), cfg, generator)
-
-    usual = Usual.of(windows) if cfg.chunks else None
-    if usual is not None and torch.cuda.is_available():
-        windows.to("cuda")
-
-    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        model.train()
-        rows = sampler.at(step)
-        if usual is not None:
-            shown = None if good is None else windows.batch(good.at(step))
-            chunks = cfg.chunks[min(int(len(cfg.chunks) * step / run.steps), len(cfg.chunks) - 1)]
-            return sequence_loss(model, windows, rows, chunks, cfg, usual, generator, shown)
-        if cfg.decoder_only and bool(torch.rand((), generator=generator) < cfg.decoder_only):
-            return decoder_loss(model, windows.batch(rows), cfg, generator)
-        demonstrations = None if good is None else batch_of(good.at(step), generator)
-        return joint_loss(model, batch_of(rows, generator), cfg, generator, demonstrations)
 
     def publish(ema: nn.Module, numbers: dict[str, float]) -> None:
         assert isinstance(ema, WorldActionModel)
@@ -165,9 +142,41 @@ def train_joint(
         assert isinstance(ema, WorldActionModel)
         return held_out(ema, windows, held)
 
+    loss = _Loss(windows, model, cfg, run)
     ema = fit(model, loss, run, folder, evaluate=evaluate, publish=publish, name="model")
     assert isinstance(ema, WorldActionModel)
     return ema
+
+
+class _Loss:
+    """What each step learns from: windows, or sequences of a length that grows as training goes on."""
+
+    def __init__(self, windows: Windows, model: WorldActionModel, cfg: JointConfig, run: FitConfig) -> None:
+        self.windows, self.model, self.cfg, self.steps = windows, model, cfg, run.steps
+        rows, self.good = windows.rows("train"), None
+        self.sampler = WindowSampler(rows, run.batch, seed=run.seed)
+        imitable = rows[windows.imitable(rows)]
+        if len(imitable) and cfg.policy_batch:
+            self.good = WindowSampler(imitable, cfg.policy_batch, derive(run.seed, Stream.POLICY))
+        self.usual = Usual.of(windows) if cfg.chunks else None
+        if cfg.chunks and torch.cuda.is_available():
+            windows.to("cuda")
+
+    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one step, and numbers to log."""
+        model, cfg = self.model.train(), self.cfg
+        rows = self.sampler.at(step)
+        if self.usual is not None:
+            shown = None if self.good is None else self.windows.batch(self.good.at(step))
+            chunks = cfg.chunks[min(len(cfg.chunks) * step // self.steps, len(cfg.chunks) - 1)]
+            return sequence_loss(model, self.windows, rows, chunks, cfg, self.usual, generator, shown)
+        if cfg.decoder_only and bool(torch.rand((), generator=generator) < cfg.decoder_only):
+            return decoder_loss(model, self.windows.batch(rows), cfg, generator)
+        demonstrations = None if self.good is None else self._batch(self.good.at(step), generator)
+        return joint_loss(model, self._batch(rows, generator), cfg, generator, demonstrations)
+
+    def _batch(self, rows: np.ndarray, generator: torch.Generator) -> WindowBatch:
+        return on_own_frames(self.model, self.windows, rows, self.windows.batch(rows), self.cfg, generator)
 
 
 def _check_decoder_only(cfg: JointConfig, dit: DiTConfig) -> None:
