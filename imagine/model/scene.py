@@ -135,10 +135,13 @@ class SceneDecoder(nn.Module):
 
     def _moved(self, x: Tensor, weights: Tensor) -> Tensor:
         """(B, n C, h, w), each of n groups of channels shifted as its weights (B, n, shifts, h, w) say."""
-        size, r = x.shape[2:], self.reach
-        around = F.unfold(F.pad(x, (r, r, r, r), mode="replicate"), 2 * r + 1)
-        around = around.view(len(x), weights.shape[1], -1, weights.shape[2], *size)
-        return (around * weights[:, :, None]).sum(3).flatten(1, 2)
+        (h, w), r = x.shape[2:], self.reach
+        wide = F.pad(x, (r, r, r, r), mode="replicate").unflatten(1, (weights.shape[1], -1))
+        moved = torch.zeros_like(wide[..., :h, :w])
+        for k, weight in enumerate(weights.unbind(2)):
+            i, j = divmod(k, 2 * r + 1)
+            moved = torch.addcmul(moved, wide[..., i : i + h, j : j + w], weight[:, :, None])
+        return moved.flatten(1, 2)
 
 
 def _places(like: Tensor) -> Tensor:
