@@ -31,7 +31,7 @@ class Failure:
         self._holding = 0
         others = [c for c in world.colours if c not in task.colours]
         wrong = others[int(rng.integers(len(others)))] if others else task.colours[-1]
-        self._other = Task(task.family, *task.colours[:-1], wrong)
+        self._other = Task.about(task.family, (*task.colours[:-1], wrong))
         self._waypoint, self._grip, self._until = HOME[self._arm].copy(), 1.0, 0
         if mode == "clumsy":
             self._try_elsewhere()

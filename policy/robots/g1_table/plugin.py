@@ -74,7 +74,7 @@ class G1TablePlugin(TableLabels):
         """The same task for a block, the last of two, that is not on the table; None where all colours are."""
         task, present = Task.parse(instruction), self._present(seed, options)
         absent = [c for c in COLOURS if c not in present]
-        return Task(task.family, *task.colours[:-1], absent[0]).instruction if absent else None
+        return Task.about(task.family, (*task.colours[:-1], absent[0])).instruction if absent else None
 
     def swaps(self) -> tuple[str, ...]:
         """Another block, or another task."""
@@ -85,10 +85,12 @@ class G1TablePlugin(TableLabels):
         task, present = Task.parse(instruction), self._present(seed, options)
         others = [c for c in present if c not in task.colours]
         if what == "colour":
-            return Task(task.family, *task.colours[1:], others[0]).instruction if others else None
+            if not others:  # of two, where there is no third, the second alone
+                return Task("put_in_bowl", task.second).instruction if task.second else None
+            return Task.about(task.family, (*task.colours[1:], others[0])).instruction
         families = [f for f in {**self.options(), **options}["families"] if blocks_of(f) <= len(present)]
         family = families[(families.index(task.family) + 1) % len(families)]
-        return Task(family, *(*task.colours, *others)[: blocks_of(family)]).instruction
+        return Task.about(family, (*task.colours, *others)).instruction
 
     def _present(self, seed: int, options: Mapping[str, Any]) -> tuple[str, ...]:
         """Colours of the blocks of a start."""

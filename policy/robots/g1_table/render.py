@@ -157,11 +157,10 @@ def _fine_directions(fovy: float, h: int, w: int) -> np.ndarray:
 def _edges(rgb: np.ndarray) -> np.ndarray:
     """(h, w) bool: does a pixel of (h, w, 3) differ from one of its four neighbours?"""
     edge = np.zeros(rgb.shape[:2], bool)
-    for axis in (0, 1):
-        jump = (np.abs(np.diff(rgb, axis=axis)) > EDGE).any(-1)
-        before, after = [np.s_[:-1], np.s_[:, :-1]][axis], [np.s_[1:], np.s_[:, 1:]][axis]
-        edge[before] |= jump
-        edge[after] |= jump
+    for across, image in ((edge, rgb), (edge.T, rgb.swapaxes(0, 1))):
+        jump = (np.abs(np.diff(image, axis=0)) > EDGE).any(-1)
+        across[:-1] |= jump
+        across[1:] |= jump
     return edge
 
 

@@ -58,6 +58,11 @@ class Task:
         return _PHRASES[self.family].format(*self.colours)
 
     @classmethod
+    def about(cls, family: str, colours: Sequence[str]) -> Task:
+        """A task of a family about as many of the given colours as it needs, in their order."""
+        return cls(family, *colours[: blocks_of(family)])
+
+    @classmethod
     def parse(cls, text: str) -> Task:
         """Understand an instruction; case, spaces and a final full stop do not matter.
 
