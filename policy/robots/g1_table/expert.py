@@ -22,8 +22,10 @@ PUSH_Z = REST_Z + 0.005
 HOVER_Z = TABLE_Z + 0.115
 LIFT_Z = TABLE_Z + 0.135
 CARRY_Z = TABLE_Z + 0.14
+CARRY_FREE = TABLE_Z + 0.11  # above it what is carried clears other blocks
 DROP_Z = TABLE_Z + 0.065
 SLOT = 0.035  # m along x from the bowl's axis to where a block is put, so that another one fits beside it
+GAP, EDGE = 0.064, 0.045  # m between two blocks in the bowl, and how far from its axis the second goes at most
 BEHIND = 0.069  # m from the block's centre to where a push begins
 PUSH_GOAL = 0.10  # m; pushes go on a little past success
 ENGAGED = 0.10  # m; a hand this near a block keeps the job, whatever side the block is on
@@ -135,7 +137,7 @@ def _put(world: G1Table, i: int, arm: int, offset: np.ndarray) -> np.ndarray:
         return _step(world, arm, hand.copy(), OPEN)
     if gap < 0.025:
         return _step(world, arm, np.array([*(hand[:2] + away), DROP_Z]), CLOSED)
-    return _travel(world, arm, np.array([*(hand[:2] + away), CARRY_Z]), CLOSED, TABLE_Z + 0.10)
+    return _travel(world, arm, np.array([*(hand[:2] + away), CARRY_Z]), CLOSED, CARRY_FREE)
 
 
 def _in_bowl(world: G1Table, i: int) -> bool:
@@ -146,9 +148,10 @@ def _in_bowl(world: G1Table, i: int) -> bool:
 
 def _slot(world: G1Table, i: int) -> np.ndarray:
     """Where in the bowl a block is to go, (2,) m: its far half, or the near one where another block is in the far."""
-    others = [k for k in range(len(world.colours)) if k != i and _in_bowl(world, k)]
-    taken = any(world.blocks[k, 0] > world.bowl[0] - 0.01 for k in others)
-    return np.array([world.bowl[0] + (-SLOT if taken else SLOT), world.bowl[1]])
+    others = [world.blocks[k, 0] - world.bowl[0] for k in range(len(world.colours)) if k != i and _in_bowl(world, k)]
+    taken = [x for x in others if x > -0.01]
+    x = max(min(-SLOT, *(x - GAP for x in taken)), -EDGE) if taken else SLOT
+    return np.array([world.bowl[0] + x, world.bowl[1]])
 
 
 def _put_down(world: G1Table, block: int, arm: int) -> np.ndarray:

@@ -16,6 +16,13 @@ from imagine.policy.robots.g1_table.world import G1Table
 
 MODES = ("miss", "drop", "wrong", "wander")
 ALL_MODES = (*MODES, "clumsy")
+PATIENCE = {  # ticks until a block in hand is dropped or a push given up, drawn in this range; most before success
+    "put_in_bowl": (3, 24),
+    "pick_up": (3, 30),
+    "push_left": (1, 9),
+    "push_right": (1, 9),
+    "put_both": (3, 50),
+}
 SPREAD = 0.025  # m, standard deviation per axis of where a clumsy hand believes the block to be
 
 
@@ -27,7 +34,7 @@ class Failure:
         self._arm = choose_arm(world, present_block(world, task))
         angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.03, 0.07)
         self._offset = (float(far * np.cos(angle)), float(far * np.sin(angle)), 0.0)
-        self._patience = int(rng.integers(8, 40))
+        self._patience = int(rng.integers(*PATIENCE[task.family]))
         self._holding = 0
         others = [c for c in world.colours if c not in task.colours]
         wrong = others[int(rng.integers(len(others)))] if others else task.colours[-1]
