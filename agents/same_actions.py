@@ -1,7 +1,8 @@
 """The same actions in a dream as on the simulator, from the simulator's first frame; and what a dream must beat.
 
-Controls: ``frozen`` shows the first picture for ever, ``shuffled`` dreams under another rollout's actions, and
-``without_tokens`` dreams with a decoder that is given nothing by the transformer. ``codec`` shows the true frames as
+Controls: ``frozen`` shows the first picture for ever, ``shuffled`` dreams under another rollout's actions,
+``without_tokens`` dreams with a decoder that is given nothing by the transformer, and ``without_memory`` forgets before
+every chunk what a model with memory keeps of the scene beyond its newest frame. ``codec`` shows the true frames as
 well as the model's codec can; no dream is better.
 """
 
@@ -24,7 +25,7 @@ from imagine.world.starts import Start
 
 TOGETHER = 16
 """Rollouts dreamt and compared at a time; memory is bounded by it."""
-PICTURES = ("dream", "codec", "frozen", "shuffled", "without_tokens")
+PICTURES = ("dream", "codec", "frozen", "shuffled", "without_tokens", "without_memory")
 
 
 class _FirstFrames:
@@ -50,7 +51,9 @@ class SameActions:
         """Say who dreams of what; ``cfg`` says how, and its check of the dream is left out."""
         self.model, self.rollouts = model, rollouts
         self.cfg = cfg.model_copy(update={"inverse_steps": 0, "inverse_error_cost": 0.0})
-        self.kinds = tuple(k for k in PICTURES if k != "without_tokens" or model.cfg.dit.decoder.blocks)
+        decoder = model.cfg.dit.decoder
+        left_out = {"without_tokens": not decoder.blocks, "without_memory": not decoder.memory}
+        self.kinds = tuple(k for k in PICTURES if not left_out.get(k))
         self.shuffled = np.roll(np.arange(len(rollouts)), max(1, len(rollouts) // 2))
 
     def pictures(self, kind: str, rows: np.ndarray) -> np.ndarray:
@@ -65,7 +68,11 @@ class SameActions:
         if kind == "without_tokens":
             ablated = without_tokens(self.model)
         with ablated:
-            chunks = [np.stack([dream.frames(i) for i in range(len(rows))]) for dream, _ in self.dream(rows, actions)]
+            chunks = []
+            for dream, _ in self.dream(rows, actions):
+                chunks.append(np.stack([dream.frames(i) for i in range(len(rows))]))
+                if kind == "without_memory":
+                    dream.memory = None  # it begins anew with the newest frame
         return np.concatenate([frames[:, :1], *chunks], 1)
 
     def dream(
@@ -82,7 +89,12 @@ class SameActions:
     @torch.inference_mode()
     def codec(self, clip: np.ndarray) -> np.ndarray:
         """(T, H, W, 3) uint8 frames, encoded and decoded."""
-        video, model = torch.from_numpy(np.ascontiguousarray(clip)).to(self.model.device), self.model
+        return self.model.decode_frames(self.latents(clip[None]))[0].cpu().numpy()
+
+    @torch.inference_mode()
+    def latents(self, clips: np.ndarray) -> torch.Tensor:
+        """(M, T, C, h, w) of frames (M, T, H, W, 3) uint8; of a video codec fewer than there are frames."""
+        video, model = torch.from_numpy(np.ascontiguousarray(clips)).to(self.model.device), self.model
         if model.temporal > 1:
-            return model.decode_frames(model.codec.encode(video[None]))[0].cpu().numpy()
-        return model.decode(model.codec.encode(video)[None])[0].cpu().numpy()
+            return model.codec.encode(video)
+        return torch.stack([model.codec.encode(clip) for clip in video])

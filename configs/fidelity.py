@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imagine.agents.fidelity import measure
+from imagine.agents.judges_compared import compare_judges
 from imagine.agents.object_fidelity import AWAY, measure_objects
 from imagine.agents.same_actions import SameActions
 from imagine.agents.scripted import ExpertPolicy, HidingPolicy
@@ -15,6 +16,7 @@ from imagine.agents.true_rollouts import TrueRollouts, WholeEpisodes, true_rollo
 from imagine.agents.zoo import Flaw, Flawed
 from imagine.configs import build, heldout
 from imagine.configs.commands.common import console
+from imagine.configs.judges import default_judge, load_judge, second_judge
 from imagine.configs.loaded import Loaded
 from imagine.configs.pages.fidelity import save_dreams
 from imagine.configs.pages.objects import Sheet, tables
@@ -22,7 +24,7 @@ from imagine.configs.policies import EXPERT, load_policy
 from imagine.configs.runfolder import RunFolder
 from imagine.files import write_json
 from imagine.progress import Progress
-from imagine.types import ImagineError, Policy
+from imagine.types import ImagineError, Policy, RewardModel
 
 HIDE = "hide"
 """The policy that hides things for a while; see :class:`imagine.agents.scripted.HidingPolicy`."""
@@ -83,9 +85,13 @@ def fidelity_of_objects(args: Any) -> dict[str, Any]:
     dreamer = build.dreamer(loaded.model, loaded.folder, cfg)
     folder = RunFolder.of("fidelity", args)
     rollouts = _rollouts(args, loaded, args.kept or folder.path)
-    sheet = Sheet(rollouts)
+    sheet, same = Sheet(rollouts), SameActions(dreamer, rollouts, cfg)
     with Progress("dreams", len(rollouts)) as on_progress:
-        answer = measure_objects(SameActions(dreamer, rollouts, cfg), on_scene=sheet, on_progress=on_progress)
+        answer = measure_objects(same, on_scene=sheet, on_progress=on_progress)
+    judges = _judges(args, loaded)
+    if judges:
+        with Progress("judges", len(rollouts)) as on_progress:
+            answer["judges"] = compare_judges(same, judges, on_progress=on_progress)
     answer |= {"seed": args.seed, "policies": dict(Counter(rollouts.policies.tolist()))}
     if not loaded.robot.tells_objects:
         answer["left_out"] = [f"robot {loaded.robot.name!r} does not tell which object a pixel shows"]
@@ -110,6 +116,20 @@ def headline(answer: dict[str, Any]) -> dict[str, Any]:
     faults = {w: {k: answer["faults"][k]["any"][w] for k in kinds} for w in answer["faults"]["dream"]["any"]}
     told = {k: answer[k] for k in answer if k not in ("painted", "db", "faults")}
     return {"painted": painted, last: db, "any fault": faults, **told}
+
+
+def _judges(args: Any, loaded: Loaded) -> dict[str, RewardModel]:
+    """Judges by name; where none are named the default one and another kind, as far as the model has any."""
+    if args.judge == ("none",):
+        return {}
+    names: list[str] = list(args.judge)
+    if not names:
+        try:
+            names = [default_judge(loaded.folder)]
+        except ImagineError:
+            return {}
+        names += [name] if (name := second_judge(names[0], loaded.folder)) else []
+    return {name: load_judge(name, loaded.folder, args.device) for name in names}
 
 
 def _rollouts(args: Any, loaded: Loaded, place: Path) -> TrueRollouts:

@@ -30,6 +30,8 @@ class Args(OfRobot):
             the simulator's expert with and without flaws, random, and hide.
         actor: the model whose policies act, a name or folder; by default the one that dreams.
         kept: a folder in which rollouts are found again, so that several models are measured on the same ones.
+        judge: who is asked of the same actions, shown dreams, true frames and a frozen picture, as `evaluate` takes
+            them, or none; by default the model's own.
         device: where the model runs with --objects.
         write: keep the figures beside the model, so that imagined success rates can be read with them in mind; the
             model must be a folder.
@@ -46,6 +48,7 @@ class Args(OfRobot):
     policy: Words = ()
     actor: str = ""
     kept: Folder = None
+    judge: Words = ()
     device: str = "cpu"
     write: bool = False
 

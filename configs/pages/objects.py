@@ -39,6 +39,18 @@ def tables(answer: Mapping[str, Any]) -> str:
         for w in within
     ]
     parts += [_table(["fault", "dream", *controls], rows)]
+    if "judges" in answer:
+        parts += ["Share of rollouts of which a judge has said by then what is true (and how many more it calls done):"]
+        rows = [
+            [
+                name,
+                shown,
+                *(f"{_share(a, bare=True)} ({b['value']:+.2f})" for a, b in zip(*found.values(), strict=True)),
+            ]
+            for name, each in answer["judges"].items()
+            for shown, found in each.items()
+        ]
+        parts += [_table(["judge", "shown", *head[1 : 1 + answer["chunks"]]], rows)]
     if "error_without_tokens" in answer:
         each = ", ".join(f"{g} {_share(x)}" for g, x in answer["error_without_tokens"].items() if x)
         parts += [f"Squared error without the transformer's tokens, as a multiple of that with them: {each}."]
