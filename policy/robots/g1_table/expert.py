@@ -105,6 +105,8 @@ def _travel(world: G1Table, arm: int, goal: np.ndarray, grip: float, safe_z: flo
     hand = world.hands[arm]
     if np.hypot(*(hand[:2] - world.bowl)) < BOWL_RADIUS:
         safe_z = TABLE_Z + 0.12  # out of the bowl
+    if world.grips[arm] < 0.15 and hand[2] < TABLE_Z + 0.09:
+        grip = CLOSED  # fingers that open beside a block would throw it
     free = float(np.clip((hand[2] - safe_z + 0.035) / 0.03, 0.0, 1.0))
     return _step(world, arm, np.array([*(hand[:2] + free * (goal[:2] - hand[:2])), goal[2]]), grip)
 
