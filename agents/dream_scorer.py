@@ -84,11 +84,10 @@ class DreamScorer:
         b, n = candidates.shape[:2]
         chunks = candidates.flatten(0, 1).to(self.model.device)
         cache = read(self.model, state.context, self.cfg.tile) if state.cache is None else state.cache
-        trajectory = state.known_trajectory(self.model)
 
         def judge(rows: Tensor) -> dict[str, Tensor]:
             own = rows // n  # which state a candidate belongs to
-            dreams = [_Dream(self, state, own, trajectory[own], draw) for draw in range(self.draws)]
+            dreams = [_Dream(self, state, own, draw) for draw in range(self.draws)]
             scores = [d.score(cache.index(own), chunks[rows]) for d in dreams]
             value, spread = (torch.stack([getattr(s, k) for s in scores]) for k in ("value", "spread"))
             terms = {f"terms/{k}": torch.stack([s.terms[k] for s in scores]).mean(0) for k in scores[0].terms}
@@ -131,8 +130,8 @@ class _Chunk:
 class _Dream:
     """One dream of n rows, each from the state that it belongs to."""
 
-    def __init__(self, scorer: DreamScorer, state: PlanningState, rows: Tensor, trajectory: Tensor, draw: int) -> None:
-        self.scorer, self.model, self.draw, self.trajectory = scorer, scorer.model, draw, trajectory
+    def __init__(self, scorer: DreamScorer, state: PlanningState, rows: Tensor, draw: int) -> None:
+        self.scorer, self.model, self.draw = scorer, scorer.model, draw
         self.context = state.context.index(rows)
         self.start = EpisodeStart(state.start.video[rows, -1], state.start.proprio[rows, -1])
         self.seeds = [state.seeds[i] for i in rows.tolist()]
@@ -177,9 +176,7 @@ class _Dream:
     def _step(self, cache: ContextCache, action: Tensor, seeds: Sequence[int]) -> _Chunk:
         normalised = self.model.normalise_action(action)
         chunk = predict_chunk(self.model, self.context, normalised, self.scorer.cfg, seeds=seeds, cache=cache)
-        clip = judge_clip(self.model, self.start, self.trajectory, self.context, chunk, action)
-        assert clip.trajectory is not None
-        self.trajectory = clip.trajectory
+        clip = judge_clip(self.model, self.start, self.context, chunk, action)
         return _Chunk(chunk, self.scorer.judge(clip, self.instruction))
 
     def _followed(self, seeds: Sequence[int]) -> Tensor:

@@ -17,7 +17,6 @@ from imagine.agents.same_actions import TOGETHER, SameActions
 from imagine.agents.statistics import mean_interval, success_rate
 from imagine.types import Chunk, Clip, RewardModel, Score
 from imagine.world.step import EpisodeStart, Prediction, judge_clip
-from imagine.world.trajectory import initial
 
 SHOWN = ("dream", "real", "frozen")
 """What judges are shown: dreams; true frames as the codec shows them; the first picture, and where the actions lead."""
@@ -62,7 +61,7 @@ def _judged_clips(same: SameActions, panel: Panel, frozen: bool, rows: np.ndarra
     felt = torch.from_numpy(rollouts.proprio[rows][:, :: model.temporal]).to(model.device)
     proprio = model.normalise_proprio(felt)
     start = EpisodeStart(latents[:, 0], proprio[:, 0])
-    trajectory, terms = initial(model, proprio[:, 0]), []
+    terms = []
     for c in range(rollouts.actions.shape[1]):
         now, ends = 1 + c * f, 1 + (c + 1) * f
         context = model.context(latents[:, :now], proprio[:, :now], texts)
@@ -71,10 +70,7 @@ def _judged_clips(same: SameActions, panel: Panel, frozen: bool, rows: np.ndarra
             led = model.integrate_proprio(context, Chunk(action=model.normalise_action(action)))
             latents[:, now:ends], proprio[:, now:ends] = latents[:, :1], led
         chunk = Prediction(latents[:, now:ends], proprio[:, now:ends])
-        clip = judge_clip(model, start, trajectory, context, chunk, action)
-        assert clip.trajectory is not None
-        trajectory = clip.trajectory
-        terms.append(panel(clip, texts).terms)
+        terms.append(panel(judge_clip(model, start, context, chunk, action), texts).terms)
     return {name: torch.stack([t[name] for t in terms], 1).numpy() for name in panel.judges}
 
 

@@ -173,19 +173,17 @@ class Recorder:
     def __init__(self, envs: DreamEnvs, episodes: int, frames: bool) -> None:
         self.envs, self.wanted = envs, frames
         self.latents: list[list[np.ndarray]] = [[] for _ in range(episodes)]
-        self.trajectory: list[list[np.ndarray]] = [[] for _ in range(episodes)]
+        self.proprio: list[list[np.ndarray]] = [[] for _ in range(episodes)]
         self.frames: list[list[np.ndarray]] = [[] for _ in range(episodes)]
 
     def __call__(self, episodes: Sequence[int], rows: Sequence[int]) -> None:
         """See :data:`imagine.agents.rollout.OnStep`."""
         dream, at = self.envs.dream, list(rows)
-        latents, chunk = dream.video[at, -1].half().cpu().numpy(), dream.newest.shape[1]
-        trajectory = dream.trajectory[at].cpu().numpy()
+        latents, proprio = dream.video[at, -1].half().cpu().numpy(), dream.proprio[at, -1].cpu().numpy()
         seen = self.envs.canvas(at) if self.wanted else None
         for i, episode in enumerate(episodes):
-            first = not self.latents[episode]
             self.latents[episode].append(latents[i])
-            self.trajectory[episode].append(trajectory[i, -1:] if first else trajectory[i, -chunk:])
+            self.proprio[episode].append(proprio[i])
             if seen is not None:
                 self.frames[episode].append(seen[i].copy())
 
@@ -196,8 +194,7 @@ class Recorder:
         n, shape = len(records), self.envs.canvas([0]).shape[1:]
         return LabelledRollouts(
             latents=np.array(self.latents),
-            trajectory=np.stack([np.concatenate(rows) for rows in self.trajectory]),
-            proprio_dim=self.envs.dream.model.body.proprio_dim,
+            proprio=np.array(self.proprio),
             frames=np.array(self.frames) if self.wanted else np.zeros((n, 0, *shape), np.uint8),
             actions=np.array([r.actions for r in records]),
             inverse_error=np.array([r.hallucination for r in records], np.float32),
@@ -261,5 +258,4 @@ def _make(job: tuple[range, RolloutConfig, dict[str, Any], Path]) -> int:
 
 def _load(file: Path) -> LabelledRollouts:
     with np.load(file) as kept:
-        arrays = dict(kept)
-    return LabelledRollouts(**{**arrays, "proprio_dim": int(arrays["proprio_dim"])})
+        return LabelledRollouts(**dict(kept))

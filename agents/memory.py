@@ -6,11 +6,8 @@ from collections.abc import Hashable, Sequence
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
 
-from imagine.model.model import WorldActionModel
 from imagine.types import Context, ShapeError
-from imagine.world.trajectory import initial, interpolate
 
 T = TypeVar("T")
 
@@ -40,30 +37,16 @@ class EpisodeMemory(dict[Hashable, T], Generic[T]):
 
 
 class EpisodeContext:
-    """What each episode showed when it began, since success often means "changed since then", and its way since."""
+    """What each episode showed when it began, since success often means "changed since then"."""
 
-    def __init__(self, model: WorldActionModel) -> None:
-        """``model`` reads what is seen."""
-        self._known = EpisodeMemory[tuple[Context, Tensor]]()
-        self.model = model
+    def __init__(self) -> None:
+        self._known = EpisodeMemory[Context]()
 
-    def __call__(self, now: Context, episodes: Sequence[int] | None = None) -> tuple[Context, Tensor]:
-        """The first contexts of these rows' episodes and their trajectories (B, T, P + S A).
-
-        An episode that is not known begins now. Between two looks, a chunk apart, the way is taken to be straight.
-        """
+    def __call__(self, now: Context, episodes: Sequence[int] | None = None) -> Context:
+        """The first contexts of these rows' episodes; an episode that is not known begins now."""
         keys = self._known.keys_of(len(now), episodes)
-        for row, key in enumerate(keys):
-            here = now.index([row])
-            proprio = here.proprio[:, -1]
-            if key in self._known:
-                first, path = self._known[key]
-                self._known[key] = first, interpolate(self.model, path, proprio)
-            else:
-                self._known[key] = here, initial(self.model, proprio)
-        named = [self._known[key][0].named() for key in keys]
-        start = Context(**{name: torch.cat([c[name] for c in named]) for name in named[0]})
-        return start, torch.cat([self._known[key][1] for key in keys])
+        named = [self._known.setdefault(key, now.index([row])).named() for row, key in enumerate(keys)]
+        return Context(**{name: torch.cat([c[name] for c in named]) for name in named[0]})
 
     def forget(self, episodes: Sequence[int] | None = None) -> None:
         """Forget these episodes, or all."""

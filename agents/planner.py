@@ -128,7 +128,7 @@ class Planner:
         same = self._dreams is None or self._dreams is policy.model
         self._encoder = policy if same else JointPolicy(self._dreams)  # type: ignore[arg-type]  # reads its own latents
         self.plans: deque[Plan] = deque(maxlen=KEPT)
-        self._episodes, self._pace, self._fresh = EpisodeContext(self._encoder.model), _Pace(), FreshSeeds()
+        self._episodes, self._pace, self._fresh = EpisodeContext(), _Pace(), FreshSeeds()
 
     def reset(self, episodes: Sequence[int] | None = None) -> None:
         """Forget how these episodes began, or all and the newest decisions too."""
@@ -159,10 +159,10 @@ class Planner:
         """
         begin = self._clock()
         now = self._encoder.context(observation)
-        start, path = self._episodes(now, episodes)
+        start = self._episodes(now, episodes)
         instructions = tuple(unpack_instruction(row) for row in observation["instruction"])
         each = self._fresh(len(now)) if seeds is None else [int(s) for s in seeds]
-        state = PlanningState(now, start, instructions, tuple(each), trajectory=path)
+        state = PlanningState(now, start, instructions, tuple(each))
         seen = now if self._encoder is self.policy else self.policy.context(observation)
         self.plans.append(self.decide(state, seen, begin))
         return self.plans[-1]

@@ -18,7 +18,6 @@ from imagine.model.batching import TILE
 from imagine.model.kv_cache import ContextCache
 from imagine.model.model import WorldActionModel
 from imagine.types import Context, ShapeError
-from imagine.world.trajectory import initial, interpolate
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,6 @@ class PlanningState:
         instruction: one per decision.
         seeds: one per decision; all its noise comes from it.
         cache: what the dreaming model read of ``context``, where it is at hand; see :func:`read`.
-        trajectory: (B, T, P + S A) float, where the robot has been, up to ``context``; see
-            :mod:`imagine.world.trajectory`. Without it a judge is shown a straight line from ``start`` to ``context``.
     """
 
     context: Context
@@ -40,7 +37,6 @@ class PlanningState:
     instruction: tuple[str, ...]
     seeds: tuple[int, ...]
     cache: ContextCache | None = None
-    trajectory: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.context), len(self.start), len(self.instruction), len(self.seeds)
@@ -52,12 +48,6 @@ class PlanningState:
 
     def __len__(self) -> int:
         return len(self.context)
-
-    def known_trajectory(self, model: WorldActionModel) -> Tensor:
-        """(B, T, P + S A) float, ``trajectory``, or what is assumed without one."""
-        if self.trajectory is not None:
-            return self.trajectory
-        return interpolate(model, initial(model, self.start.proprio[:, -1]), self.context.proprio[:, -1])
 
 
 @dataclass(frozen=True)

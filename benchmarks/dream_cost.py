@@ -85,7 +85,6 @@ class DreamCost:
             **{f"start_{k}": getattr(scene.start, k) for k in _PARTS},
             "told": torch.from_numpy(told),
             "seed": torch.tensor(scene.seeds, dtype=torch.long),
-            "path": scene.known_trajectory(self.model),
         }
 
     def get_cost(self, info_dict: Mapping[str, Any], action_candidates: Tensor) -> Tensor:
@@ -143,7 +142,7 @@ class DreamCost:
 
     def _scene(self, rows: Mapping[str, Any]) -> PlanningState:
         """The scene that travelled in an info, one row per lane."""
-        wanted = [f"{when}_{k}" for when in ("now", "start") for k in _PARTS] + ["told", "seed", "path"]
+        wanted = [f"{when}_{k}" for when in ("now", "start") for k in _PARTS] + ["told", "seed"]
         if missing := [k for k in wanted if k not in rows]:
             raise ShapeError(
                 f"the solver's info has no {missing[0]!r}, got {sorted(rows)}; make it with DreamCost.info."
@@ -151,7 +150,7 @@ class DreamCost:
         device = self.model.device
         now, start = (Context(**{k: rows[f"{when}_{k}"].to(device) for k in _PARTS}) for when in ("now", "start"))
         told = tuple(unpack_instruction(row.cpu().numpy()) for row in rows["told"])
-        return PlanningState(now, start, told, tuple(int(x) for x in rows["seed"]), trajectory=rows["path"].to(device))
+        return PlanningState(now, start, told, tuple(int(x) for x in rows["seed"]))
 
 
 class SolverPolicy:
@@ -166,7 +165,7 @@ class SolverPolicy:
             eyes: encodes observations as the dreaming model reads them.
         """
         self.solver, self.cost, self.eyes = solver, cost, eyes
-        self._episodes, self._fresh = EpisodeContext(eyes.model), FreshSeeds()
+        self._episodes, self._fresh = EpisodeContext(), FreshSeeds()
 
     def act(
         self,
@@ -178,8 +177,7 @@ class SolverPolicy:
         now = self.eyes.context(observation)
         told = tuple(unpack_instruction(row) for row in observation["instruction"])
         each = tuple(self._fresh(len(now)) if seeds is None else [int(s) for s in seeds])
-        start, path = self._episodes(now, episodes)
-        scene = PlanningState(now, start, told, each, trajectory=path)
+        scene = PlanningState(now, self._episodes(now, episodes), told, each)
         return self.cost.chunks(self.search(scene)).cpu().numpy()
 
     def search(self, scene: PlanningState) -> Tensor:

@@ -50,7 +50,7 @@ def main() -> None:
     """Run, resample, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--policies", default="novice")
-    parser.add_argument("--judge", default="trajectory")
+    parser.add_argument("--judge", default="judge-tiny")
     parser.add_argument("--horizon", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--real", type=int, default=30)

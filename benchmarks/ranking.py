@@ -118,7 +118,7 @@ def main() -> None:
     """Act out, score, count."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--policies", default="novice")
-    parser.add_argument("--judge", default="trajectory")
+    parser.add_argument("--judge", default="judge-tiny")
     parser.add_argument("--single", action="store_true")
     parser.add_argument("--starts", type=int, default=60)
     parser.add_argument("--candidates", type=int, default=8)

@@ -127,7 +127,7 @@ class Calibrating:
             return {}
         heads = LatentJudge.load(resolve(self.args.model))
         chance = probabilities(heads, RolloutPairs(dreams, whole=True))[:, 0].reshape(dreams.done.shape)
-        verdict = ((chance > heads.cfg.at) & rater.believed(dreams.inverse_error)).any(1)
+        verdict = ((chance > heads.cfg.head.threshold) & rater.believed(dreams.inverse_error)).any(1)
         return {"second_judge": study.second(verdict, "latent")}
 
     def _controls(self, dreams: LabelledRollouts, rater: Rater, calibration: Calibration) -> dict[str, Any]:

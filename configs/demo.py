@@ -19,7 +19,7 @@ from imagine.agents.timed import TimedPolicy
 from imagine.configs import build, heldout
 from imagine.configs.defaults import ZOO_HORIZON
 from imagine.configs.improving import improve, resolved
-from imagine.configs.judges import default_judge, looks_at_pictures
+from imagine.configs.judges import default_judge
 from imagine.configs.load import load
 from imagine.configs.loaded import Loaded
 from imagine.configs.pages.demo import DemoPage
@@ -27,7 +27,6 @@ from imagine.configs.planning import planner_of
 from imagine.configs.policies import load_policy
 from imagine.configs.practice import Practice
 from imagine.progress import Progress
-from imagine.rewards.trajectory import TrajectoryJudge
 from imagine.types import Policy
 from imagine.world.fidelity import decibel
 
@@ -55,9 +54,8 @@ class Demo:
     answer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        home = self.loaded.folder
         self.page = DemoPage(self.loaded)
-        self.judge = "trajectory" if TrajectoryJudge.is_in(home) else default_judge(home)
+        self.judge = default_judge(self.loaded.folder)
         self.seeds = range(self.seed + 100, self.seed + 100 + self.episodes)
         self.starts = f"--episodes {self.episodes} --seed {self.seeds[0]}"
 
@@ -82,11 +80,11 @@ class Demo:
 
     def evaluate(self) -> None:
         """3. Success in imagination against success on the simulator, same starts."""
-        how: dict[str, Any] = {"judge": self.judge, "guarded": looks_at_pictures(self.judge), "horizon": ZOO_HORIZON}
+        how: dict[str, Any] = {"judge": self.judge, "horizon": ZOO_HORIZON}
         found = {world: self._compare(("base", "novice"), world, **how) for world in ("sim", "imagined")}
         for world, each in found.items():
             self.answer |= {f"{name}_{world}": result for name, result in each.results.items()}
-        command = f"imagine evaluate --policy base,novice --world both --judge {self.judge} --horizon {ZOO_HORIZON}"
+        command = f"imagine evaluate --policy base,novice --world both --horizon {ZOO_HORIZON}"
         self.page.evaluation(found, len(self.seeds), f"{command} {self.starts}")
 
     def plan(self) -> None:
@@ -98,7 +96,7 @@ class Demo:
         gain = self.alone.gain("best of 8", "one sample")
         self.answer["before"], self.answer["best_of_8"] = self.alone.results.values()
         self.answer["gain_of_planning"] = gain
-        command = f"imagine plan --policy novice --candidates 8 --judge {self.judge} --compare {self.starts}"
+        command = f"imagine plan --policy novice --candidates 8 --compare {self.starts}"
         self.page.planning(self.alone, gain, plans[0], command)
 
     def improve(self) -> None:

@@ -13,7 +13,7 @@ from imagine.agents.paired import compare_worlds
 from imagine.agents.trials import Trials, compare, read_trials
 from imagine.configs.defaults import HORIZON, ZOO_HORIZON
 from imagine.configs.evaluation import Setup, numbered_starts, stamp, worker, zoo_of
-from imagine.configs.judges import judge_name, looks_at_pictures
+from imagine.configs.judges import judge_name
 from imagine.configs.loaded import Loaded
 from imagine.configs.pages.evaluate import write, write_trials
 from imagine.configs.runfolder import RunFolder
@@ -64,11 +64,10 @@ def evaluate(args: Any) -> dict[str, Any]:
 
 
 def _setup(args: Any, cache: str) -> Setup:
-    guarded = looks_at_pictures(args.judge) if args.guarded is None else args.guarded
     horizon = (ZOO_HORIZON if args.zoo else HORIZON) if args.horizon is None else args.horizon
     return Setup(
         args.model, args.judge, args.robot, args.options(), args.starts, args.num_envs, args.steps,
-        args.swap_instruction, args.until_horizon, horizon, guarded, args.dataset, cache,
+        args.swap_instruction, args.until_horizon, horizon, args.guarded, args.dataset, cache,
     )  # fmt: skip
 
 

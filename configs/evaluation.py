@@ -13,7 +13,7 @@ from imagine.agents.evaluate import Worker
 from imagine.agents.instruction_swap import InstructionSwap
 from imagine.agents.recorded import RecordedEpisodes
 from imagine.configs import build
-from imagine.configs.judges import IN_FOLDER
+from imagine.configs.judges import HEADS
 from imagine.configs.policies import adapters_in, load_policy
 from imagine.model.model import resolve
 from imagine.rewards.vlm import judge_folder
@@ -88,7 +88,7 @@ def stamp(setup: Setup, policies: Sequence[str]) -> str:
     folders = [folder, *(folder / n if n in adapters_in(folder) else Path(n) for n in names)]
     if (dreams := build.dream_config(folder).adapter) is not None:
         folders.append(folder / dreams)
-    if not setup.judge.startswith(("http://", "https://")) and setup.judge not in IN_FOLDER:
+    if not setup.judge.startswith(("http://", "https://")) and setup.judge != HEADS:
         folders.append(Path(judge_folder(setup.judge)))
     rules = (
         setup.steps, setup.swap, setup.until_horizon, setup.horizon, setup.guarded, setup.judge, setup.starts,

@@ -28,7 +28,5 @@ class Recipe(BaseModel):
     judge_dreams: int = 9000  # recorded frames to dream on from; each gives up to three imagined ones with labels
     rollouts: RolloutConfig = RolloutConfig()
     rollouts_fit: FitConfig = FitConfig()
-    trajectory: RolloutConfig = RolloutConfig()
-    trajectory_fit: FitConfig = FitConfig()
     vlm: VLMConfig = VLMConfig()
     vlm_fit: FitConfig = FitConfig()

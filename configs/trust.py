@@ -6,13 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from imagine.configs.judges import IN_FOLDER
+from imagine.configs.judges import HEADS
 from imagine.model.model import resolve
 from imagine.rewards.vlm import judge_folder
 from imagine.types import ImagineError
-
-FIGURES = {"latent": ("judge",), "trajectory": ("trajectory", "path")}
-"""Stems of ``*_metrics.json`` beside the model's weights, by the judge that lies there; older ones last."""
 
 
 def caveat(model: str, judge: str, unchecked: bool = False) -> dict[str, Any]:
@@ -48,11 +45,10 @@ def _judge_error(model: str, judge: str) -> dict[str, Any]:
     if judge.startswith(("http://", "https://")):
         return {}
     names: tuple[str, ...] = ("auroc", "fpr", "fpr_ci", "fnr", "fnr_ci", "n")
-    if judge in IN_FOLDER:
+    if judge == HEADS:
         wrong = ("false_positive", "false_positive_ci", "false_negative", "false_negative_ci")
         names = ("auroc", *wrong, "n", "threshold_n")
-        found = [_read(resolve(model) / f"{stem}_metrics.json") for stem in FIGURES[judge]]
-        error = next((f for f in found if f), {})
+        error = _read(resolve(model) / "judge_metrics.json")
     else:
         error = _read(Path(judge_folder(judge)) / "metrics.json").get("imagined", {})
     return {k: error[k] for k in names if k in error}

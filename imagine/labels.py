@@ -71,8 +71,7 @@ class LabelledRollouts:
 
     Attributes:
         latents: (N, 1 + T, C, h, w) float16, the first frame and the last of each chunk.
-        trajectory: (N, 1 + T F, P + S A) float32; see :mod:`imagine.world.trajectory`.
-        proprio_dim: P.
+        proprio: (N, 1 + T, P) float32, normalised, at the same frames.
         frames: (N, 1 + T, H, W, 3) uint8, the frames of ``latents`` decoded; (N, 0, ...) where nobody wants them.
         actions: (N, T, K, A) float32, robot units.
         inverse_error: (N, T) float32, normalised action units; NaN where it was not measured.
@@ -85,8 +84,7 @@ class LabelledRollouts:
     """
 
     latents: np.ndarray
-    trajectory: np.ndarray
-    proprio_dim: int
+    proprio: np.ndarray
     frames: np.ndarray
     actions: np.ndarray
     inverse_error: np.ndarray
@@ -100,22 +98,15 @@ class LabelledRollouts:
     def __len__(self) -> int:
         return len(self.done)
 
-    @property
-    def proprio(self) -> np.ndarray:
-        """(N, 1 + T, P) float32, normalised, at the frames of ``latents``."""
-        per_chunk = (self.trajectory.shape[1] - 1) // self.done.shape[1]
-        return self.trajectory[:, ::per_chunk, : self.proprio_dim]
-
     def pick(self, rows: np.ndarray) -> LabelledRollouts:
         """Some of the episodes."""
-        return LabelledRollouts(**{k: v if k == "proprio_dim" else v[rows] for k, v in vars(self).items()})
+        return LabelledRollouts(**{k: v[rows] for k, v in vars(self).items()})
 
     @staticmethod
     def cat(parts: list[LabelledRollouts]) -> LabelledRollouts:
         """All episodes of several."""
-        names = [f.name for f in fields(LabelledRollouts) if f.name != "proprio_dim"]
-        arrays = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
-        return LabelledRollouts(**arrays, proprio_dim=parts[0].proprio_dim)
+        names = [f.name for f in fields(LabelledRollouts)]
+        return LabelledRollouts(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in names})
 
 
 class RolloutPairs:
@@ -162,44 +153,6 @@ class RolloutPairs:
             success=torch.from_numpy(self._done[i, t]),
             chunks_left=torch.from_numpy(self._left[i, t]).float(),
         )
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Q questions about each of N imagined episodes of T chunks, the episode's own instruction first, with the truth.
-
-    Attributes:
-        instruction: N lists of Q texts.
-        done: (N, Q, T) bool, had it been carried out by the end of each chunk?
-        place: (N, Q, H) float32, normalised: the proprioception of hands where the thing was at the start; NaN where
-            nobody knows.
-        moved: (N, Q, T, 3) float32, m: how far the thing had gone; NaN likewise.
-    """
-
-    instruction: list[list[str]]
-    done: np.ndarray
-    place: np.ndarray
-    moved: np.ndarray
-
-
-class Flip(Protocol):
-    """A change of episodes that leaves every answer as it was, such as the scene in a mirror."""
-
-    def trajectory(self, trajectory: Tensor) -> Tensor:
-        """(..., P + S A), as :mod:`imagine.world.trajectory` lays it out."""
-        ...
-
-    def place(self, place: Tensor) -> Tensor:
-        """(..., H), normalised."""
-        ...
-
-    def words(self, words: Tensor) -> Tensor:
-        """(..., W) counts."""
-        ...
-
-    def moved(self, moved: Tensor) -> Tensor:
-        """(..., 3) how far a thing moved."""
-        ...
 
 
 @dataclass(frozen=True)

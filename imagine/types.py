@@ -168,9 +168,6 @@ class Clip:
         pose: (B, A) float32 where the robot was before it, absolute robot units; None likewise.
         inverse_error: (B,) float32 root mean square between the action that INVERSE reads from the chunk's video and
             the one commanded, normalised action units; None where nobody asked.
-        trajectory: (B, T, P + S A) float: the newest T frames, oldest first, the newest chunk's at the end; in front
-            of a younger episode its first frame is repeated. Proprioception as imagined, normalised, and beside it
-            where the actions lead; see :mod:`imagine.world.trajectory`. None where it is not known.
     """
 
     latents: Tensor
@@ -179,7 +176,6 @@ class Clip:
     action: Tensor | None = None
     pose: Tensor | None = None
     inverse_error: Tensor | None = None
-    trajectory: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,23 @@ It is no vision-language model; that judge implements the same ``RewardModel`` p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from imagine.files import atomic_write
 from imagine.rewards.calibrate import ThresholdFit
-from imagine.rewards.heads import HeadJudge, HeadSettings
-from imagine.types import Clip, Score
+from imagine.types import CheckpointMismatch, Clip, Score, ShapeError
+
+SETTINGS, WEIGHTS = "judge.json", "judge.safetensors"
+"""Files of a LatentJudge in the folder of the model whose latents it reads."""
 
 
 class HeadConfig(BaseModel):
@@ -32,20 +39,26 @@ class HeadConfig(BaseModel):
     trace: float = 1.0  # lambda of progress's TD(lambda) targets; 1 is the recorded outcome alone
 
 
-class JudgeConfig(HeadSettings):
-    """Everything needed to rebuild a LatentJudge around its weights; ``judge.json``."""
+class JudgeConfig(BaseModel):
+    """Everything needed to rebuild a LatentJudge around its weights; ``judge.json``.
+
+    Attributes:
+        head: shape and threshold.
+        channels: of a latent frame, likewise height and width.
+        proprio: numbers of proprioception.
+        words: that an instruction may hold.
+        threshold_fit: how the threshold was found and how far the data carry it; None where it is not known.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     head: HeadConfig
-
-    @property
-    def at(self) -> float:
-        """See :class:`imagine.rewards.heads.HeadSettings`."""
-        return self.head.threshold
-
-    def calibrated(self, threshold: float, fit: ThresholdFit) -> JudgeConfig:
-        """See :class:`imagine.rewards.heads.HeadSettings`."""
-        head = self.head.model_copy(update={"threshold": threshold})
-        return self.model_copy(update={"head": head, "threshold_fit": fit})
+    channels: int
+    height: int
+    width: int
+    proprio: int
+    words: tuple[str, ...]
+    threshold_fit: ThresholdFit | None = None
 
 
 class _Head(nn.Module):
@@ -75,17 +88,28 @@ class _Head(nn.Module):
         return self.out(torch.cat([x, text, body], 1))
 
 
-class LatentJudge(HeadJudge):
+class LatentJudge(nn.Module):
     """A ``RewardModel``: success probability of a clip from its first and newest latent frame."""
 
-    stem = former = "judge"
-    settings = JudgeConfig
-    source = "train one with `imagine train --stages judge`, or copy the whole model folder."
-    cfg: JudgeConfig
-
     def __init__(self, cfg: JudgeConfig):
-        super().__init__(cfg)
+        super().__init__()
+        self.cfg = cfg
         self.heads = nn.ModuleList([_Head(cfg) for _ in range(cfg.head.heads)])
+
+    def word_counts(self, instruction: Sequence[str]) -> Tensor:
+        """(B, words) float, how often each instruction has each known word; others are left out."""
+        index = {w: i for i, w in enumerate(self.cfg.words)}
+        counts = torch.zeros(len(instruction), len(index))
+        for row, text in enumerate(instruction):
+            for word in re.findall(r"\w+", text.lower()):
+                if word in index:
+                    counts[row, index[word]] += 1
+        return counts
+
+    def calibrate(self, threshold: float, fit: ThresholdFit) -> None:
+        """Judge at another threshold from now on."""
+        head = self.cfg.head.model_copy(update={"threshold": threshold})
+        self.cfg = self.cfg.model_copy(update={"head": head, "threshold_fit": fit})
 
     def logits(self, latents: Tensor, proprio: Tensor, words: Tensor) -> Tensor:
         """Every head's logits of success and progress, (heads, B, 2), for the pair (first, newest) of frames.
@@ -121,13 +145,51 @@ class LatentJudge(HeadJudge):
     def __call__(self, clip: Clip, instruction: Sequence[str]) -> Score:  # type: ignore[override]
         """Judge B clips; see :class:`imagine.types.RewardModel`. Reward is 1 on judged success, else 0.
 
+        A clip is judged a success, which ends its episode, above the threshold; it is valid if a word is known.
+
         Raises:
             ShapeError: the latents are of another codec, or there is not one instruction per clip.
         """
-        self.require_latents(clip.latents, instruction)
+        expected = (self.cfg.channels, self.cfg.height, self.cfg.width)
+        if tuple(clip.latents.shape[2:]) != expected or len(instruction) != len(clip.latents):
+            raise ShapeError(
+                f"judge got latents {tuple(clip.latents.shape)} and {len(instruction)} instructions, expected "
+                f"(B, 1 + F, {', '.join(map(str, expected))}) and B; use the judge of this model's folder."
+            )
         pair = [0, clip.latents.shape[1] - 1]
         words = self.word_counts(instruction).to(clip.latents)
         every = torch.sigmoid(self.logits(clip.latents[:, pair], clip.proprio[:, pair], words))
         lowest, highest = every.min(0).values, every.max(0).values
         success, progress = lowest.unbind(-1)
-        return self.verdict(success, progress, (highest - lowest)[:, 1], words)
+        done = success > self.cfg.head.threshold
+        terms = {"success": success, "progress": progress, "spread": (highest - lowest)[:, 1]}
+        return Score(done.float(), success, words.sum(1) > 0, terms, terminated=done)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``judge.json`` and ``judge.safetensors`` (half precision)."""
+        state = {k: v.detach().cpu().half().contiguous() for k, v in self.state_dict().items()}
+        atomic_write(Path(folder) / WEIGHTS, save(state))
+        atomic_write(Path(folder) / SETTINGS, self.cfg.model_dump_json(indent=1))
+
+    @staticmethod
+    def is_in(folder: str | Path) -> bool:
+        """Whether a folder has such a judge."""
+        return (Path(folder) / SETTINGS).is_file()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> LatentJudge:
+        """Read a judge from a model folder.
+
+        Raises:
+            CheckpointMismatch: missing, truncated, or its weights do not fit its settings.
+        """
+        folder = Path(folder)
+        try:
+            head = cls(JudgeConfig.model_validate_json((folder / SETTINGS).read_bytes()))
+            head.load_state_dict({k: v.float() for k, v in load_file(folder / WEIGHTS).items()})
+        except (OSError, ValidationError, SafetensorError, RuntimeError) as error:
+            raise CheckpointMismatch(
+                f"no usable judge in {folder}: {' '.join(str(error).split())[:200]}; train one with "
+                "`imagine train --stages judge`, or copy the whole model folder."
+            ) from None
+        return head.eval()

@@ -25,7 +25,7 @@ def rollouts(n: int, t: int = 4, seed: int = 0) -> LabelledRollouts:
     bright = np.concatenate([np.zeros((n, 1), bool), done], 1)
     latents = rng.normal(0, 0.3, (n, 1 + t, 2, 4, 4)) + 2 * bright[..., None, None, None]
     return LabelledRollouts(
-        latents=latents.astype(np.float16), trajectory=np.zeros((n, 1 + 2 * t, 5), np.float32), proprio_dim=3,
+        latents=latents.astype(np.float16), proprio=np.zeros((n, 1 + t, 3), np.float32),
         frames=np.zeros((n, 0, 8, 8, 3), np.uint8), actions=np.zeros((n, t, 4, 1), np.float32),
         inverse_error=np.zeros((n, t), np.float32), instruction=np.array(["push"] * n), done=done,
         states=np.zeros((n, 1 + t, 0)), seeds=np.arange(n), kind=np.array(["base", "random"] * (n // 2)),

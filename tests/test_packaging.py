@@ -112,7 +112,7 @@ body = model.body
 canvas = torch.zeros(1, 1, body.canvas_height, body.canvas_width, 3, dtype=torch.uint8)
 words = [" ".join(model.cfg.text.words[:2])]
 context = model.encode(Observation(canvas, torch.zeros(1, 1, body.proprio_dim)), words)
-env = imagine.make_env(model="g1-table-tiny", judge="trajectory", starts="saved")
+env = imagine.make_env(model="g1-table-tiny", judge="latent", starts="saved")
 env.reset(seed=0)
 assert 0 <= env.step(env.action_space.sample())[1] <= 1
 print(tuple(imagine.sample(model, imagine.POLICY, context, steps=1).action.shape))

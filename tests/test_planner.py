@@ -145,10 +145,10 @@ def test_calls_without_seeds_differ_and_are_told_apart_by_row(tiny_model: WorldA
     act.act(obs, episodes=[0, 1])
     later = observation(2, seed=9)
     now = act.policy.context(later)
-    first, _ = act._episodes(now, [0, 1])
+    first = act._episodes(now, [0, 1])
     assert not torch.equal(first.video, now.video), "both lanes began with the first observation"
     act.reset([1])
-    again, _ = act._episodes(now, [0, 1])
+    again = act._episodes(now, [0, 1])
     assert torch.equal(again.video[1], now.video[1]) and not torch.equal(again.video[0], now.video[0])
 
 

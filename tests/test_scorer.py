@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from test_dream import SeededStarts, chunks
 
 from imagine.agents.planner import DreamScorer, PlanningState
 from imagine.model.model import WorldActionModel
+from imagine.policy.policy import JointPolicy
 from imagine.rewards.guards import GuardConfig, GuardedJudge
-from imagine.types import Clip, Score
+from imagine.types import Clip, Score, ShapeError
 from imagine.world.dream import Dream, DreamConfig
 
 
@@ -52,9 +54,6 @@ def test_a_dream_and_a_scorer_show_a_judge_the_same(tiny_model: WorldActionModel
         assert torch.equal(getattr(planned, name), getattr(lived, name)), name
     assert torch.equal(planned.latents[:, 0], lived.latents[:, 0]) and planned.latents.shape == lived.latents.shape
     assert torch.equal(planned.decode([0]), lived.decode([0])), "the first frame as the codec keeps it"
-    assert planned.trajectory is not None and lived.trajectory is not None
-    p = tiny_model.body.proprio_dim
-    torch.testing.assert_close(planned.trajectory[..., p:], lived.trajectory[..., p:])  # both reckon alike
     assert (planned.inverse_error is None) == (lived.inverse_error is None) == (inverse_steps == 0)
 
 
@@ -94,3 +93,25 @@ def test_what_follows_the_end_of_an_episode_does_not_count(tiny_model: WorldActi
         scorer = DreamScorer(tiny_model, EndsFirst(), cfg=DreamConfig(inverse_steps=0), end=end)  # type: ignore[arg-type]
         scores = scorer(state, torch.zeros(8, 1, 3 * 4, 2))
         assert (scores.terms["chunk"] == at).all() and (scores.value == 1).all(), end
+
+
+class Says(JointPolicy):
+    """Always the same chunk."""
+
+    def __init__(self, model: WorldActionModel, chunk: np.ndarray):
+        super().__init__(model)
+        self.chunk = chunk
+
+    def act_on(self, context: Any, seeds: Any = None, cache: Any = None) -> np.ndarray:
+        return self.chunk[None].repeat(len(context), 0)
+
+
+def test_a_plan_of_two_chunks_is_scored_as_its_first_one_followed_by_the_second(tiny_model: WorldActionModel) -> None:
+    scene = scene_of(dream_of(tiny_model, Reach(), DreamConfig()))
+    plan, second = torch.from_numpy(chunks(24, 1)[0]).unflatten(0, (8, 3)), chunks(1, 1, 9)[0, 0]
+    whole = torch.cat([plan, torch.from_numpy(second).expand_as(plan)], 2)
+    followed = DreamScorer(tiny_model, Reach(), depth=2, follow=Says(tiny_model, second))(scene, plan)
+    planned = DreamScorer(tiny_model, Reach())(scene, whole)
+    assert torch.equal(planned.value, followed.value) and torch.equal(planned.video, followed.video)
+    with pytest.raises(ShapeError, match="expected"):
+        DreamScorer(tiny_model, Reach())(scene, whole[:, :, :-1])

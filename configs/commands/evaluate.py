@@ -33,7 +33,6 @@ class Args(Episodes):
         horizon: chunks within which an episode must succeed; by default 8, and 3 with --zoo, as far as a dream was
             trained to go on its own frames.
         guarded: a judged success needs what the gym's guards ask as well, and an episode that cannot be believed ends.
-            That is for learners, who exploit pictures; by default it is left out with the judge that looks at none.
         ray: address of a Ray cluster to work on, or local; in this process when empty.
         workers: Ray workers, one CPU each.
         unchecked: print an imagined success rate although the error of its judge or the fidelity of its dream has not
@@ -50,7 +49,7 @@ class Args(Episodes):
     until_horizon: bool = False
     steps: int = 4
     horizon: int | None = None
-    guarded: bool | None = None
+    guarded: bool = True
     ray: str = ""
     workers: int = 2
     unchecked: bool = False

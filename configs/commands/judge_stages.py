@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from imagine.agents.labelled_frames import ImaginedPairs, RecordedPairs, imagine_again
 from imagine.agents.labelled_recordings import recorded_rollouts
@@ -70,35 +69,6 @@ def rollouts(run: Any) -> None:
     run.out.mkdir(parents=True, exist_ok=True)
     taught.save(run.out)
     run.keep("rollouts", where, run.out / "judge_metrics.json")
-
-
-def trajectory(run: Any) -> None:
-    """Train a judge of places and trajectories on whole labelled dreams; ``trajectory.*`` in the model."""
-    from imagine.agents import trajectory_labels as labels
-    from imagine.rewards.train.trajectory import NEAR, train_trajectory
-    from imagine.rewards.trajectory import TrajectoryConfig, TrajectoryJudge
-    from imagine.world.trajectory import TRAJECTORY_CHUNKS
-
-    dreamer, where, fit = run.dreamer("trajectory"), run.folder / "trajectory_fit", run.recipe.trajectory_fit
-    model = WorldActionModel.from_pretrained(dreamer)
-    (frames, channels, height, width), (places, targets) = model.chunk_shapes["video"], labels.hands_of(model.body)
-    torch.manual_seed(fit.seed)
-    judge = TrajectoryJudge(
-        TrajectoryConfig(
-            channels=channels, height=height, width=width, proprio=model.body.proprio_dim,
-            actions=model.body.action_dim, ticks=model.body.frame_stride, places=places, targets=targets,
-            near=labels.near_of(model, places, NEAR), words=tuple(sorted(model.text.cfg.words)),
-        )
-    )  # fmt: skip
-    robot, made = robot_of(resolve(dreamer), model.body), _labelled(run, dreamer, run.recipe.trajectory, where)
-    asked = labels.questions_about(robot, model, made.instruction.tolist(), made.states, made.done, places)
-    taught = train_trajectory(
-        judge, made, asked, made.held, fit, where, history=TRAJECTORY_CHUNKS * frames,
-        loosen=partial(labels.loosened, model), flip=robot.flip(model, judge.cfg.words, places),
-    )  # fmt: skip
-    run.out.mkdir(parents=True, exist_ok=True)
-    taught.save(run.out)
-    run.keep("trajectory", where, run.out / "trajectory_metrics.json")
 
 
 def vlm(run: Any) -> None:

@@ -46,7 +46,7 @@ class Args(OfRobot):
     how: str = "noise"
     slow: int = 1
     sees: str = "latents"
-    judge: str = "latent"
+    judge: str = ""
     shaping: bool = False
     scenes: int = 4
     horizon: int = 4

@@ -11,7 +11,7 @@ from imagine.configs.load import load
 from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
 
-STAGES = ("codec", "model", "judge", "rollouts", "trajectory", "vlm")
+STAGES = ("codec", "model", "judge", "rollouts", "vlm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Args(Common):
             robot's own; imagine embodiment drafts one.
         preset: recipe, a YAML file or the name of one in configs/.
         set: changes to the recipe, as model.steps=2000; several joined by commas.
-        stages: which of codec, model, judge, rollouts, trajectory, vlm to run; finished ones are skipped anyway.
+        stages: which of codec, model, judge, rollouts, vlm to run; finished ones are skipped anyway.
         init: start from this model (name or folder): its codec and weights instead of fresh ones.
         name: name of the new model; it is written to OUT/NAME.
     """

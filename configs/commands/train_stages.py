@@ -157,10 +157,6 @@ class Training:
         """More success heads; see :func:`imagine.configs.commands.judge_stages.rollouts`."""
         judge_stages.rollouts(self)
 
-    def trajectory(self) -> None:
-        """A judge of trajectories; see :func:`imagine.configs.commands.judge_stages.trajectory`."""
-        judge_stages.trajectory(self)
-
     def vlm(self) -> None:
         """A vision-language judge; see :func:`imagine.configs.commands.judge_stages.vlm`."""
         judge_stages.vlm(self)

@@ -45,8 +45,8 @@ class Episodes(OfRobot):
 
     Attributes:
         episodes: how many; episode i starts from seed SEED + i, the same start in every world.
-        judge: who scores a dream: a shipped judge's name; latent or trajectory, beside the model's weights; a folder or
-            hub id of an image-text-to-text model; http://HOST/v1#MODEL; or module:name. By default the shipped judge
+        judge: who scores a dream: a shipped judge's name; latent, heads beside the model's weights; a folder or hub id
+            of an image-text-to-text model; http://HOST/v1#MODEL; or module:name. By default the shipped judge
             where it knows the robot, else the one beside the weights.
         starts: where dreams begin: sim, saved (in the model folder), or the folder of a LeRobot dataset; by default sim
             if the robot has a simulator, else saved.

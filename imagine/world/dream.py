@@ -23,7 +23,6 @@ from imagine.world.history import HistoryCache
 from imagine.world.spaces import action_space, observation_space
 from imagine.world.starts import Start, Starts
 from imagine.world.step import DreamConfig, EpisodeStart, judge_clip, predict_chunk
-from imagine.world.trajectory import initial
 
 __all__ = ["Dream", "DreamConfig", "Shaping"]
 
@@ -91,7 +90,6 @@ class Dream:
         self.proprio = torch.zeros(n, t, p, device=device)
         self.start_video = torch.zeros(n, *latent, device=device)
         self.start_proprio = torch.zeros(n, p, device=device)
-        self.trajectory = initial(self.model, self.start_proprio).clone()
         self.text = torch.zeros(n, *self.model.text_shape, device=device)
         self.image: Tensor | None = None  # of models that read the first frame again; made at the first reset
         self.condition: Tensor | None = None
@@ -157,7 +155,6 @@ class Dream:
             "before": video,
             "start_video": video[:, -1],
             "start_proprio": proprio[:, -1],
-            "trajectory": initial(self.model, proprio[:, -1]),
             "newest": video[:, -1:].expand(-1, self.newest.shape[1], -1, -1, -1),
         }
         for name, part in {**fields, **derived}.items():
@@ -193,7 +190,7 @@ class Dream:
         after = self.model.after(self.context(), out["video"], out["proprio"], out.get("memory"))
         self.memory = after.memory
         self.before, self.newest, self.video, self.proprio = self.video, out["video"], after.video, after.proprio
-        self.canvas, self.trajectory, self.steps = out["canvas"], out["trajectory"], self.steps + 1
+        self.canvas, self.steps = out["canvas"], self.steps + 1
         return outcome
 
     def _imagine(self, rows: Tensor, commanded: Tensor) -> dict[str, Tensor]:
@@ -207,12 +204,11 @@ class Dream:
             chunk = self.history.predict(rows, context, action, self.cfg, seeds)
         canvas = model.decode(chunk.video[:, -1:], torch.cat([context.video, chunk.video[:, :-1]], 1))[:, 0]
         start = EpisodeStart(self.start_video[rows], self.start_proprio[rows], self.start_canvas[rows])
-        clip = judge_clip(model, start, self.trajectory[rows], context, chunk, commanded, canvas)
+        clip = judge_clip(model, start, context, chunk, commanded, canvas)
         score = self.judge(clip, [self.instruction[i] for i in picked])
         error = torch.zeros(len(rows), device=commanded.device) if chunk.inverse_error is None else chunk.inverse_error
-        assert clip.trajectory is not None
         numbers = {
-            **{"video": chunk.video, "proprio": chunk.proprio, "trajectory": clip.trajectory, "inverse_error": error},
+            **{"video": chunk.video, "proprio": chunk.proprio, "inverse_error": error},
             **{"reward": score.reward, "success": score.success, **{f"terms/{k}": v for k, v in score.terms.items()}},
         }
         if chunk.memory is not None:
@@ -261,7 +257,7 @@ class Dream:
     _STATE = (
         *("video", "proprio", "canvas", "text", "image", "condition", "memory"),
         *("newest", "before", "packed", "seeds", "steps"),
-        *("start_video", "start_proprio", "start_canvas", "trajectory"),
+        *("start_video", "start_proprio", "start_canvas"),
     )
 
     def snapshot(self) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from imagine.model.model import WorldActionModel
 from imagine.questions import DYNAMICS, INVERSE
 from imagine.sampler import sample
 from imagine.types import Clip, Context
-from imagine.world.trajectory import extend
 
 
 class DreamConfig(BaseModel):
@@ -119,18 +118,16 @@ class EpisodeStart:
 def judge_clip(
     model: WorldActionModel,
     start: EpisodeStart,
-    trajectory: Tensor,
     context: Context,
     prediction: Prediction,
     action: Tensor,
     newest: Tensor | None = None,
 ) -> Clip:
-    """What a judge is shown of a predicted chunk; the clip's trajectory is the one to go on from.
+    """What a judge is shown of a predicted chunk.
 
     Args:
         model: knows the units and decodes.
         start: B rows.
-        trajectory: (B, T, P + S A) float up to ``context``; see :mod:`imagine.world.trajectory`.
         context: what the chunk follows.
         prediction: the chunk.
         action: (B, K, A) float32, robot units, relative to the chunk's first state where the embodiment says so.
@@ -149,5 +146,4 @@ def judge_clip(
         # An absolute command does not say where the robot is; no displacement is assumed there.
         pose=torch.where(difference, now, commanded[:, 0]),
         inverse_error=prediction.inverse_error,
-        trajectory=extend(model, trajectory, prediction.proprio, action),
     )

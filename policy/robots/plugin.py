@@ -15,12 +15,10 @@ import gymnasium as gym
 import numpy as np
 
 from imagine.embodiment import QUATERNIONS, Embodiment
-from imagine.labels import Flip
 from imagine.limits import Limits
 from imagine.types import ImagineError
 
 if TYPE_CHECKING:
-    from imagine.model.model import WorldActionModel
     from imagine.world.objects import ObjectMasks
 
 
@@ -173,20 +171,6 @@ class RobotPlugin:
         raise ImagineError(
             f"robot {self.name!r} reads no answers from true states; give the plug-in an answers method."
         )
-
-    def position(self, state: np.ndarray, instruction: str) -> np.ndarray | None:
-        """(..., 3) where the thing is that an instruction is about, m, in the frame of hands; None: unknown."""
-        return None
-
-    def flip(self, model: WorldActionModel, words: tuple[str, ...], places: tuple[int, ...]) -> Flip | None:
-        """A change of episodes that leaves every answer as it was, as a table's mirror image; None: there is none.
-
-        Args:
-            model: knows the units of normalised trajectories.
-            words: whose counts are changed.
-            places: numbers of proprioception that are positions of hands.
-        """
-        return None
 
     def limits(self, body: Embodiment) -> Limits | None:
         """What the robot may be commanded, beyond the bounds of the embodiment; None: nothing is known.

@@ -95,7 +95,7 @@ def _set_threshold(judge: LatentJudge, replays: PairSource, kinds: np.ndarray | 
     """Set the threshold by whole episodes; returns what is known of it."""
     label = replays.at(np.arange(len(replays))).success.numpy()
     best, success = best_of_episodes(probabilities(judge, replays)[:, 0], label, replays.episode)
-    threshold, how = fit_threshold(best, success, default=judge.cfg.at)
+    threshold, how = fit_threshold(best, success, default=judge.cfg.head.threshold)
     judge.calibrate(threshold, how)
     policies = {} if kinds is None else {"policies": by_kind(best > threshold, success, kinds)}
     return {"threshold": threshold, **how.numbers(), **policies}
@@ -157,7 +157,7 @@ def errors(judge: LatentJudge, source: PairSource) -> dict[str, float]:
         follows = {"progress_correlation": float(np.corrcoef(progress, near)[0, 1])}
     return {
         "auroc": auroc(success, label),
-        "accuracy": float(((success > judge.cfg.at) == label).mean()),
+        "accuracy": float(((success > judge.cfg.head.threshold) == label).mean()),
         "brier": float(np.square(success - label).mean()),
         **follows,
         "n": float(len(label)),

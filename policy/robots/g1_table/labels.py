@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from imagine.policy.robots.g1_table.mirror import Mirror
 from imagine.policy.robots.g1_table.scene import COLOURS
 from imagine.policy.robots.g1_table.tasks import FAMILIES, Task, tasks_of
 from imagine.policy.robots.g1_table.truth import (
     accomplished,
     held,
     left_alone,
-    place,
     possible,
     progress,
     touched,
     truth,
 )
 from imagine.policy.robots.plugin import RobotPlugin
-
-if TYPE_CHECKING:
-    from imagine.model.model import WorldActionModel
 
 
 class TableLabels(RobotPlugin):
@@ -57,11 +52,3 @@ class TableLabels(RobotPlugin):
             "contact": np.any([touched(now, c) for c in task.colours], 0),
             "safety": left_alone(before, now, task),
         }
-
-    def position(self, state: np.ndarray, instruction: str) -> np.ndarray:
-        """See :class:`imagine.policy.robots.plugin.RobotPlugin`: the centre of the block, of the first of two."""
-        return place(state, Task.parse(instruction).colour)
-
-    def flip(self, model: WorldActionModel, words: tuple[str, ...], places: tuple[int, ...]) -> Mirror:
-        """See :class:`imagine.policy.robots.plugin.RobotPlugin`: the table in a mirror."""
-        return Mirror(model, words, places)
