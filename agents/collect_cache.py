@@ -25,6 +25,7 @@ from imagine.data.processes import process_pool
 from imagine.data.shard import EpisodeData
 from imagine.embodiment import Embodiment
 from imagine.files import leftovers
+from imagine.policy.robots.plugin import RobotPlugin
 from imagine.progress import Progress
 from imagine.types import ImagineError
 
@@ -120,6 +121,25 @@ def collect_cache(
         advance(0)
         _run(plan, todo, workers, advance)
     return {"episodes": kept + done, "collected": done, "seconds": time.monotonic() - began}
+
+
+def collect_robot(
+    out: Path, robot: RobotPlugin, episodes: int, first_seed: int, workers: int, seconds: float, options: dict[str, Any]
+) -> dict[str, Any]:
+    """:func:`collect_cache` of a robot's own recorder, for its own embodiment.
+
+    Raises:
+        ImagineError: it has not both of them.
+    """
+    recorder, body = robot.recorder(), robot.embodiment()
+    if recorder is None or body is None:
+        raise ImagineError(
+            f"robot {robot.name!r} has no recorder, or no embodiment of its own that a cache is made for."
+        )
+    counts = collect_cache(
+        out, recorder.episode, body, episodes, first_seed, workers, seconds=seconds, options=options, fps=recorder.fps
+    )
+    return counts | {"seconds": round(counts["seconds"], 1)}
 
 
 def _missing(

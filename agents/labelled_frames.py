@@ -61,8 +61,8 @@ class RecordedPairs:
         batch, now, body = self.windows.batch(windows), self.windows.context_frames - 1, self.model.body
         proprio = torch.stack([batch.start_proprio, batch.proprio[:, now]], 1)
         return LabelledPairs(
-            latents=torch.stack([batch.start_video.float(), batch.video[:, now].float()], 1),
-            proprio=self.model.normalise_proprio(proprio),
+            latents=torch.stack([batch.start_video.float(), batch.video[:, now].float()], 1).cpu(),
+            proprio=self.model.normalise_proprio(proprio.to(self.model.device)).cpu(),
             instruction=[batch.instructions[i] for i in batch.instruction_id],
             success=batch.success_now,
             chunks_left=batch.success_in * body.control_hz / body.chunk_actions,

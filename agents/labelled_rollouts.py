@@ -7,6 +7,7 @@ robot without a simulator has :mod:`imagine.agents.labelled_recordings`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -210,7 +211,14 @@ def _state(robot: RobotPlugin, env: Any) -> np.ndarray:
 
 
 def labelled_rollouts(
-    maker: Callable[[], RolloutMaker], cfg: RolloutConfig, folder: Path, on_progress: OnProgress
+    maker: Callable[[], RolloutMaker],
+    cfg: RolloutConfig,
+    folder: Path,
+    on_progress: OnProgress,
+    *,
+    workers: int = _WORKERS,
+    together: int = TOGETHER,
+    seconds: float = 0.0,
 ) -> LabelledRollouts:
     """All rollouts of a recipe, made in parts by processes; parts that ``folder`` holds are not made again.
 
@@ -219,9 +227,12 @@ def labelled_rollouts(
         cfg: whose.
         folder: ``rollouts-*.npz``.
         on_progress: told how many episodes are done.
+        workers: processes.
+        together: episodes of each policy in a part.
+        seconds: parts that no process has begun by then are left out, the first ones never. 0: none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    seeds, size = range(cfg.first_seed, cfg.first_seed + cfg.episodes), TOGETHER * len(cfg.policies)
+    seeds, size = range(cfg.first_seed, cfg.first_seed + cfg.episodes), together * len(cfg.policies)
     parts = [seeds[i : i + size] for i in range(0, len(seeds), size)]
     files = [folder / f"rollouts-{part[0]}-{len(part)}.npz" for part in parts]
     jobs = [
@@ -231,11 +242,18 @@ def labelled_rollouts(
     ]
     if jobs:
         done = len(seeds) - sum(len(job[0]) for job in jobs)
-        with process_pool(min(_WORKERS, len(jobs)), _start, (maker,)) as pool:
-            for count in pool.map(_make, jobs):
-                done += count
+        end = time.monotonic() + seconds if seconds else float("inf")
+        with process_pool(min(workers, len(jobs)), _start, (maker,)) as pool:
+            waiting = [pool.submit(_make, job) for job in jobs]
+            for future in waiting:
+                if future.cancelled():
+                    continue
+                done += future.result()
                 on_progress(done, len(seeds))
-    return LabelledRollouts.cat([_load(file) for file in files])
+                if time.monotonic() > end:
+                    for late in waiting:
+                        late.cancel()
+    return LabelledRollouts.cat([_load(file) for file in files if file.is_file()])
 
 
 _maker: RolloutMaker

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from imagine.agents.labelled_rollouts import NoJudge, RolloutMaker
+from imagine.agents.labelled_rollouts import TOGETHER, NoJudge, RolloutMaker
 from imagine.configs.build import dream_config, dreamer, load
 from imagine.configs.policies import load_policy
 from imagine.model.model import WorldActionModel
@@ -24,7 +24,13 @@ def dreaming(model: WorldActionModel, folder: str | Path, starts: Starts, *, fas
 
 
 def rollout_maker(
-    folder: str | Path, *, fast: bool = True, frames: bool = False, options: Mapping[str, Any] | None = None
+    folder: str | Path,
+    *,
+    fast: bool = True,
+    frames: bool = False,
+    options: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    num_envs: int = 0,
 ) -> RolloutMaker:
     """A maker for the model of a folder, on the simulator of the robot that the folder remembers.
 
@@ -33,8 +39,10 @@ def rollout_maker(
         fast: see :func:`dreaming`.
         frames: whether the frames are wanted.
         options: of the robot's episodes, in place of its defaults.
+        device: where it is imagined.
+        num_envs: episodes imagined together; by default what is best on a CPU.
     """
-    loaded = load(folder, options=options)
+    loaded = load(folder, options=options, device=device)
     model, robot = loaded.model, loaded.robot
 
     def dream(chosen: Mapping[str, Any]) -> Dream:
@@ -43,7 +51,7 @@ def rollout_maker(
 
     return RolloutMaker(
         model=model, robot=robot, dream=dream, policy=partial(_policy, model, folder), options=loaded.options,
-        frames=frames, **({} if fast else {"num_envs": 16}),
+        frames=frames, num_envs=num_envs or (TOGETHER if fast else 16),
     )  # fmt: skip
 
 

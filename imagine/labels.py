@@ -32,6 +32,11 @@ class LabelledPairs:
     success: Tensor
     chunks_left: Tensor
 
+    def to(self, device: torch.device) -> LabelledPairs:
+        """All of it on a device."""
+        moved = {k: v.to(device) for k, v in vars(self).items() if k != "instruction"}
+        return LabelledPairs(**moved, instruction=self.instruction)
+
     @staticmethod
     def cat(parts: list[LabelledPairs]) -> LabelledPairs:
         """All rows of several."""

@@ -83,11 +83,13 @@ class QwenPictures:
         """See :class:`Pictures`."""
         rows, columns = self.grid(clips)
         size = (rows * self.patch, columns * self.patch)
-        x = clips.flatten(0, 2).permute(0, 1, 4, 2, 3).to(self.mean.device, torch.float32)  # (n, G, 3, H, W)
+        device = self.model.device  # where pictures are cut into patches as well
+        x = clips.flatten(0, 2).to(device).permute(0, 1, 4, 2, 3).float()  # (n, G, 3, H, W)
         n = len(x)
         if tuple(x.shape[-2:]) != size:
             x = F.interpolate(x.flatten(0, 1), size, mode="bicubic", antialias=True).clamp(0, 255).unflatten(0, (n, -1))
-        x = (x - self.mean[:, None, None]) / self.std[:, None, None]
+        mean, std = self.mean.to(device), self.std.to(device)
+        x = (x - mean[:, None, None]) / std[:, None, None]
         x = x.expand(-1, self.merged, -1, -1, -1) if x.shape[1] == 1 else x
         p, m = self.patch, self.merge
         x = x.reshape(n, self.merged, 3, rows // m, m, p, columns // m, m, p)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +45,9 @@ class Episode:
     view_index: np.ndarray
 
 
-def random_episode(seed: int, fail_at: int = -1) -> Episode:
+def random_episode(seed: int, fail_at: int = -1, takes: float = 0.0) -> Episode:
     """A tiny random episode of 9 to 16 ticks whose instruction changes midway for odd seeds."""
+    time.sleep(takes)
     if seed == fail_at:
         raise RuntimeError("the robot fell over")
     rng = np.random.default_rng(seed)
@@ -704,9 +706,21 @@ def test_caches_are_collected_in_parts_that_training_reads_together(dataset: LeR
     a, b = parts.batch(parts.rows()), whole.batch(whole.rows())
     assert torch.equal(a.action, b.action) and torch.equal(a.proprio, b.proprio)
     assert [a.instructions[i] for i in a.instruction_id] == [b.instructions[i] for i in b.instruction_id]
-    assert torch.equal(parts.video_on("cpu"), torch.from_numpy(parts.video))
     with pytest.raises(ImagineError, match="other settings"):
         record_cache(tmp_path / "c", options={"fail_at": 4})
+
+
+def test_windows_moved_to_a_device_and_encoded_there_are_the_same(dataset: LeRobotDataset, tmp_path: Path) -> None:
+    record_cache(tmp_path / "c")
+    canvases, moved = (Windows(caches_in(tmp_path / "c"), embodiment(), T) for _ in range(2))
+    rows = canvases.rows()[::3]
+    assert same(canvases.batch(rows), moved.to("cpu").batch(rows))
+    latents = canvases.encoded(encode, "cpu", batch=5)
+    batch = latents.batch(rows)
+    assert (canvases.kind, latents.kind, batch.video.dtype) == ("canvas", "latents", torch.float16)
+    shown = canvases.batch(rows).video
+    assert torch.equal(batch.video, encode(shown.flatten(0, 1)).half().unflatten(0, shown.shape[:2]))
+    assert torch.equal(batch.action, canvases.batch(rows).action)
 
 
 def test_a_failed_episode_is_named_and_the_other_caches_are_kept(tmp_path: Path) -> None:
@@ -716,7 +730,7 @@ def test_a_failed_episode_is_named_and_the_other_caches_are_kept(tmp_path: Path)
 
 
 def test_a_collection_ends_in_time_with_what_it_has(tmp_path: Path) -> None:
-    told = record_cache(tmp_path, 60_000, seconds=3.0)
-    assert told["seconds"] < 20 and 0 < told["collected"] < 60_000  # type: ignore[operator]
+    told = record_cache(tmp_path, 600, seconds=12.0, options={"takes": 0.2})
+    assert told["seconds"] < 40 and 0 < told["collected"] < 200  # type: ignore[operator]
     windows = Windows(caches_in(tmp_path), embodiment(), T)
     assert len(np.unique(windows.seeds(windows.rows()))) == told["episodes"]

@@ -22,6 +22,9 @@ class Args(Common):
             table also knows colours, blocks and modes, how to fail: miss, drop, wrong, wander, and clumsy, near misses.
         episodes: how many episodes to record; episode i has seed SEED + i.
         workers: how many processes record at once.
+        cache: write what training reads instead of a dataset, and no videos: OUT/cache/000000 and so on, each whole as
+            soon as it is there.
+        seconds: with --cache, begin no episode later than this; 0: record them all.
     """
 
     out: Folder = Path("datasets/g1")
@@ -29,6 +32,8 @@ class Args(Common):
     option: Pairs = ()
     episodes: int = 200
     workers: int = 2
+    cache: bool = False
+    seconds: float = 0.0
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -42,7 +47,10 @@ def run(args: Args) -> dict[str, Any]:
             the folder holds a dataset of other tasks or another seed.
     """
     at_least(args, episodes=1, workers=1)
+    if args.seconds and not args.cache:
+        raise ImagineError(f"--seconds is {args.seconds:g}, but only a collection with --cache can end in time.")
     from imagine.agents.collect import collect
+    from imagine.agents.collect_cache import collect_robot
     from imagine.configs.loaded import changed
     from imagine.policy.robots.registry import DEFAULT, load_robot
 
@@ -56,6 +64,10 @@ def run(args: Args) -> dict[str, Any]:
     options = changed(recorder.options, given, robot.name)
     folder = RunFolder(out / "run", {"seed": args.seed, "robot": args.robot, **given})
     console.print(f"recording {args.episodes} episodes into {out}")
+    if args.cache:
+        counts = collect_robot(out / "cache", robot, args.episodes, args.seed, args.workers, args.seconds, options)
+        folder.save_metrics(counts)
+        return {"out": str(out), **counts}
     info = collect(
         out, recorder.episode, episodes=args.episodes, first_seed=args.seed, workers=args.workers, options=options,
         names=recorder.names, robot_type=recorder.robot_type, fps=recorder.fps,

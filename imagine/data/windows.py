@@ -6,9 +6,10 @@ frame, that frame is repeated; after its last, the last is held and masked.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,15 +109,19 @@ class Windows:
         self._index()
 
     @functools.cached_property
-    def video(self) -> np.ndarray:
-        """(frames, C, h, w) float16 latents or (frames, H, W, 3) uint8 canvases of all episodes."""
+    def video(self) -> Any:
+        """(frames, C, h, w) float16 latents or (frames, H, W, 3) uint8 canvases of all episodes: an array, or a tensor
+        where :meth:`to` has put it.
+        """
         whole = self._in_memory or len(self._videos) > 1
         return np.concatenate(self._videos) if whole else self._videos[0]
 
-    def video_on(self, device: torch.device | str) -> Tensor:
+    def _video_on(self, device: torch.device | str) -> Tensor:
         """``video`` on a device, copied there cache by cache without a copy of the whole in memory."""
-        out = torch.empty((sum(map(len, self._videos)), *self._videos[0].shape[1:]), device=device,
-                          dtype=torch.uint8 if self.kind == "canvas" else torch.float16)  # fmt: skip
+        if isinstance(self.__dict__.get("video"), Tensor):
+            return self.video.to(device)
+        kind = torch.uint8 if self.kind == "canvas" else torch.float16
+        out = torch.empty((sum(map(len, self._videos)), *self._videos[0].shape[1:]), device=device, dtype=kind)
         at = 0
         for part in self._videos:
             out[at : at + len(part)] = torch.from_numpy(np.array(part))
@@ -167,8 +172,26 @@ class Windows:
 
     def to(self, device: torch.device | str) -> Windows:
         """Move the video to a device, where batches are then gathered; the rest is small and stays."""
-        self.video = torch.as_tensor(np.ascontiguousarray(self.video)).to(device)
+        self.video = self._video_on(device)
         return self
+
+    def encoded(self, encode: Callable[[Tensor], Tensor], device: torch.device | str, batch: int = 1024) -> Windows:
+        """The same windows of latents, which stay on a device.
+
+        Args:
+            encode: (N, H, W, 3) uint8 canvases on the device to (N, C, h, w) float latents.
+            device: where to.
+            batch: canvases per call.
+        """
+        parts = []
+        with torch.no_grad():
+            for video in self._videos:
+                for at in range(0, len(video), batch):
+                    canvas = torch.from_numpy(np.array(video[at : at + batch])).to(device)
+                    parts.append(encode(canvas).to(torch.float16))
+        latents = copy.copy(self)
+        latents.kind, latents.video = "latents", torch.cat(parts)
+        return latents
 
     def imitable(self, rows: np.ndarray) -> np.ndarray:
         """(n,) bool, whether a policy may imitate at least the first action of each window."""
@@ -208,7 +231,7 @@ class Windows:
             ``observation.environment_state``; S is 0 where a dataset does not record it.
         """
         frame = self._frame_start[self._row_episode[rows]] + self._row_frame[rows]
-        return self.video[frame], self._a["frame_truth"][frame]
+        return self.frames(frame).cpu().numpy(), self._a["frame_truth"][frame]
 
     def seeds(self, rows: np.ndarray) -> np.ndarray:
         """(n,) int64, the seed of each row's episode; -1 where the dataset does not tell."""

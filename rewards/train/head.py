@@ -6,7 +6,8 @@ dream's faults for failures; so it learns from dreams too, with what really happ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,7 @@ from imagine.files import write_json
 from imagine.labels import LabelledPairs, PairSource
 from imagine.rewards.calibrate import auroc, by_kind, fit_threshold
 from imagine.rewards.latent import HeadConfig, LatentJudge
-from imagine.train.fit import FitConfig, fit
-
-Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
+from imagine.train.fit import FitConfig, Loss, fit
 
 LOOKAHEAD = 3  # chunks over which progress is a TD(lambda) return; the recorded outcome stands for what comes after
 LATENT_NOISE = 0.3  # imagined latents are off by about this much; a judge that only knew clean ones would be fooled
@@ -63,7 +62,8 @@ def train_head(
     ema = fit(judge, _loss(judge, sources, run.batch, trace), run, folder, evaluate=evaluate, name=name)
     assert isinstance(ema, LatentJudge)
     found = {} if replays is None or not len(replays) else _set_threshold(ema, replays, kinds)
-    write_json(folder / "metrics.json", {"step": run.steps, **evaluate(ema), **found})
+    step = json.loads((folder / "metrics.json").read_text())["step"]  # a budget of seconds may end before run.steps
+    write_json(folder / "metrics.json", {"step": step, **evaluate(ema), **found})
     return ema
 
 
@@ -72,21 +72,23 @@ def _loss(judge: LatentJudge, sources: Sequence[PairSource], batch: int, trace: 
     cfg = judge.cfg.head.model_copy(update={"trace": trace})
     shares = [len(part) for part in np.array_split(np.arange(batch), len(sources))]
 
-    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
         drawn = [
             (source, torch.randint(len(source), (share,), generator=generator).numpy())
             for source, share in zip(sources, shares, strict=True)
         ]
-        clips = LabelledPairs.cat([source.at(rows) for source, rows in drawn])
+        device = next(judge.parameters()).device
+        clips = LabelledPairs.cat([source.at(rows).to(device) for source, rows in drawn])
         if trace < 1:
             target = torch.cat([_returns(judge.eval(), source, rows, cfg) for source, rows in drawn])
         else:
             target = cfg.discount**clips.chunks_left
         level = torch.rand(len(target), 1, 1, 1, generator=generator) * LATENT_NOISE
-        clips.latents[:, 1] += level * torch.randn(clips.latents[:, 1].shape, generator=generator)
-        words = judge.word_counts(clips.instruction)
+        noise = level * torch.randn(clips.latents[:, 1].shape, generator=generator)
+        clips.latents[:, 1] += noise.to(device)
+        words = judge.word_counts(clips.instruction).to(device)
         value = judge.train().loss(clips.latents, clips.proprio, words, clips.success, target)
-        return value, {"base_rate": clips.success.float().mean().item()}
+        return value, {"base_rate": clips.success.float().mean()}
 
     return loss
 
@@ -129,20 +131,22 @@ def lambda_return(expected: Tensor, recorded: Tensor, within: Tensor, head: Head
 @torch.no_grad()
 def _returns(judge: LatentJudge, source: PairSource, rows: np.ndarray, head: HeadConfig) -> Tensor:
     """(n,) TD(lambda) targets of progress: partly the recorded outcome, partly what the judge itself expects."""
+    device = next(judge.parameters()).device
     pairs, within = source.later(rows, LOOKAHEAD)
-    logits = judge.logits(pairs.latents, pairs.proprio, judge.word_counts(pairs.instruction))
+    pairs = pairs.to(device)
+    logits = judge.logits(pairs.latents, pairs.proprio, judge.word_counts(pairs.instruction).to(device))
     expected = torch.sigmoid(logits.float()).mean(0)[:, 1].view(within.shape)
     recorded = (head.discount**pairs.chunks_left).view(within.shape)
-    return lambda_return(expected, recorded, torch.from_numpy(within), head)
+    return lambda_return(expected, recorded, torch.from_numpy(within).to(device), head)
 
 
 @torch.no_grad()
 def probabilities(judge: LatentJudge, source: PairSource) -> np.ndarray:
     """(n, 2) success probability and progress of every clip, as the judge reports them."""
-    parts = []
+    parts, device = [], next(judge.parameters()).device
     for rows in np.array_split(np.arange(len(source)), max(1, len(source) // 512)):
-        clips = source.at(rows)
-        words = judge.word_counts(clips.instruction)
+        clips = source.at(rows).to(device)
+        words = judge.word_counts(clips.instruction).to(device)
         parts.append(judge.probabilities(clips.latents, clips.proprio, words).float().cpu())
     return torch.cat(parts).numpy()
 
