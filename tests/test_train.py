@@ -279,12 +279,14 @@ def test_a_run_ends_with_its_budget_and_the_rate_falls_with_the_time(
 ) -> None:
     honest, rates = imagine.train.fit.rate, list[float]()
     monkeypatch.setattr(imagine.train.fit, "rate", lambda *a: (rates.append(honest(*a)), rates[-1])[1])
-    published: list[int] = []
+    published, shares = list[int](), list[float]()
     module = nn.Linear(3, 1)
     fit(
         module, lambda step, g: (module(torch.ones(3)).square().sum(), {}), BUDGET, tmp_path,
         evaluate=lambda m: {}, publish=lambda m, numbers: published.append(int(numbers["step"])),
+        on_share=shares.append,
     )  # fmt: skip
+    assert shares == [n / 8 for n in range(8)]
     assert rates[::2] == pytest.approx([0.005, *[0.01] * 4, 0.0075, 0.005, 0.0025])
     assert published == [8]  # the end is evaluated, whenever it comes
     assert honest(10, BUDGET, 8.0) == 0 and honest(10, BUDGET, 9.0) == 0  # never negative

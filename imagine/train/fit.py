@@ -33,7 +33,7 @@ class FitConfig(BaseModel):
 
     steps: int = 10_000
     seconds: float = 0.0  # budget, over all resumes, by which rate and end go if it is used up before `steps`; 0: none
-    pause: float = 0.0  # seconds after which a call saves and returns, as if killed, to be called again; 0: never
+    pause: float = 0.0  # seconds after which a call evaluates, saves and returns, to be called again; 0: never
     batch: int = 64
     lr: float = 1e-3
     warmup: int = 200  # steps
@@ -117,6 +117,12 @@ class _Run:
         self.step, self.spent = int(state["step"]), float(state.get("elapsed", 0.0))
 
     @property
+    def share(self) -> float:
+        """How much of the run is done, in [0, 1]: of its steps or of its seconds, whichever are further on."""
+        seconds = self.elapsed / self.cfg.seconds if self.cfg.seconds else 0.0
+        return min(1.0, max(self.step / max(1, self.cfg.steps), seconds))
+
+    @property
     def is_over(self) -> bool:
         """Whether all steps are done, or all seconds spent."""
         return self.step >= self.cfg.steps or bool(self.cfg.seconds and self.elapsed >= self.cfg.seconds)
@@ -186,8 +192,8 @@ class _Run:
             )
 
     def due(self, every: int) -> bool:
-        """Whether something that happens every so many steps, and at the end, happens now."""
-        return self.step % every == 0 or self.is_over
+        """Whether something that happens every so many steps, and at the end of a call, happens now."""
+        return self.step % every == 0 or self.is_over or self.is_paused
 
     def means(self) -> tuple[dict[str, float], float]:
         """What was logged since the last call, averaged, and samples per second."""
@@ -210,6 +216,7 @@ def fit(
     *,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     publish: Callable[[nn.Module, dict[str, float]], None] | None = None,
+    on_share: Callable[[float], None] | None = None,
     name: str = "train",
 ) -> nn.Module:
     """Train ``module`` in place until ``cfg.steps`` or ``cfg.seconds``, resuming whatever ``folder`` already holds.
@@ -222,6 +229,7 @@ def fit(
         folder: ``state/`` (resume), ``log/`` (TensorBoard) and ``metrics.json``.
         evaluate: given the EMA module, numbers on held-out data.
         publish: given the EMA module and its newest numbers, writes what others load.
+        on_share: told before each step how much of the run is done, in [0, 1], for losses that change as it goes on.
         name: shown in the progress bar.
 
     Returns:
@@ -234,6 +242,8 @@ def fit(
     run = _Run(module, cfg, folder, name)
     with Progress(name, cfg.steps, run.step, silent=not run.first) as on_progress:
         while not run.is_over and not run.is_paused:
+            if on_share is not None:
+                on_share(run.share)
             run.advance(loss)
             run.check()
             if run.due(cfg.log_every):
@@ -249,7 +259,7 @@ def fit(
                     write_json(folder / "metrics.json", numbers)
                 if publish is not None:
                     publish(run.best, numbers)
-            if run.due(cfg.save_every) or run.is_paused:
+            if run.due(cfg.save_every):
                 run.save()
     if run.log is not None:
         run.log.close()
