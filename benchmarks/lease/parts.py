@@ -18,7 +18,8 @@ from imagine.files import atomic_write, write_json
 ROOT = Path(__file__).resolve().parents[2]
 PART = 15 * 2**20  # bytes of a file that is sent back
 QUICK = (
-    "codec.widths=[8,8,16]", "codec_fit.batch=8", "dit.layers=2", "dit.heads=2", "dit.head_dim=16", "dit.ffn_dim=64",
+    "codec.widths=[8,16]", "codec_fit.batch=8", "dit.layers=2", "dit.heads=2", "dit.head_dim=16", "dit.ffn_dim=64",
+    "dit.decoder={blocks: 1, width: 16, memory: 8}",
     "model_fit.batch=8", "model_fit.warmup=5", "joint.policy_batch=8", "vlm_fit.batch=8", "judge_fit.batch=16",
     "vlm.tiny.width=32", "vlm.dreams=64", "judge_dreams=64",
 )  # fmt: skip

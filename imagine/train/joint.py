@@ -143,7 +143,7 @@ def train_joint(
         return held_out(ema, windows, held)
 
     loss = _Loss(windows, model, cfg, run)
-    ema = fit(model, loss, run, folder, evaluate=evaluate, publish=publish, name="model")
+    ema = fit(model, loss, run, folder, evaluate=evaluate, publish=publish, on_share=loss.go_on, name="model")
     assert isinstance(ema, WorldActionModel)
     return ema
 
@@ -152,7 +152,7 @@ class _Loss:
     """What each step learns from: windows, or sequences of a length that grows as training goes on."""
 
     def __init__(self, windows: Windows, model: WorldActionModel, cfg: JointConfig, run: FitConfig) -> None:
-        self.windows, self.model, self.cfg, self.steps = windows, model, cfg, run.steps
+        self.windows, self.model, self.cfg, self.share = windows, model, cfg, 0.0
         rows, self.good = windows.rows("train"), None
         self.sampler = WindowSampler(rows, run.batch, seed=run.seed)
         imitable = rows[windows.imitable(rows)]
@@ -168,12 +168,16 @@ class _Loss:
         rows = self.sampler.at(step)
         if self.usual is not None:
             shown = None if self.good is None else self.windows.batch(self.good.at(step))
-            chunks = cfg.chunks[min(len(cfg.chunks) * step // self.steps, len(cfg.chunks) - 1)]
+            chunks = cfg.chunks[min(int(len(cfg.chunks) * self.share), len(cfg.chunks) - 1)]
             return sequence_loss(model, self.windows, rows, chunks, cfg, self.usual, generator, shown)
         if cfg.decoder_only and bool(torch.rand((), generator=generator) < cfg.decoder_only):
             return decoder_loss(model, self.windows.batch(rows), cfg, generator)
         demonstrations = None if self.good is None else self._batch(self.good.at(step), generator)
         return joint_loss(model, self._batch(rows, generator), cfg, generator, demonstrations)
+
+    def go_on(self, share: float) -> None:
+        """Be told how much of the run is done."""
+        self.share = share
 
     def _batch(self, rows: np.ndarray, generator: torch.Generator) -> WindowBatch:
         return on_own_frames(self.model, self.windows, rows, self.windows.batch(rows), self.cfg, generator)
