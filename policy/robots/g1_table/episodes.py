@@ -25,6 +25,7 @@ BURSTS_PER_EPISODE = 1.0
 BLOCKS = (2, 2, 3, 3, 4)  # how many there are, one drawn per episode
 REST = (24, 60)  # ticks recorded after a task is done, drawn in this range: how to rest where the picture tells it
 AFTERWARDS = 24  # likewise after a push, where it does not
+AGAIN = 0.75  # chance that another task follows one that is done, so that long dreams can be learnt
 TWO_STAGES = 1.5  # how much longer an episode with a task about two blocks may be
 _WORLDS: dict[str, G1Table] = {}  # one per process and renderer; compiling a scene costs 20 ms
 
@@ -78,7 +79,7 @@ def episode(
     look: str = "seen",
     camera_hz: int = 5,
     renderer: str = "ray",
-    seconds: float = 4.8,
+    seconds: float = 7.2,
     failure_share: float = FAILURE_SHARE,
     modes: Sequence[str] = MODES,
 ) -> Episode:
@@ -92,7 +93,7 @@ def episode(
         look: as for :meth:`imagine.policy.robots.g1_table.world.G1Table.reset`.
         camera_hz: frames per second; divides 30.
         renderer: ``ray`` or ``egl``.
-        seconds: longest, and half as long again with a task about two blocks; it ends sooner, 0.8 to 2 s after the last
+        seconds: longest, and half as long again with a task about two blocks; it may end sooner, 0.8 to 2 s after a
             task is done.
         failure_share: chance that the episode is a deliberate failure.
         modes: how it may fail, some of ``failures.ALL_MODES``; those of ``failures.MODES`` when empty.
@@ -132,7 +133,11 @@ def _record(world: G1Table, rng: np.random.Generator, plan: _Plan, families: Seq
             world.rebase()
             success, rested = world.success(task), False
         if rested and failure is None:
-            break
+            if rng.uniform() > AGAIN:
+                break
+            task, done_for = _other_task(rng, world, task, families), 0
+            world.rebase()
+            success = world.success(task)
         target = failure.target(world, task) if failure else expert_target(world, task)
         target, disturbed = _disturb(plan, t, world, target)
         own = failure is None and not disturbed and not _is_past_push(world, task)
