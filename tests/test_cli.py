@@ -153,7 +153,7 @@ def test_collect_passes_on_what_was_asked_and_counts_what_there_is(tmp_path: Pat
     monkeypatch.setattr("imagine.agents.collect.collect", collect)
     words = ["collect", "--out", str(tmp_path), "--episodes", "4", "--option", "families=reach,push_left", "--json"]
     assert cli.main(words) == 0
-    assert asked["options"]["blocks"] == 2 and asked["options"]["families"] == ("reach", "push_left")
+    assert asked["options"]["blocks"] == (2, 2, 3, 3, 4) and asked["options"]["families"] == ("reach", "push_left")
     assert asked["fps"] == 30 and "observation.environment_state" in asked["names"]
     counts = {"episodes": 4, "frames": 80, "collected": 3, "seconds": 1.3}
     assert json.loads(capfd.readouterr().out) == {"out": str(tmp_path), **counts}

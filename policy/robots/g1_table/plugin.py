@@ -55,7 +55,7 @@ class G1TablePlugin(TableLabels):
     def options(self, understands: Callable[[str], bool] | None = None) -> dict[str, Any]:
         """All that the table knows; of the families those whose every word a model understands."""
         known = tuple(f for f in FAMILIES if understands is None or understands(_example(f).instruction))
-        return {"families": known, "colours": tuple(COLOURS), "blocks": 2, "look": "seen"}
+        return {"families": known, "colours": tuple(COLOURS), "blocks": (2,), "look": "seen"}
 
     def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         known = self.options()
