@@ -12,7 +12,7 @@ from imagine.agents.agreement import agreement
 from imagine.agents.envs import ParallelEnvs
 from imagine.agents.evaluate import evaluate, outcomes, summarise
 from imagine.agents.rollout import OnProgress
-from imagine.agents.statistics import mcnemar, paired_difference
+from imagine.agents.statistics import mcnemar, mean_interval, paired_difference
 from imagine.types import Policy
 
 FEWEST = 3
@@ -87,8 +87,8 @@ def compare_worlds(table: Any, policies: Sequence[str], worlds: Sequence[str], s
     """What a table of episodes says of policies in one world or two.
 
     One policy in one world is at the top level; several of either under ``policies``. From three policies in two worlds
-    on, each measure of agreement (:func:`imagine.agents.agreement.agreement`) has a key of its own, and two policies
-    are compared with each other.
+    on, each measure of agreement (:func:`imagine.agents.agreement.agreement`) has a key of its own, as has the share of
+    episodes that end alike, ``same_outcome``; and two policies are compared with each other.
 
     Args:
         table: of :func:`imagine.agents.evaluate.carry_out`.
@@ -101,8 +101,10 @@ def compare_worlds(table: Any, policies: Sequence[str], worlds: Sequence[str], s
         return {"policy": policies[0], "world": worlds[0], **each[0][worlds[0]]}
     found: dict[str, Any] = {"worlds": list(worlds), "policies": each, "n": len(seeds)}
     if len(worlds) == 2 and len(policies) >= FEWEST:
-        measured = agreement(*(outcomes(table, policies, w, seeds) for w in worlds))
-        found |= {name: x.plain() for name, x in measured.items()}
+        first, second = (outcomes(table, policies, w, seeds) for w in worlds)
+        found |= {name: x.plain() for name, x in agreement(first, second).items()}
+        starts = np.tile(np.arange(len(seeds)), len(policies))
+        found["same_outcome"] = mean_interval((first == second).ravel(), starts, expanded=True).plain()
     if len(policies) == 2:
         found["second_less_first"] = {}
         for world in worlds:

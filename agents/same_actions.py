@@ -28,7 +28,7 @@ TOGETHER = 16
 PICTURES = ("dream", "codec", "frozen", "shuffled", "without_tokens", "without_memory")
 
 
-class _FirstFrames:
+class FirstFrames:
     """Starts are the first frames of rollouts; a seed is the number of one."""
 
     def __init__(self, rollouts: TrueRollouts) -> None:
@@ -79,7 +79,7 @@ class SameActions:
         self, rows: np.ndarray, actions: np.ndarray, judge: RewardModel | None = None
     ) -> Iterator[tuple[Dream, Any]]:
         """A dream that begins at some rollouts, after each chunk of ``actions`` (M, C, K, A), and what it came to."""
-        dream = Dream(self.model, judge or NoJudge(), _FirstFrames(self.rollouts), self.cfg)
+        dream = Dream(self.model, judge or NoJudge(), FirstFrames(self.rollouts), self.cfg)
         dream.allocate(len(rows))
         dream.reset(np.arange(len(rows)), [int(i) for i in rows], {})
         for c in range(actions.shape[1]):

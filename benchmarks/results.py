@@ -98,11 +98,20 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
         ]
     if name in ("zoo", "zoo_8"):
         names = {"pearson": "Pearson's r", "spearman": "Spearman's ρ", "mmrv": "MMRV", "pairs": "pairs ordered alike"}
-        said = ", ".join(
-            f"{what} {m[k]['value']:.3f} [{m[k]['ci_low']:.3f}, {m[k]['ci_high']:.3f}]" for k, what in names.items()
-        )
+        names |= {"bias": "bias", "same_outcome": "same outcome per episode"} if "frozen" in m else {}
         title = f"imagined against real success of {len(m['policies'])} policies, n = {m['n']} starts each, 3 chunks"
-        return [(title if name == "zoo" else "… within 8 chunks, other starts", said)]
+        found = {title if name == "zoo" else "… within 8 chunks, other starts": m}
+        found |= {"… of a frozen picture, by the same judge": m["frozen"]} if "frozen" in m else {}
+        return [
+            (
+                line,
+                ", ".join(
+                    f"{what} {x[k]['value']:.3f} [{x[k]['ci_low']:.3f}, {x[k]['ci_high']:.3f}]"
+                    for k, what in names.items()
+                ),
+            )
+            for line, x in found.items()
+        ]
     if name in ("plan", "plan_base"):
         who = "`novice`" if name == "plan" else "`base`, within 0.8 s"
         cost = f"{m['ms_per_decision'] / m['ms_alone']:.0f} times the time of one chunk, 16 environments at once"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from imagine.agents.envs import DreamEnvs, ParallelEnvs, SimEnvs
+from imagine.agents.frozen_dream import FrozenDream
 from imagine.agents.instruction_swap import InstructionSwap, SwappedEnvs
 from imagine.configs.defaults import HORIZON
 from imagine.configs.judges import Judge, load_judge
@@ -25,7 +26,7 @@ __all__ = ["HORIZON", "Loaded", "dream", "dream_config", "dreamer", "load", "par
 
 MOST_NOISE = 2.0  # share of the first frame's sharpness by which another may be sharper; noise is by far more
 MOST_BLUR = 0.6  # share of the first frame's sharpness that may be lost
-WORLDS = ("sim", "imagined")
+WORLDS = ("sim", "imagined", "frozen")
 
 StartsLike = None | str | Path | Callable[[int, Mapping[str, Any]], Any]
 """What ``starts=`` takes, see :func:`starts_of`."""
@@ -87,6 +88,7 @@ def dream(
     shaping: float | None = None,
     watched_by: Judge | None = None,
     starts: StartsLike = None,
+    frozen: bool = False,
 ) -> Dream:
     """A dream.
 
@@ -99,6 +101,7 @@ def dream(
         shaping: discount of potential-based shaping by judged progress; None pays for success alone.
         watched_by: a second judge without a say, reported as the term ``second``.
         starts: see :func:`starts_of`.
+        frozen: it draws nothing, as a control (:class:`imagine.agents.frozen_dream.FrozenDream`).
     """
     cfg = cfg or dream_config(loaded.folder)
     model, device = dreamer(loaded.model, loaded.folder, cfg), str(loaded.model.device)
@@ -112,7 +115,8 @@ def dream(
     if watched_by is not None:
         scorer = ShadowJudge(scorer, load_judge(watched_by, loaded.folder, device))
     potential = None if shaping is None else lambda n: Potential(n, shaping)
-    return Dream(model, scorer, starts_of(loaded, starts), cfg, potential)
+    kind = FrozenDream if frozen else Dream
+    return kind(model, scorer, starts_of(loaded, starts), cfg, potential)
 
 
 def parallel_envs(
@@ -128,9 +132,10 @@ def parallel_envs(
 ) -> ParallelEnvs:
     """Environments of the robot's simulator, ``sim``, or ``imagined`` ones, alike at the beginning for the same seeds.
 
-    An episode lasts ``horizon`` chunks at most. A dream is scored by ``judge``; ``guarded`` and ``starts`` are those of
-    :func:`dream`, and guarded dreams end when they cannot be believed. Simulated episodes of a policy that is told
-    something else end when it has done that, if ``until`` is given.
+    A third world is a control: ``frozen`` dreams draw nothing, and no guard looks. An episode lasts ``horizon`` chunks
+    at most. A dream is scored by ``judge``; ``guarded`` and ``starts`` are those of :func:`dream`, and guarded dreams
+    end when they cannot be believed. Simulated episodes of a policy that is told something else end when it has done
+    that, if ``until`` is given.
 
     Raises:
         ImagineError: another world is asked for, none at all, or one that this robot has not.
@@ -142,7 +147,9 @@ def parallel_envs(
         if until is not None:
             return SwappedEnvs(lambda: loaded.sim_env(horizon), n, body, until)
         return SimEnvs(lambda: loaded.sim_env(horizon), n, body, expert=loaded.robot.expert)
-    if world != "imagined":
+    if world not in WORLDS:
         raise ImagineError(f"world is {world!r}, expected {' or '.join(WORLDS)}.")
-    imagined = dream(loaded, judge=judge, guarded=guarded, starts=starts)
+    frozen = world == "frozen"
+    guarded = guarded and not frozen
+    imagined = dream(loaded, judge=judge, guarded=guarded, starts=starts, frozen=frozen)
     return DreamEnvs(imagined, n, horizon=horizon, break_off=guarded)

@@ -12,7 +12,7 @@ from imagine.agents.evaluate import EXPERT, Part, Worker, carry_out, parts
 from imagine.agents.paired import compare_worlds
 from imagine.agents.trials import Trials, compare, read_trials
 from imagine.configs.defaults import HORIZON, ZOO_HORIZON
-from imagine.configs.evaluation import Setup, numbered_starts, stamp, worker, zoo_of
+from imagine.configs.evaluation import FROZEN, Setup, numbered_starts, stamp, worker, zoo_of
 from imagine.configs.judges import judge_name
 from imagine.configs.loaded import Loaded
 from imagine.configs.pages.evaluate import write, write_trials
@@ -49,10 +49,12 @@ def evaluate(args: Any) -> dict[str, Any]:
     if here.recorded is not None:
         seeds = list(here.recorded)[: args.episodes]
         worlds = ("recorded", "imagined") if here.recorded.tells_success else ("imagined",)
-    wanted = parts(policies, worlds, seeds, PART)
+    wanted = parts(policies, (*worlds, *_control(worlds)), seeds, PART)
     folder = RunFolder.of("evaluate", args)
     table = _carried_out(args, folder, setup, here, wanted)
     answer = compare_worlds(table, policies, worlds, seeds)
+    if _control(worlds):
+        answer[FROZEN] = compare_worlds(table, policies, (*worlds[:-1], FROZEN), seeds)
     if len(policies) == len(worlds) == 1:
         answer["swap_instruction"] = args.swap_instruction
     answer |= {"seed": args.seed, **trust}
@@ -61,6 +63,11 @@ def evaluate(args: Any) -> dict[str, Any]:
     folder.write_text("episodes.json", json.dumps(rows))
     write(folder, here, table, answer, policies, worlds, seeds, args.videos)
     return answer
+
+
+def _control(worlds: Sequence[str]) -> tuple[str, ...]:
+    """The control that goes with these worlds: nothing imagined is shown without the same of a frozen picture."""
+    return (FROZEN,) if "imagined" in worlds else ()
 
 
 def _setup(args: Any, cache: str) -> Setup:
@@ -78,7 +85,7 @@ def _worker(setup: Setup, policies: Sequence[str], worlds: Sequence[str]) -> Wor
         for name in policies:
             if name != EXPERT:
                 here.policy(name)
-        for world in worlds:
+        for world in (*worlds, *_control(worlds)):
             here.envs(world)
     return here
 
@@ -102,11 +109,12 @@ def _hold_against(trials: Trials, args: Any, loaded: Loaded, trust: dict[str, An
     setup = replace(_setup(args, ""), starts=starts)
     here = _worker(setup, tuple(trials), ("imagined",))
     folder = RunFolder.of("evaluate", args)
-    table = _carried_out(args, folder, setup, here, parts(tuple(trials), ("imagined",), seeds, PART))
-    imagined: dict[str, dict[int, bool]] = {policy: {} for policy in trials}
-    for row in table.select(["policy", "seed", "success"]).to_pylist():
-        imagined[row["policy"]][row["seed"]] = row["success"]
-    answer = {**compare(trials, imagined), **trust}
+    worlds = ("imagined", FROZEN)
+    table = _carried_out(args, folder, setup, here, parts(tuple(trials), worlds, seeds, PART))
+    found: dict[str, dict[str, dict[int, bool]]] = {world: {policy: {} for policy in trials} for world in worlds}
+    for row in table.select(["policy", "world", "seed", "success"]).to_pylist():
+        found[row["world"]][row["policy"]][row["seed"]] = row["success"]
+    answer = {**compare(trials, found["imagined"]), FROZEN: compare(trials, found[FROZEN]), **trust}
     folder.save_metrics(answer)
     write_trials(folder, answer)
     return answer

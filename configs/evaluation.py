@@ -37,6 +37,8 @@ ZOO = (
     "random",
 )
 """Policies with known truth, from hopeless to perfect: ``imagine evaluate --zoo``."""
+FROZEN = "frozen"
+"""The world whose picture never changes, beside every imagined one."""
 
 
 @dataclass(frozen=True)
@@ -134,16 +136,24 @@ def worker(setup: Setup) -> Worker:
     loaded = setup.load()
     recorded = RecordedEpisodes(loaded.model, setup.dataset, Path(setup.cache)) if setup.dataset else None
     swap = swap_of(loaded, setup.swap)
-    how: dict[str, Any] = {"judge": setup.judge, "guarded": setup.guarded}
 
     def envs_of(world: str) -> ParallelEnvs:
         if recorded is not None:
-            dream = build.dream(loaded, starts=recorded.starts, **how)
-            envs = DreamEnvs(dream, setup.num_envs, horizon=recorded.longest, break_off=setup.guarded)
+            frozen = world == FROZEN
+            guarded = setup.guarded and not frozen
+            dream = build.dream(loaded, starts=recorded.starts, judge=setup.judge, guarded=guarded, frozen=frozen)
+            envs = DreamEnvs(dream, setup.num_envs, horizon=recorded.longest, break_off=guarded)
             return RecordedEnvs(envs, recorded)
         until = None if setup.until_horizon else swap
         return build.parallel_envs(
-            loaded, world, setup.num_envs, until=until, horizon=setup.horizon, starts=setup.starts or None, **how
+            loaded,
+            world,
+            setup.num_envs,
+            until=until,
+            horizon=setup.horizon,
+            starts=setup.starts or None,
+            judge=setup.judge,
+            guarded=setup.guarded,
         )
 
     def policy_of(name: str) -> Policy:

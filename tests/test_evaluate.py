@@ -220,11 +220,13 @@ def test_two_worlds_three_policies(tmp_path: Path) -> None:
     for one in got["policies"]:
         assert {"sim", "imagined", "difference", "same_outcome"} <= one.keys()
     table = pq.read_table(tmp_path / "episodes.parquet")
-    assert len(table) == 3 * 2 * 4 and max(table["chunks"].to_pylist()) <= 2
-    starts = {w: set() for w in ("sim", "imagined")}
+    assert {"pearson", "mmrv", "bias", "same_outcome"} <= got["frozen"].keys() and "same_outcome" in got
+    assert [one["frozen"]["n"] for one in got["frozen"]["policies"]] == [4] * 3
+    assert len(table) == 3 * 3 * 4 and max(table["chunks"].to_pylist()) <= 2
+    starts = {w: set() for w in ("sim", "imagined", "frozen")}
     for r in table.to_pylist():
         starts[r["world"]].add((r["start_id"], r["instruction"]))
-    assert starts["sim"] == starts["imagined"], "the same start says the same in both worlds"
+    assert starts["sim"] == starts["imagined"] == starts["frozen"], "the same start says the same in both worlds"
     assert "Does imagination agree" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "agreement.png").stat().st_size > 5_000
     assert run(*words, "--videos", "1", "--horizon", "2", "--out", str(tmp_path)) == got
@@ -249,6 +251,7 @@ def test_recorded_episodes_are_dreamt_again(tmp_path: Path) -> None:
     got = run("evaluate", "--dataset", data, "--episodes", "6", "--num-envs", "4", "--out", str(tmp_path / "run"))
     (one,) = got["policies"]
     assert got["worlds"] == ["recorded", "imagined"] and one["recorded"]["n"] == one["imagined"]["n"] == got["n"] > 0
+    assert got["frozen"]["worlds"] == ["recorded", "frozen"] and got["frozen"]["policies"][0]["frozen"]["n"] == got["n"]
 
 
 def own(model: Any) -> Any:

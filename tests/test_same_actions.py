@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from imagine.agents.frozen_dream import FrozenDream
 from imagine.agents.judges_compared import compare_judges
-from imagine.agents.same_actions import SameActions
+from imagine.agents.same_actions import FirstFrames, SameActions
 from imagine.agents.true_rollouts import TrueRollouts
 from imagine.model.decoder import DecoderConfig
 from imagine.model.model import WorldActionModel
@@ -94,3 +95,21 @@ def test_judges_are_held_against_the_truth_of_the_same_actions(model: WorldActio
         assert [x["value"] for x in got["always"][shown]["bias"]] == pytest.approx(0.8 - true)
         assert [x["value"] for x in got["always"][shown]["agreement"]] == pytest.approx([0.6, 0.8, 1.0])
     assert len(got["always"]["dream"]["agreement"]) == CHUNKS
+
+
+def test_a_frozen_dream_draws_nothing_and_moves_as_commanded(model: WorldActionModel, rollouts: TrueRollouts) -> None:
+    same = SameActions(model, rollouts, DreamConfig(inverse_steps=0))
+    starts, judge = FirstFrames(rollouts), Looks()
+    dream = FrozenDream(model, judge, starts, same.cfg)
+    dream.allocate(2)
+    dream.reset(np.arange(2), [0, 1], {})
+    before, first = dream.observe(), dream.start_canvas.clone()
+    for chunk in range(CHUNKS):
+        outcome = dream.step(rollouts.actions[:2, chunk])
+        assert not outcome.terminated.any() and torch.equal(dream.canvas, first)
+    after = dream.observe()
+    assert not np.array_equal(before["proprio"], after["proprio"])
+    saved = dream.snapshot()
+    dream.step(rollouts.actions[:2, 0])
+    dream.restore(saved)
+    assert np.array_equal(dream.observe()["proprio"], after["proprio"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,18 @@ def write(
             f"Imagined success is what judge {answer['judge']} says of dreams whose fidelity is {answer['fidelity']}. "
             "Read it with both in mind."
         )
-    _success(page, each, worlds)
+    frozen = answer.get("frozen", {})
+    control = {one["policy"]: one["frozen"] for one in frozen.get("policies", [])} or {policies[0]: frozen}
+    _success(page, each, worlds, control if frozen else {})
     if len(worlds) == 2:
         if "pearson" in answer:
             page.section("Does imagination agree with the truth?")
-            rows = [[name, number(answer[name])] for name in MEASURES]
-            page.table(["measure", "value"], rows, "Resampling starts; see agents/agreement.py.")
+            rows = [[name, number(answer[name]), number(frozen.get(name))] for name in (*MEASURES, "same_outcome")]
+            page.table(
+                ["measure", "value", "frozen picture"], rows,
+                "Resampling starts; see agents/agreement.py. The frozen picture is a dream that draws nothing, before "
+                "the same judge: only what is better than it is owed to the dream.",
+            )  # fmt: skip
         picture = correlation_figure(each, worlds)
         picture.savefig(folder / "agreement.png", dpi=130)
         page.figure(picture, "Each point is a policy; on the line dream and truth agree.")
@@ -52,13 +58,19 @@ def write(
     page.write(folder / "report.html")
 
 
-def _success(page: Report, each: Sequence[dict[str, Any]], worlds: Sequence[str]) -> None:
+def _success(
+    page: Report, each: Sequence[dict[str, Any]], worlds: Sequence[str], control: Mapping[str, dict[str, Any]]
+) -> None:
     headers = ["policy", *(f"{w} success" for w in worlds)]
     rows = [[one["policy"], *(rate(one[w]) for w in worlds)] for one in each]
     if len(worlds) == 2:
         headers += [f"{worlds[1]} less {worlds[0]}", "same outcome on the same start"]
         for line, one in zip(rows, each, strict=True):
             line += [points(one["difference"]), f"{one['same_outcome']:.0%}"]
+    if control:
+        headers.append("success in a frozen picture")
+        for line, one in zip(rows, each, strict=True):
+            line.append(rate(control[one["policy"]]))
     page.section("Success").table(headers, rows)
     tasks = sorted({t for one in each for w in worlds for t in one[w]["per_task"]})
     by_task = [[one["policy"], w, *rates(one[w], tasks)] for one in each for w in worlds]

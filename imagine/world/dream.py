@@ -22,7 +22,7 @@ from imagine.world.env import Outcome
 from imagine.world.history import HistoryCache
 from imagine.world.spaces import action_space, observation_space
 from imagine.world.starts import Start, Starts
-from imagine.world.step import DreamConfig, EpisodeStart, judge_clip, predict_chunk
+from imagine.world.step import DreamConfig, EpisodeStart, Prediction, judge_clip, predict_chunk
 
 __all__ = ["Dream", "DreamConfig", "Shaping"]
 
@@ -198,10 +198,7 @@ class Dream:
         model, picked = self.model, rows.tolist()
         context, action = self.context().index(rows), model.normalise_action(commanded)
         seeds = [derive(int(self.seeds[i]), int(self.steps[i]), Stream.WORLD) for i in picked]
-        if self.history is None:
-            chunk = predict_chunk(model, context, action, self.cfg, seeds=seeds)
-        else:
-            chunk = self.history.predict(rows, context, action, self.cfg, seeds)
+        chunk = self.predict(rows, context, action, seeds)
         canvas = model.decode(chunk.video[:, -1:], torch.cat([context.video, chunk.video[:, :-1]], 1))[:, 0]
         start = EpisodeStart(self.start_video[rows], self.start_proprio[rows], self.start_canvas[rows])
         clip = judge_clip(model, start, context, chunk, commanded, canvas)
@@ -215,6 +212,12 @@ class Dream:
             numbers["memory"] = chunk.memory
         flags = {"valid": score.valid, "terminated": score.terminated}
         return {**{k: v.float() for k, v in numbers.items()}, **flags, "canvas": canvas}  # a judge may answer in halves
+
+    def predict(self, rows: Tensor, context: Context, action: Tensor, seeds: Sequence[int]) -> Prediction:
+        """Imagine one chunk in the environments ``rows``, under normalised actions (B, K, A)."""
+        if self.history is None:
+            return predict_chunk(self.model, context, action, self.cfg, seeds=seeds)
+        return self.history.predict(rows, context, action, self.cfg, seeds)
 
     def _outcome(self, out: Mapping[str, Tensor]) -> Outcome:
         """Reward and end of a step, of what :meth:`_imagine` gave for all N environments."""
