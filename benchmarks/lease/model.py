@@ -27,7 +27,7 @@ from imagine.world.starts import MOST_SAVED, Start, save_starts
 from lease.parts import ROOT, Lease
 
 BESIDE = 15.0  # seconds that each of them costs beside training, before this is known
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of the model's time; at each its training pauses, is shipped and takes in new data
+SHARES = (0.3, 0.65, 1.0)  # of the model's time; at each its training pauses, is shipped and takes in new data
 ENDING = 8.0  # seconds that nothing is planned for
 CODEC_FRAMES = 24_000
 

@@ -90,6 +90,7 @@ class Lease:
         if cuda:
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.benchmark = True
+            torch._dynamo.config.suppress_errors = True  # what does not compile runs as it is; there is no second try
             memory = torch.cuda.get_device_properties(0).total_memory / 2**30
             self.say("device", name=torch.cuda.get_device_name(0), memory_gib=memory)
         self.compile = _compiles(self.args.device) if not self.args.quick else False
