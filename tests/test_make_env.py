@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -40,6 +41,14 @@ def test_a_folder_dreams_alone(foreign: Path) -> None:
     assert seen[1]["instruction"] == "reach the bowl"
     assert env.reset(seed=0, options={"instruction": "reach the red bowl"})[1]["instruction"] == "reach the red bowl"
     assert {"hallucination", "success_probability"} <= set(env.step(STILL)[4])
+
+
+def test_files_of_a_judge_that_is_gone_are_ignored(foreign: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(foreign, folder)
+    (folder / "path.json").write_text("{}")
+    assert default_judge(folder) == default_judge(foreign)
+    imagine.make_env(model=folder).reset(seed=0)
 
 
 def test_scalar_and_vector_environments_dream_alike(foreign: Path) -> None:
