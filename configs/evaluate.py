@@ -6,16 +6,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from imagine.agents.evaluate import EXPERT, Part, Worker, carry_out, parts
 from imagine.agents.paired import compare_worlds
 from imagine.agents.trials import Trials, compare, read_trials
+from imagine.configs.commands.common import console
 from imagine.configs.defaults import HORIZON, ZOO_HORIZON
 from imagine.configs.evaluation import FROZEN, Setup, numbered_starts, stamp, worker, zoo_of
-from imagine.configs.judges import judge_name
+from imagine.configs.judges import judge_name, second_judge
 from imagine.configs.loaded import Loaded
 from imagine.configs.pages.evaluate import write, write_trials
+from imagine.configs.paid import paid_by, warning
 from imagine.configs.runfolder import RunFolder
 from imagine.configs.trust import caveat
 from imagine.progress import Progress
@@ -51,13 +54,15 @@ def evaluate(args: Any) -> dict[str, Any]:
         worlds = ("recorded", "imagined") if here.recorded.tells_success else ("imagined",)
     wanted = parts(policies, (*worlds, *_control(worlds)), seeds, PART)
     folder = RunFolder.of("evaluate", args)
-    table = _carried_out(args, folder, setup, here, wanted)
+    table = _carried_out(args, folder.path, setup, here, wanted)
     answer = compare_worlds(table, policies, worlds, seeds)
     if _control(worlds):
         answer[FROZEN] = compare_worlds(table, policies, (*worlds[:-1], FROZEN), seeds)
     if len(policies) == len(worlds) == 1:
         answer["swap_instruction"] = args.swap_instruction
     answer |= {"seed": args.seed, **trust}
+    if "imagined" in worlds:
+        answer |= _second_opinion(args, folder, setup, policies, seeds, loaded)
     folder.save_metrics(answer)
     rows = table.select(["policy", "world", "seed", "instruction", "success"]).to_pylist()
     folder.write_text("episodes.json", json.dumps(rows))
@@ -90,14 +95,32 @@ def _worker(setup: Setup, policies: Sequence[str], worlds: Sequence[str]) -> Wor
     return here
 
 
-def _carried_out(args: Any, folder: RunFolder, setup: Setup, here: Worker, wanted: Sequence[Part]) -> Any:
+def _carried_out(args: Any, folder: Path, setup: Setup, here: Worker, wanted: Sequence[Part]) -> Any:
     """The table of all episodes."""
     acting = () if args.dataset else list(dict.fromkeys(part.policy for part in wanted))
     with Progress("episodes") as on_progress:
         return carry_out(
-            wanted, partial(worker, setup) if args.ray else lambda: here, folder.path, ray=args.ray or None,
+            wanted, partial(worker, setup) if args.ray else lambda: here, folder, ray=args.ray or None,
             workers=args.workers, stamp=stamp(setup, acting), on_progress=on_progress,
         )  # fmt: skip
+
+
+def _second_opinion(
+    args: Any, folder: RunFolder, setup: Setup, policies: Sequence[str], seeds: Sequence[int], loaded: Loaded
+) -> dict[str, Any]:
+    """A warning about policies that the judge paid for, and what a judge of another family says of them."""
+    paid, second = paid_by(setup.judge, policies, loaded.folder), second_judge(setup.judge, loaded.folder)
+    if not paid:
+        return {}
+    said = warning(setup.judge, paid, second)
+    console.print(f"[yellow]{said}[/yellow]")
+    if second is None:
+        return {"warning": said}
+    other = replace(setup, judge=second)
+    wanted = parts(paid, ("imagined",), seeds, PART)
+    table = _carried_out(args, folder.path / "second_judge", other, _worker(other, paid, ("imagined",)), wanted)
+    found = compare_worlds(table, paid, ("imagined",), seeds)
+    return {"warning": said, "second_judge": {**caveat(args.model, second, True)["judge"], **found}}
 
 
 def _hold_against(trials: Trials, args: Any, loaded: Loaded, trust: dict[str, Any]) -> dict[str, Any]:
@@ -110,11 +133,12 @@ def _hold_against(trials: Trials, args: Any, loaded: Loaded, trust: dict[str, An
     here = _worker(setup, tuple(trials), ("imagined",))
     folder = RunFolder.of("evaluate", args)
     worlds = ("imagined", FROZEN)
-    table = _carried_out(args, folder, setup, here, parts(tuple(trials), worlds, seeds, PART))
+    table = _carried_out(args, folder.path, setup, here, parts(tuple(trials), worlds, seeds, PART))
     found: dict[str, dict[str, dict[int, bool]]] = {world: {policy: {} for policy in trials} for world in worlds}
     for row in table.select(["policy", "world", "seed", "success"]).to_pylist():
         found[row["world"]][row["policy"]][row["seed"]] = row["success"]
     answer = {**compare(trials, found["imagined"]), FROZEN: compare(trials, found[FROZEN]), **trust}
+    answer |= _second_opinion(args, folder, setup, tuple(trials), seeds, loaded)
     folder.save_metrics(answer)
     write_trials(folder, answer)
     return answer

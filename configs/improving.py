@@ -16,6 +16,7 @@ from imagine.configs import build
 from imagine.configs.commands.common import console
 from imagine.configs.judges import judge_name, second_judge
 from imagine.configs.loaded import Loaded
+from imagine.configs.paid import Payer, note, warning
 from imagine.configs.policies import adapter_of, adapters_in, load_policy
 from imagine.configs.practice import Practice
 from imagine.data.read import LeRobotDataset
@@ -65,6 +66,7 @@ def improve(practice: Practice, cfg: ImproveConfig, loaded: Loaded, folder: Path
         monitor = Monitor(held_out, loaded.distractor, checks)
     start = adapter_of(practice.policy, loaded.folder)
     run = Trainer(loaded.model, envs, cfg, folder, monitor=monitor, start=start)
+    note(folder / "adapter", start, Payer.of(practice.judge, loaded.folder))
     with Progress("improve", cfg.updates, run.update) as on_progress:
         adapter = run.run(lambda done, row: on_progress.report(done, {k: row[k] for k in SHOWN if k in row}))
     if weights_hash(dream.model) != frozen:
@@ -99,9 +101,12 @@ def _dream(practice: Practice, loaded: Loaded, folder: Path) -> Dream:
     )
 
 
-def worlds_of(loaded: Loaded) -> tuple[str, ...]:
-    """Worlds that a proof can be had in; the first one counts most."""
-    return ("sim", "imagined") if loaded.robot.has_env else ("imagined",)
+def proofs_of(practice: Practice, loaded: Loaded) -> dict[str, tuple[str, str]]:
+    """World and judge of every proof that can be had; the first one counts most, that of who paid least."""
+    found = {"sim": ("sim", "")} if loaded.robot.has_env else {}
+    if practice.watched_by != "none":
+        found["second_judge"] = ("imagined", practice.watched_by)
+    return found | {"imagined": ("imagined", practice.judge)}
 
 
 def prove(
@@ -117,20 +122,30 @@ def prove(
 
     Returns:
         ``before``, ``after``, ``gain``, ``gain_per_task`` on the simulator and ``imagined_before`` and so on in the
-        dream; the episodes by world; and the policies.
+        dream, by the judge that paid; under ``second_judge`` what another one says, and a ``warning``; the episodes by
+        proof; and the policies.
     """
     policies = {name: load_policy(policy, loaded.model, loaded.folder) for name, policy in names.items()}
-    numbers: dict[str, Any] = {}
     found: dict[str, Paired] = {}
-    for world in worlds_of(loaded):
-        mark = "" if world == "sim" else "imagined_"
-        envs = build.parallel_envs(loaded, world, 16 if world == "sim" else practice.num_envs, judge=practice.judge)
-        with Progress(f"{world}, before and after") as on_progress:
-            found[world] = compare(envs, policies, seeds, task_of=loaded.robot.task_of, on_progress=on_progress)
-        numbers |= {mark + name: result for name, result in found[world].results.items()}
-        numbers[mark + "gain"] = found[world].gain("after", "before")
-        numbers[mark + "gain_per_task"] = found[world].gain_per_task("after", "before")
+    for proof, (world, judge) in proofs_of(practice, loaded).items():
+        envs = build.parallel_envs(loaded, world, 16 if world == "sim" else practice.num_envs, judge=judge)
+        with Progress(f"{proof.replace('_', ' ')}, before and after") as on_progress:
+            found[proof] = compare(envs, policies, seeds, task_of=loaded.robot.task_of, on_progress=on_progress)
+    numbers = _numbers(found["sim"]) if "sim" in found else {}
+    numbers |= {f"imagined_{k}": v for k, v in _numbers(found["imagined"]).items()}
+    second = practice.watched_by if "second_judge" in found else None
+    if second is not None:
+        numbers["second_judge"] = {"name": second, **_numbers(found["second_judge"])}
+    numbers["warning"] = warning(practice.judge, ["after"], second)
     if "gain" in numbers:
         simulated, imagined = (numbers[k]["value"] for k in ("gain", "imagined_gain"))
         numbers["imagined_over_sim_gain"] = round(imagined / simulated, 3) if simulated else None
     return numbers, found, policies
+
+
+def _numbers(found: Paired) -> dict[str, Any]:
+    return {
+        **found.results,
+        "gain": found.gain("after", "before"),
+        "gain_per_task": found.gain_per_task("after", "before"),
+    }

@@ -16,8 +16,10 @@ from imagine.agents.rollout import rollout
 from imagine.agents.steer import Agent, AgentPolicy, SteeredPolicy, Steering, UnsteeredPolicy
 from imagine.configs.build import parallel_envs
 from imagine.configs.commands.common import at_least
+from imagine.configs.judges import judge_name, second_judge
 from imagine.configs.loaded import Loaded
 from imagine.configs.make_env import make_env
+from imagine.configs.paid import warning
 from imagine.configs.policies import adapters_in
 from imagine.configs.runfolder import RunFolder
 from imagine.progress import Progress
@@ -37,6 +39,7 @@ def learn(args: Any) -> dict[str, Any]:
     loaded = args.load()
     if args.sim_episodes is None:
         args = replace(args, sim_episodes=64 if loaded.robot.has_env else 0)
+    args = replace(args, judge=judge_name(args.judge, loaded.folder))
     if not args.adapter:
         args = replace(args, adapter="novice" if "novice" in adapters_in(loaded.folder) else "base")
     if args.sim_episodes and not loaded.robot.has_env:
@@ -46,17 +49,26 @@ def learn(args: Any) -> dict[str, Any]:
         learnt, agent = (_rllib if args.library == "rllib-ppo" else _sb3)(args, folder.path, on_progress)
     took = time.time() - begin
     test = environment(args, args.num_envs, "Disabled", None)
-    tests = range(args.test_seed, args.test_seed + args.test_episodes)
-    unsteered = episodes(test, UnsteeredPolicy(test.world.steering), tests)
-    steered = episodes(test, AgentPolicy(agent()), tests)
-    answer = {"with": args.library, **learnt}
-    answer |= {k: improvement(b, a) for k, b, a in zip(("return", "success"), unsteered, steered, strict=True)}
+    second = second_judge(args.judge, loaded.folder)
+    answer = {"with": args.library, **learnt, "judge": args.judge, **_tested(args, test, agent)}
+    if second is not None:
+        other = environment(replace(args, judge=second), args.num_envs, "Disabled", None)
+        answer["second_judge"] = {"name": second, **_tested(args, other, agent)}
+    answer["warning"] = warning(args.judge, ["the agent"], second)
     if args.sim_episodes:
         with Progress("simulator") as on_progress:
             answer["sim"] = _simulated(args, loaded, test.world.steering, agent(), on_progress)
     answer |= {"seed": args.seed, "seconds": round(took, 1)}
     folder.save_metrics(answer)
     return answer
+
+
+def _tested(args: Any, env: Any, agent: Callable[[], Agent]) -> dict[str, Any]:
+    """Imagined return and success, before and after."""
+    tests = range(args.test_seed, args.test_seed + args.test_episodes)
+    unsteered = episodes(env, UnsteeredPolicy(env.world.steering), tests)
+    steered = episodes(env, AgentPolicy(agent()), tests)
+    return {k: improvement(b, a) for k, b, a in zip(("return", "success"), unsteered, steered, strict=True)}
 
 
 def _check(args: Any) -> None:

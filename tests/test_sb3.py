@@ -328,6 +328,7 @@ def test_the_command_learns_on_the_shipped_model(
     assert cli.main(["learn", *words, *few, "--out", str(tmp_path)]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["with"] == words[1] and answer["success"]["after"]["n"] == 2 and answer["curve"]
+    assert answer["judge"] == "judge-tiny" and answer["second_judge"]["name"] == "latent" and answer["warning"]
     assert {"model.zip", "metrics.json", "config.yaml"} <= {p.name for p in tmp_path.iterdir()}
     assert answer["return"]["gain"]["n"] == answer["sim"]["gain"]["n"] == len(answer["sim"]["each"]["after"]) == 2
 

@@ -19,6 +19,7 @@ from imagine.agents.instruction_swap import SwappedEnvs
 from imagine.agents.rollout import rollout
 from imagine.configs import build, cli
 from imagine.configs.evaluation import swap_of
+from imagine.configs.paid import paid_by
 from imagine.embodiment import Embodiment
 from imagine.model.model import SHIPPED
 from imagine.policy.robots.g1_table.env import FOLDER
@@ -124,12 +125,14 @@ def test_heads_are_taught_on_whole_dreams(tmp_path: Path) -> None:
 def test_improve_then_use_the_adapter(tmp_path: Path) -> None:
     small = ["--set", "updates=1,groups=2,last_horizon=2", "--num-envs", "16", "--watch-starts", "4"]
     got = run("improve", *small, "--test-episodes", "2", "--out", str(tmp_path / "run"))
-    assert {"before", "after", "imagined_chunks", "imagined_gain", "seconds"} <= got.keys()
+    assert {"before", "after", "imagined_chunks", "imagined_gain", "seconds", "warning"} <= got.keys()
+    assert got["second_judge"]["name"] == "latent" and {"before", "after", "gain"} <= got["second_judge"].keys()
     assert {"return", "second_judge", "kl", "floor", "final_judge_gap"} <= got["curve"][0].keys()
     assert "Improved in the dream" in (tmp_path / "run" / "report.html").read_text()
     adapter = str(tmp_path / "run" / "adapter")
     again = run("evaluate", "--policy", adapter, "--episodes", "2", "--out", str(tmp_path / "again"))
     assert again["success_rate"] == got["after"]["success_rate"]
+    assert paid_by("judge-tiny", [adapter], "g1-table-tiny") == (adapter,)
 
 
 def test_rollout_films(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from imagine.configs.commands.common import Common, Words, at_least
@@ -62,9 +63,12 @@ def run(args: Args) -> dict[str, Any]:
         known = ", ".join(QUESTIONS).lower()
         raise ImagineError(f"--questions is {','.join(args.questions)!r}, expected some of {known}, each once.")
     from imagine.agents.finetune.distilling import DistillConfig, distill
+    from imagine.configs.paid import note
     from imagine.configs.policies import adapter_of
     from imagine.wan.convert import NEGATIVE
 
     start, negative = adapter_of(args.policy, args.model), args.negative or NEGATIVE
     cfg = DistillConfig(rank=args.rank, questions=questions, teacher_steps=args.teacher_steps, guidance=args.guidance)
-    return fine_tune(args, "distill", cfg, partial(distill, start=start, negative=negative))
+    answer = fine_tune(args, "distill", cfg, partial(distill, start=start, negative=negative))
+    note(Path(answer["adapter"]), start)
+    return answer

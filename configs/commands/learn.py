@@ -24,7 +24,8 @@ class Args(OfRobot):
         how: what the agent sets: noise (that the policy starts from), residual (added to its chunk) or chunk.
         slow: cosines over a chunk that it sets per action dimension.
         sees: what the agent observes: latents, or nothing (one answer for all).
-        judge: who says which dreams succeed; as for imagine evaluate.
+        judge: who says which dreams succeed, as for imagine evaluate. The agent observes latents whoever judges;
+            latent, heads on them, decodes no frame and is a little faster.
         shaping: while it learns, pay for judged progress too, as a potential, which changes returns but not which
             policy is best; tests pay for success alone.
         scenes: starts that it practises on and is tested on, with other noise; 0: every episode begins elsewhere, and

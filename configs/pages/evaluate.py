@@ -38,6 +38,7 @@ def write(
             f"Imagined success is what judge {answer['judge']} says of dreams whose fidelity is {answer['fidelity']}. "
             "Read it with both in mind."
         )
+    _warned(page, answer)
     frozen = answer.get("frozen", {})
     control = {one["policy"]: one["frozen"] for one in frozen.get("policies", [])} or {policies[0]: frozen}
     _success(page, each, worlds, control if frozen else {})
@@ -75,6 +76,17 @@ def _success(
     tasks = sorted({t for one in each for w in worlds for t in one[w]["per_task"]})
     by_task = [[one["policy"], w, *rates(one[w], tasks)] for one in each for w in worlds]
     page.table(["policy", "world", "all tasks", *headed(tasks)], by_task, "By task.")
+
+
+def _warned(page: Report, answer: dict[str, Any]) -> None:
+    """What the judge paid for, and what a second judge says of that."""
+    if "warning" not in answer:
+        return
+    page.text(answer["warning"])
+    if second := answer.get("second_judge"):
+        each = second.get("policies") or [{"policy": second["policy"], "imagined": second}]
+        rows = [[one["policy"], rate(one["imagined"])] for one in each]
+        page.table(["policy", f"imagined success, judge {second['name']}"], rows, "The same starts, another judge.")
 
 
 def _disagreements(
@@ -125,6 +137,7 @@ def write_trials(folder: RunFolder, answer: dict[str, Any]) -> None:
     """``report.html`` of real trials beside dreams, from :func:`imagine.agents.trials.compare`'s answer."""
     page = Report("Do dreams tell what the real trials tell?", "Intervals are 95 %; n counts real trials.")
     page.text(f"The judge is {answer['judge']}, the dream's fidelity {answer['fidelity']}. Read it with both in mind.")
+    _warned(page, answer)
     page.section("Success")
     headers = ["policy", "real", "imagined, same starts", "imagined less real", "same outcome", "real by PPI++"]
     keys = ("real", "imagined", "difference", "same_outcome", "ppi")

@@ -37,7 +37,7 @@ def write(
         folder: of the run.
         loaded: the model and its robot.
         answer: of the command.
-        found: episodes before and after by world, of :func:`imagine.configs.improving.prove`.
+        found: episodes before and after by proof, of :func:`imagine.configs.improving.prove`.
         policies: ``before`` and ``after``.
         seeds: start seeds.
         judge: its name.
@@ -48,11 +48,13 @@ def write(
         f"{answer['algorithm']} on {answer['imagined_episodes']} imagined episodes ({answer['imagined_chunks']} "
         "chunks); no real episode was learnt from, and the dream's own weights did not move.",
     )
+    titles = {"sim": "sim", "imagined": f"imagined, judge {judge}"}
+    titles["second_judge"] = f"imagined, judge {answer.get('second_judge', {}).get('name')}"
     first, paired = next(iter(found.items()))
     report.lead(
         [
-            (f"{first} success, before", rate(paired.results["before"]), f"{len(seeds)} starts"),
-            (f"{first} success, after", rate(paired.results["after"]), "the same starts"),
+            (f"{titles[first]} success, before", rate(paired.results["before"]), f"{len(seeds)} starts"),
+            (f"{titles[first]} success, after", rate(paired.results["after"]), "the same starts"),
             ("gain, points", points(paired.gain("after", "before")), "paired, 95 % interval"),
         ]
     )
@@ -60,11 +62,14 @@ def write(
         report.cards([("imagined / simulated gain", f"{ratio:.2f}", "1 is an honest dream")])
     tasks = sorted(set(paired.tasks.tolist()))
     report.section("Success", "95 % Wilson intervals; the same starts in both worlds, none of them learnt from.")
-    rows = [[world, name, *rates(x, tasks)] for world, each in found.items() for name, x in each.results.items()]
+    report.text(answer["warning"])
+    rows = [
+        [titles[proof], name, *rates(x, tasks)] for proof, each in found.items() for name, x in each.results.items()
+    ]
     report.table(["world", "policy", "all tasks", *headed(tasks)], rows)
     report.section("While it learnt", answer["alarm"] or "Nothing crossed its limit.")
     report.figure(curves(answer["curve"]), "Dots are updates. Checks on held-out starts come every few updates.")
-    envs = {world: parallel_envs(loaded, world, 1, judge=judge) for world in found}
+    envs = {w: parallel_envs(loaded, w, 1, judge=judge) for w in ("sim", "imagined") if w in found}
     show_changes(report, loaded, envs, policies, paired, seeds)
     report.command(command)
     report.write(folder / "report.html")
