@@ -194,16 +194,25 @@ def _other_task(rng: np.random.Generator, world: G1Table, task: Task, families: 
 
 
 def _is_feasible(world: G1Table, task: Task) -> bool:
-    x, y, z = world.blocks[world.block_of(task.colour)]
+    named = [world.block_of(colour) for colour in task.colours]
     if task.family.startswith("push"):
-        end = y + (0.12 if task.family == "push_left" else -0.12)
-        return bool(z < world.block_start[0, 2] + 0.1 and x < world.bowl[0] - 0.11 and abs(end) < 0.33)
+        x, y, z = world.blocks[named[0]]
+        sign = 1 if task.family == "push_left" else -1
+        low = z < world.block_start[0, 2] + 0.1 and x < world.bowl[0] - 0.11
+        return bool(low and abs(y + sign * 0.12) < 0.29 and not _crowded(world, named[0], -sign * 0.06, 0.065))
+    if any(_crowded(world, i, 0.0, 0.10) for i in named):
+        return False
     if task.family in PUT_FAMILIES:  # two blocks fill the bowl
-        named = [world.block_of(colour) for colour in task.colours]
         gaps = np.linalg.norm(np.delete(world.blocks, named, 0)[:, :2] - world.bowl, axis=1)
         if (gaps < BOWL_INSIDE).sum() + len(named) > 2:
             return False
     return not world.success(task)
+
+
+def _crowded(world: G1Table, i: int, beside: float, room: float) -> bool:
+    """Does another block lie where fingers have to go, within ``room`` (m) along y of ``beside`` block ``i``?"""
+    away = np.delete(world.blocks, i, 0) - world.blocks[i]
+    return bool(((np.abs(away[:, 0]) < 0.05) & (np.abs(away[:, 1] - beside) < room)).any())
 
 
 class _Rows:
