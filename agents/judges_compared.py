@@ -6,7 +6,8 @@ right about the first picture held for ever does not look: what it says of a dre
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from imagine.types import Chunk, Clip, RewardModel, Score
 from imagine.world.step import EpisodeStart, Prediction, judge_clip
 
 SHOWN = ("dream", "real", "frozen")
-"""What judges are shown: dreams; true frames as the codec shows them; the first picture, and where the actions lead."""
+"""What judges are shown: dreams; true frames (and their latents); the first picture, and where the actions lead."""
 
 
 class Panel:
@@ -70,8 +71,17 @@ def _judged_clips(same: SameActions, panel: Panel, frozen: bool, rows: np.ndarra
             led = model.integrate_proprio(context, Chunk(action=model.normalise_action(action)))
             latents[:, now:ends], proprio[:, now:ends] = latents[:, :1], led
         chunk = Prediction(latents[:, now:ends], proprio[:, now:ends])
-        terms.append(panel(judge_clip(model, start, context, chunk, action), texts).terms)
+        clip = judge_clip(model, start, context, chunk, action)
+        if not frozen:
+            clip = replace(clip, decode=_shown(rollouts.frames[rows][:, :: model.temporal][:, [0, *range(now, ends)]]))
+        terms.append(panel(clip, texts).terms)
     return {name: torch.stack([t[name] for t in terms], 1).numpy() for name in panel.judges}
+
+
+def _shown(frames: np.ndarray) -> Callable[..., torch.Tensor]:
+    """A ``Clip.decode`` of frames (M, 1 + F, H, W, 3) that nobody has to decode."""
+    known = torch.from_numpy(frames)
+    return lambda wanted=None: known if wanted is None else known[:, list(wanted)]
 
 
 def compare_judges(

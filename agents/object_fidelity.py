@@ -31,6 +31,10 @@ OnScene = Callable[[int, Scene, Mapping[str, np.ndarray]], None]
 """Sees (number of the rollout, what happened, pictures by kind)."""
 
 
+Category = tuple[str, int, np.ndarray]
+"""Its name, the number of a scene, and which of its visible things count, (T, N) bool."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """What one kind of picture shows of one rollout: T - 1 frames, N things.
@@ -67,8 +71,8 @@ class Truth:
     left_out: tuple[str, ...]
 
 
-def categories(scenes: Sequence[Scene]) -> list[tuple[str, int, np.ndarray]]:
-    """Which visible things count for what: (category, number of the scene, (T, N) bool).
+def categories(scenes: Sequence[Scene]) -> list[Category]:
+    """Which visible things count for what.
 
     Args:
         scenes: one rollout in several views, that of the camera that stays first. Moved is what the first picture does
@@ -94,21 +98,21 @@ def _summed(each: Sequence[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return out
 
 
-def truth_of(scenes: Sequence[Scene]) -> Truth:
-    """What counts of one rollout, seen in several views."""
+def truth_of(scenes: Sequence[Scene], counts: Sequence[Category]) -> Truth:
+    """What counts (:func:`categories`) of one rollout, seen in several views."""
     main, objects = scenes[0], scenes[0].objects
-    counted = _summed([(name, own) for name, _, own in categories(scenes)])
-    pixels = {k: v[1:] for k, v in main.errors(main.frames)[1].items()}
+    counted = _summed([(name, own) for name, _, own in counts])
+    pixels = {k: v[1:] for k, v in main.pixels.items()}
     unclear = tuple(objects.names[i] for i, ok in zip(objects.things, main.told_apart, strict=True) if not ok)
     return Truth(main.seen[1:], (main.seen & main.painted(main.codec))[1:], counted, pixels, unclear)
 
 
-def seen_in(scenes: Sequence[Scene], pictures: np.ndarray) -> Seen:
+def seen_in(scenes: Sequence[Scene], counts: Sequence[Category], pictures: np.ndarray) -> Seen:
     """What pictures (T, H, W, 3) uint8 show of one rollout."""
     main, painted = scenes[0], [scene.painted(pictures) for scene in scenes]
     ghost = main.ghosts(pictures).any((2, 3)) & main.told_apart
-    right = _summed([(name, own & painted[k]) for name, k, own in categories(scenes)])
-    return Seen(painted[0][1:], ghost[1:], right, {k: v[1:] for k, v in main.errors(pictures)[0].items()})
+    right = _summed([(name, own & painted[k]) for name, k, own in counts])
+    return Seen(painted[0][1:], ghost[1:], right, {k: v[1:] for k, v in main.errors(pictures).items()})
 
 
 @dataclass
@@ -121,9 +125,10 @@ class ObjectTally:
 
     def add(self, scenes: Sequence[Scene], pictures: Mapping[str, np.ndarray]) -> None:
         """One more rollout, of which every kind of picture shows something; the view that stays first."""
-        self.truths.append(truth_of(scenes))
+        counts = categories(scenes)
+        self.truths.append(truth_of(scenes, counts))
         for kind, shown in pictures.items():
-            self.seen.setdefault(kind, []).append(seen_in(scenes, shown))
+            self.seen.setdefault(kind, []).append(seen_in(scenes, counts, shown))
 
     def numbers(self) -> dict[str, Any]:
         """All tables; see :func:`measure_objects`."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from imagine.agents.envs import SimEnvs, StepResult
-from imagine.agents.rollout import EpisodeRecord, OnProgress, rollout
+from imagine.agents.rollout import rollout
 from imagine.embodiment import Embodiment
 from imagine.files import atomic_path
 from imagine.policy.robots.plugin import RobotPlugin
@@ -59,6 +59,12 @@ class TrueRollouts:
         own = list(map(int, rows))
         arrays = {k: v[own] for k, v in vars(self).items() if k != "objects"}
         return TrueRollouts(**arrays, objects=tuple(self.objects[i] for i in own))
+
+    @classmethod
+    def cat(cls, parts: Sequence[TrueRollouts]) -> TrueRollouts:
+        """Several together."""
+        arrays = {k: np.concatenate([vars(p)[k] for p in parts]) for k in vars(parts[0]) if k != "objects"}
+        return cls(**arrays, objects=tuple(o for p in parts for o in p.objects))
 
     def save(self, file: Path, key: Mapping[str, Any]) -> None:
         """Write them whole; ``key`` says what they are of."""
@@ -137,33 +143,41 @@ class WholeEpisodes(SimEnvs):
         return ObjectMasks(blank, ("scene",), (), (), self.body.views[0].name)
 
 
-def true_rollouts(
-    envs: WholeEpisodes, policies: Mapping[str, Policy], seeds: Sequence[int],
-    on_progress: OnProgress | None = None,
-) -> TrueRollouts:  # fmt: skip
-    """Roll out a mixture of policies, who take turns.
+Job = tuple[str, tuple[int, ...], tuple[int, ...]]
+"""A policy's name, the numbers of some rollouts, and their start seeds."""
 
-    Args:
-        envs: simulators.
-        policies: by name.
-        seeds: of the starts; the i-th is for policy i modulo their number.
-        on_progress: told how many are done.
-    """
-    parts: dict[int, tuple[EpisodeRecord, str, _Told]] = {}
-    for k, (name, policy) in enumerate(policies.items()):
-        own = list(range(k, len(seeds), len(policies)))
-        for begin in range(0, len(own), envs.num_envs):
-            group = own[begin : begin + envs.num_envs]
-            made = rollout(envs, policy, [seeds[i] for i in group], frames=True, keep=True)
-            for row, (i, record) in enumerate(zip(group, made, strict=True)):
-                parts[i] = record, name, envs.told[row]
-            if on_progress is not None:
-                on_progress(len(parts), len(seeds))
-    records, names, told = zip(*(parts[i] for i in range(len(seeds))), strict=True)
+
+def turns(policies: Sequence[str], seeds: Sequence[int], size: int) -> list[Job]:
+    """Rollout i is policy i's, modulo their number; up to ``size`` of one policy together."""
+    jobs = []
+    for k, name in enumerate(policies):
+        own = range(k, len(seeds), len(policies))
+        parts = [tuple(own[i : i + size]) for i in range(0, len(own), size)]
+        jobs += [(name, part, tuple(int(seeds[i]) for i in part)) for part in parts]
+    return jobs
+
+
+def simulated(envs: WholeEpisodes, name: str, policy: Policy, seeds: Sequence[int]) -> TrueRollouts:
+    """Roll out a policy of some name from at most ``envs.num_envs`` starts."""
+    records = rollout(envs, policy, seeds, frames=True, keep=True)
+    told = envs.told[: len(seeds)]
     return TrueRollouts(
-        seeds=np.array(seeds), policies=np.array(names), instructions=np.array([r.instruction for r in records]),
+        seeds=np.array(seeds), policies=np.array([name] * len(seeds)),
+        instructions=np.array([r.instruction for r in records]),
         frames=np.stack([r.frames for r in records]), actions=np.stack([r.actions for r in records]),
         proprio=np.stack([np.concatenate(t.proprio) for t in told]).astype(np.float32),
         done=np.logical_or.accumulate([t.done for t in told], 1),
         objects=tuple(replace(t.masks[0], masks=np.concatenate([m.masks for m in t.masks])) for t in told),
     )  # fmt: skip
+
+
+def in_order(jobs: Sequence[Job], parts: Sequence[TrueRollouts]) -> TrueRollouts:
+    """All rollouts of some jobs by their numbers."""
+    numbers = [i for _, part, _ in jobs for i in part]
+    return TrueRollouts.cat(parts).pick(np.argsort(numbers))
+
+
+def true_rollouts(envs: WholeEpisodes, policies: Mapping[str, Policy], seeds: Sequence[int]) -> TrueRollouts:
+    """Roll out a mixture of policies, who take turns (:func:`turns`)."""
+    jobs = turns(tuple(policies), seeds, envs.num_envs)
+    return in_order(jobs, [simulated(envs, name, policies[name], own) for name, _, own in jobs])

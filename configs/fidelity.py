@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from imagine.agents.judges_compared import compare_judges
 from imagine.agents.object_fidelity import AWAY, measure_objects
 from imagine.agents.same_actions import SameActions
 from imagine.agents.scripted import ExpertPolicy, HidingPolicy
-from imagine.agents.true_rollouts import TrueRollouts, WholeEpisodes, true_rollouts
+from imagine.agents.true_rollouts import Job, TrueRollouts, WholeEpisodes, in_order, simulated, turns
 from imagine.agents.zoo import Flaw, Flawed
 from imagine.configs import build, heldout
 from imagine.configs.commands.common import console
@@ -22,6 +24,7 @@ from imagine.configs.pages.fidelity import save_dreams
 from imagine.configs.pages.objects import Sheet, tables
 from imagine.configs.policies import EXPERT, load_policy
 from imagine.configs.runfolder import RunFolder
+from imagine.data.processes import process_pool
 from imagine.files import write_json
 from imagine.progress import Progress
 from imagine.types import ImagineError, Policy, RewardModel
@@ -134,41 +137,91 @@ def _judges(args: Any, loaded: Loaded) -> dict[str, RewardModel]:
 
 def _rollouts(args: Any, loaded: Loaded, place: Path) -> TrueRollouts:
     """The rollouts, found in a folder or made and left there."""
-    actor, chunks = args.actor or args.model, args.chunks or CHUNKS
+    chunks = args.chunks or CHUNKS
     key = {
         "robot": loaded.robot.spec, "options": loaded.options, "policies": args.policy or "default", "seed": args.seed,
-        "rollouts": args.rollouts, "chunks": chunks, "body": loaded.model.body.model_dump(),
+        "actor": str(args.actor or args.model) if args.policy else "", "rollouts": args.rollouts, "chunks": chunks,
+        "body": loaded.model.body.model_dump(),
     }  # fmt: skip
     file = place / FILE
     if file.is_file():
         return TrueRollouts.load(file, key)
-    body, together, robot = loaded.model.body, min(TOGETHER, args.rollouts), loaded.robot
-    envs = WholeEpisodes(robot, lambda: loaded.sim_env(chunks), together, body, chunks)
-    acting = loaded if actor == args.model else build.load(actor, args.robot, args.options())
-    if acting.model.body != body:
-        raise ImagineError(f"actor {actor} is for embodiment {acting.model.body.name!r}, not that of {args.model}.")
-    acts = {name: _acting(name, acting, envs) for name in args.policy or _mixture(envs, args.seed)}
-    with Progress("rollouts", args.rollouts) as on_progress:
-        made = true_rollouts(envs, acts, range(args.seed, args.seed + args.rollouts), on_progress)
+    how = args.model, args.actor or args.model, args.robot, args.options(), chunks
+    simulator = Simulator(*how)
+    seeds = range(args.seed, args.seed + args.rollouts)
+    jobs = turns(args.policy or simulator.mixture(args.seed), seeds, TOGETHER)
+    for name in {name for name, *_ in jobs}:
+        simulator.policy(name)  # what cannot be had is refused here
+    done, parts = 0, []
+    with Progress("rollouts", len(seeds)) as on_progress, _pool(min(args.workers, len(jobs)), how, simulator) as run:
+        for part in run(jobs):
+            parts.append(part)
+            on_progress(done := done + len(part))
+    made = in_order(jobs, parts)
     place.mkdir(parents=True, exist_ok=True)
     made.save(file, key)
     return made
 
 
-def _mixture(envs: WholeEpisodes, seed: int) -> tuple[str, ...]:
-    """Whose actions are taken where nobody is named: as much as the robot can do."""
-    envs.reset([seed])
-    env, robot, things = envs.envs[0], envs.robot, envs.told[0].masks[0].things
-    if robot.expert(env) is None:
-        return LEARNT
-    hides = bool(things) and robot.hide(env, things[0]) is not None
-    return tuple(name for name in SCRIPTED if name != HIDE or hides)
+class Simulator:
+    """Simulators of a robot, and policies that act in them, in any process."""
+
+    def __init__(self, model: str, actor: str, robot: str, options: dict[str, str], chunks: int) -> None:
+        """See :class:`imagine.configs.commands.fidelity.Args`.
+
+        Raises:
+            ImagineError: the robot has no simulator, or ``actor`` is of another embodiment than ``model``.
+        """
+        loaded = build.load(model, robot, options)
+        self.acting = loaded if actor == model else build.load(actor, robot, options)
+        self.body = loaded.model.body
+        if self.acting.model.body != self.body:
+            raise ImagineError(f"{actor} is for embodiment {self.acting.model.body.name!r}, not that of {model}.")
+        self.envs = WholeEpisodes(loaded.robot, lambda: loaded.sim_env(chunks), TOGETHER, self.body, chunks)
+
+    def __call__(self, job: Job) -> TrueRollouts:
+        """Carry out some rollouts."""
+        name, _, seeds = job
+        return simulated(self.envs, name, self.policy(name), seeds)
+
+    def policy(self, name: str) -> Policy:
+        """A policy by name, also those that only a simulator has."""
+        own, _, flaws = name.partition("+")
+        if own not in (EXPERT, HIDE):
+            return load_policy(name, self.acting.model, self.acting.folder)
+        policy = ExpertPolicy(self.envs) if own == EXPERT else HidingPolicy(self.envs, AWAY)
+        return Flawed(policy, Flaw.parse(flaws), self.body) if flaws else policy
+
+    def mixture(self, seed: int) -> tuple[str, ...]:
+        """Whose actions are taken where nobody is named: as much as the robot can do."""
+        self.envs.reset([seed])
+        env, robot, things = self.envs.envs[0], self.envs.robot, self.envs.told[0].masks[0].things
+        if robot.expert(env) is None:
+            return LEARNT
+        hides = bool(things) and robot.hide(env, things[0]) is not None
+        return tuple(name for name in SCRIPTED if name != HIDE or hides)
 
 
-def _acting(name: str, loaded: Loaded, envs: WholeEpisodes) -> Policy:
-    """A policy by name, also those that only a simulator has."""
-    own, _, flaws = name.partition("+")
-    if own not in (EXPERT, HIDE):
-        return load_policy(name, loaded.model, loaded.folder)
-    policy = ExpertPolicy(envs) if own == EXPERT else HidingPolicy(envs, AWAY)
-    return Flawed(policy, Flaw.parse(flaws), envs.body) if flaws else policy
+_simulator: Simulator
+
+
+def _start(*how: Any) -> None:
+    """Runs once in each process."""
+    global _simulator
+    _simulator = Simulator(*how)
+
+
+def _simulate(job: Job) -> TrueRollouts:
+    return _simulator(job)
+
+
+@contextmanager
+def _pool(
+    workers: int, how: tuple[Any, ...], here: Simulator
+) -> Iterator[Callable[[list[Job]], Iterable[TrueRollouts]]]:
+    """Carries out jobs in processes, or in this one if one is enough; answers come in their order."""
+    if workers <= 1:
+        yield lambda jobs: map(here, jobs)
+        return
+    with process_pool(workers, _start, how) as pool:
+        yield lambda jobs: pool.map(_simulate, jobs)

@@ -33,6 +33,7 @@ class Args(OfRobot):
         judge: who is asked of the same actions, shown dreams, true frames and a frozen picture, as `evaluate` takes
             them, or none; by default the model's own.
         device: where the model runs with --objects.
+        workers: processes that simulate rollouts, one CPU each.
         write: keep the figures beside the model, so that imagined success rates can be read with them in mind; the
             model must be a folder.
     """
@@ -50,6 +51,7 @@ class Args(OfRobot):
     kept: Folder = None
     judge: Words = ()
     device: str = "cpu"
+    workers: int = 2
     write: bool = False
 
 
@@ -59,7 +61,7 @@ def run(args: Args) -> dict[str, Any]:
     Raises:
         ImagineError: a number is out of range, or the datasets do not fit the model.
     """
-    at_least(args, episodes=1, windows=1, steps=1, rollouts=1)
+    at_least(args, episodes=1, windows=1, steps=1, rollouts=1, workers=1)
     if args.chunks is not None:
         at_least(args, chunks=1)
     if args.write and not Path(args.model).is_dir():

@@ -99,20 +99,20 @@ class Palette:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """(..., h, w) int64: the thing whose colour is nearest to each pixel's, or -1; of uint8 (..., h, w, 3)."""
-        return self.owner[_distance(chroma(image), self.colours).argmin(-1)]
+        far = (self.colours**2).sum(1) - 2 * chroma(image) @ self.colours.T  # less the pixel's own square
+        return self.owner[far.argmin(-1)]
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(..., C) distances of colours (..., 3) from (C, 3)."""
-    square = (a * a).sum(-1)[..., None] - 2 * a @ b.T + (b * b).sum(-1)
-    return np.asarray(np.sqrt(np.maximum(square, 0)))
+    """(A, C) distances of colours (A, 3) from (C, 3)."""
+    return np.linalg.norm(a[:, None] - b, axis=-1)
 
 
 def _cells(colours: np.ndarray) -> np.ndarray:
     """Mean colours (C, 3) of the cells of a grid that hold enough of (n, 3) colours."""
-    cell = np.floor(colours / _CELL).astype(np.int64)
-    _, at, count = np.unique(cell, axis=0, return_inverse=True, return_counts=True)
-    sums = np.stack([np.bincount(at.ravel(), colours[:, i], len(count)) for i in range(3)], 1)
+    cell = np.floor(colours / _CELL).astype(np.int64) + 32  # colours lie within -1 and 2
+    _, at, count = np.unique((cell[:, 0] * 64 + cell[:, 1]) * 64 + cell[:, 2], return_inverse=True, return_counts=True)
+    sums = np.stack([np.bincount(at, colours[:, i], len(count)) for i in range(3)], 1)
     often = count >= max(1, _RARE * len(colours))
     return (sums[often] / count[often, None]).astype(np.float32)
 
@@ -196,19 +196,29 @@ class Scene:
         shown = self.palette(pictures[:, *self.window])
         return np.asarray(shown[:, None] == np.arange(len(self.objects.things))[:, None, None])
 
-    def errors(self, pictures: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Squared errors of (T, H, W, 3) uint8, summed by object over the whole canvas, and numbers of pixels.
+    def errors(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
+        """Squared errors of (T, H, W, 3) uint8, means over colours, summed over the pixels of the whole canvas.
 
         Returns:
-            Twice a (T,) float64 by group (:attr:`ObjectMasks.groups`) and for ``all``; errors are means over colours.
+            (T,) float64 for ``all``, and by group (:attr:`ObjectMasks.groups`).
         """
         off = (pictures.astype(np.float32) - self.frames.astype(np.float32)) ** 2
-        error, masks = off.mean(-1), self.objects.masks
-        sums, pixels = {"all": error.sum((1, 2), np.float64)}, {"all": np.full(len(masks), float(masks[0].size))}
-        for name, members in self.objects.groups.items():
-            own = np.isin(masks, members)
-            sums[name], pixels[name] = (error * own).sum((1, 2), np.float64), own.sum((1, 2)).astype(np.float64)
-        return sums, pixels
+        each = self._by_object(off.mean(-1))
+        sums = {"all": each.sum(1)}
+        return sums | {name: each[:, list(own)].sum(1) for name, own in self.objects.groups.items()}
+
+    @cached_property
+    def pixels(self) -> dict[str, np.ndarray]:
+        """Numbers of pixels, (T,) float64 by the names of :meth:`errors`."""
+        each = self._by_object(np.ones(self.objects.masks.shape))
+        sums = {"all": each.sum(1)}
+        return sums | {name: each[:, list(own)].sum(1) for name, own in self.objects.groups.items()}
+
+    def _by_object(self, values: np.ndarray) -> np.ndarray:
+        """(T, objects) float64 sums of (T, H, W)."""
+        masks, n = self.objects.masks.astype(np.int64), len(self.objects.names)
+        at = masks + n * np.arange(len(masks))[:, None, None]
+        return np.bincount(at.ravel(), values.ravel(), n * len(masks)).reshape(len(masks), n)
 
 
 def _hidden_before(visible: np.ndarray, away: int) -> tuple[np.ndarray, np.ndarray]:
