@@ -36,7 +36,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=60_000, help="at most")
     parser.add_argument("--first", type=int, default=700, help="episodes that the codec waits for")
     parser.add_argument("--codec-seconds", type=float, default=45.0)
-    parser.add_argument("--rollouts", type=int, default=1920, help="judges: imagined episodes at most")
+    parser.add_argument("--rollouts", type=int, default=0, help="judges: imagined episodes; 0: one part per process")
     parser.add_argument("--name", default="g1-table-tiny")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny networks and few of everything: does it run at all?")

@@ -721,6 +721,9 @@ def test_windows_moved_to_a_device_and_encoded_there_are_the_same(dataset: LeRob
     shown = canvases.batch(rows).video
     assert torch.equal(batch.video, encode(shown.flatten(0, 1)).half().unflatten(0, shown.shape[:2]))
     assert torch.equal(batch.action, canvases.batch(rows).action)
+    kept = dict.fromkeys(caches_in(tmp_path / "c")[:2], torch.zeros(5, 3, 4, 6, dtype=torch.float16))
+    partly = canvases.encoded(encode, "cpu", kept=kept)
+    assert len(kept) == 3 and not partly.video[:10].any() and partly.video[10:].any()
 
 
 def test_a_failed_episode_is_named_and_the_other_caches_are_kept(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from imagine.train.fit import FitConfig
 from lease.parts import ROOT, Lease
 
 CACHES = 80  # of the recorded ones, that judges are shown
-TOGETHER = 8  # episodes of one policy that a process imagines at once
+TOGETHER = 5  # episodes of one policy that a process imagines at once; every fifth is held out
 CHUNKS = 8
 ENDING = 12.0  # seconds for what comes after training
 SPEED_SECONDS = 70.0  # what the benchmark of Wan needs at least
@@ -45,8 +45,8 @@ def train_judges(lease: Lease) -> None:
     model = WorldActionModel.from_pretrained(folder, device=lease.args.device)
     caches = caches_in(lease.folder / "cache")[:CACHES]
     canvases = Windows(caches, model.body, context_frames=2) if caches else None
-    _heads(lease, folder, model, canvases, made, 0.2 * (lease.left - ENDING))
-    _vlm(lease, folder, model, canvases, made, lease.left - ENDING)
+    lease.attempt("heads", lambda: _heads(lease, folder, model, canvases, made, 0.2 * (lease.left - ENDING)))
+    lease.attempt("judge-tiny", lambda: _vlm(lease, folder, model, canvases, made, lease.left - ENDING))
     if lease.left > SPEED_SECONDS and lease.args.device != "cpu":
         _speed(lease)
 
@@ -56,7 +56,8 @@ def _rollouts(lease: Lease, folder: Path, seconds: float) -> LabelledRollouts:
     began, cfg = time.monotonic(), lease.recipe.rollouts
     usual = {"base", "random", "misled", "clumsy", *adapters_in(folder)}
     policies = tuple(name for name in cfg.policies if name.partition("+")[0] in usual)
-    cfg = cfg.model_copy(update={"policies": policies, "episodes": lease.args.rollouts, "chunks": CHUNKS})
+    episodes = lease.args.rollouts or lease.workers * TOGETHER * len(policies)  # one part for each process
+    cfg = cfg.model_copy(update={"policies": policies, "episodes": episodes, "chunks": CHUNKS})
     maker = partial(rollout_maker, folder, frames=True, device=lease.args.device, num_envs=TOGETHER)
     made = labelled_rollouts(
         maker, cfg, lease.folder / "rollouts", lambda done, all_of_them: None, workers=lease.workers,

@@ -21,6 +21,7 @@ from imagine.model.codec import FrameCodec
 from imagine.model.model import WorldActionModel, load_weights
 from imagine.policy.robots.registry import DEFAULT, load_robot, remember
 from imagine.train.joint import build_model, train_codec, train_joint
+from imagine.types import ImagineError
 from imagine.world.dream import DreamConfig
 from imagine.world.fidelity import inverse_errors
 from imagine.world.starts import MOST_SAVED, Start, save_starts
@@ -73,26 +74,16 @@ class Recorder:
 
 def train_model(lease: Lease) -> None:
     """Collect and train until the time is up; ``g1-table-tiny`` in the work folder, and in ``out``."""
-    recorder = Recorder(lease, seconds=lease.left - ENDING - 0.3 * lease.left)
+    recorder = Recorder(lease, seconds=0.7 * lease.left - ENDING)
     try:
         body = load_robot(DEFAULT).embodiment()
         assert body is not None
         windows = Windows(recorder.wait_for(lease.args.first, 120.0), body, 1)
         rate = len(np.unique(windows.seeds(windows.rows()))) / (time.monotonic() - recorder.began)
-        lease.say("collect", episodes_per_second=rate, first_frames=int(windows._a["episode_frames"].sum()))
-        codec = _codec(lease, windows)
-        model: WorldActionModel | None = None
-        trained, beside = 0.0, BESIDE
-        for i, share in enumerate(SHARES):
-            begun, ahead = lease.spent, lease.left - ENDING - beside * (len(SHARES) - i)
-            windows = _latents(lease, codec, caches_in(recorder.folder), body)
-            fresh = model is None
-            model = model or _fresh(lease, windows, codec)
-            seconds = trained + max(5.0, ahead)
-            target = max(trained + 1.0, share * seconds)
-            ema = _joint(lease, windows, model, seconds, target, share, compiled=fresh and lease.compile)
-            _complete(lease, windows, ema)
-            beside, trained = lease.spent - begun - (target - trained), target
+        lease.say("collect", episodes_per_second=rate, first_frames=len(windows.training_frames()))
+        training = _Training(lease, _codec(lease, windows), body)
+        for i in range(len(SHARES)):
+            training.go_on(i, caches_in(recorder.folder))
     finally:
         recorder.stop()
 
@@ -117,44 +108,69 @@ def _codec(lease: Lease, windows: Windows) -> FrameCodec:
     return codec.to(lease.args.device).eval()
 
 
-def _latents(lease: Lease, codec: FrameCodec, caches: list[Path], body: Any) -> Windows:
-    """Latent windows, on the GPU, of all that has been recorded by now."""
-    began = time.monotonic()
-    windows = Windows(caches, body, context_frames=2).encoded(codec.encode, lease.args.device)
-    frames = len(windows.video)
-    lease.say("data", episodes=len(windows._a["episode_frames"]), frames=frames, seconds=time.monotonic() - began)
-    return windows
+class _Training:
+    """The joint model, trained in parts, each on all that has been recorded by then."""
 
+    def __init__(self, lease: Lease, codec: FrameCodec, body: Any) -> None:
+        self.lease, self.codec, self.body = lease, codec, body
+        self.where = lease.folder / "model_fit"
+        self.model: WorldActionModel | None = None
+        self.latents: dict[Path, torch.Tensor] = {}
+        self.trained = float(lease.numbers.get("model", {}).get("trained", 0.0))  # seconds
+        self.beside, self.patience = BESIDE, 1.0
 
-def _fresh(lease: Lease, windows: Windows, codec: FrameCodec) -> WorldActionModel:
-    """The joint model before it is trained; statistics and vocabulary are those of what is recorded by now."""
-    torch.manual_seed(lease.recipe.model_fit.seed)
-    model = build_model(windows, codec, lease.recipe.dit, lease.recipe.joint, name=lease.args.name)
-    return model.to(lease.args.device)
+    def go_on(self, part: int, caches: list[Path]) -> None:
+        """Train up to a share of the time, publish and ship; a diverged part is given up, and the next one slower."""
+        lease, begun = self.lease, self.lease.spent
+        seconds = self.trained + max(5.0, lease.left - ENDING - self.beside * (len(SHARES) - part))
+        target = max(self.trained + 1.0, SHARES[part] * seconds)
+        windows = self._windows(caches)
+        try:
+            ema = self._fit(windows, seconds, target, last=part + 1 == len(SHARES))
+        except ImagineError as error:
+            self.patience /= 2
+            self.model = self.model if (self.where / "state").is_dir() else None
+            lease.say("failed", **{f"part {part}": str(error)})
+            return
+        lease.attempt("complete", lambda: _complete(lease, windows, ema))
+        lease.ship(lease.model, "model")
+        self.beside, self.trained = lease.spent - begun - (target - self.trained), target
 
+    def _windows(self, caches: list[Path]) -> Windows:
+        """Latent windows, on the GPU, of all that has been recorded by now."""
+        began, device = time.monotonic(), self.lease.args.device
+        windows = Windows(caches, self.body, context_frames=2).encoded(self.codec.encode, device, kept=self.latents)
+        episodes = len(np.unique(windows.seeds(windows.rows())))
+        self.lease.say("data", episodes=episodes, frames=len(windows.video), seconds=time.monotonic() - began)
+        return windows
 
-def _joint(
-    lease: Lease, windows: Windows, model: WorldActionModel, seconds: float, target: float, share: float, compiled: bool
-) -> WorldActionModel:
-    """Train the joint model until ``target`` of ``seconds`` are over; the moving average."""
-    recipe, where = lease.recipe, lease.folder / "model_fit"
-    fit = recipe.model_fit.model_copy(
-        update={
-            "steps": 10**6, "seconds": seconds, "pause": target if share < 1 else 0.0, "eval_every": 10**6,
-            "save_every": 10**6, "compile": compiled,
-        }
-    )  # fmt: skip
-    before = json.loads((where / "metrics.json").read_text())["step"] if (where / "metrics.json").is_file() else 0
-    began = time.monotonic()
-    ema = train_joint(windows, model, recipe.joint, fit, where, out=lease.model)
-    metrics, taken = json.loads((where / "metrics.json").read_text()), time.monotonic() - began
-    per_second = (metrics["step"] - before) / taken
-    memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-    lease.say(
-        "model", **metrics, share=share, steps_per_second=per_second, samples_per_second=per_second * fit.batch,
-        memory_gib=memory, parameters=sum(p.numel() for p in ema.dit.parameters()),
-    )  # fmt: skip
-    return ema
+    def _fit(self, windows: Windows, seconds: float, target: float, last: bool) -> WorldActionModel:
+        """Train until ``target`` of ``seconds`` are over; the moving average."""
+        lease, recipe, compiled = self.lease, self.lease.recipe, False
+        if self.model is None:  # statistics and vocabulary are those of what is recorded by now
+            torch.manual_seed(recipe.model_fit.seed)
+            self.model = build_model(windows, self.codec, recipe.dit, recipe.joint, name=lease.args.name)
+            self.model, compiled = self.model.to(lease.args.device), lease.compile
+        fit = recipe.model_fit.model_copy(
+            update={
+                "steps": 10**6, "seconds": seconds, "pause": 0.0 if last else target, "eval_every": 10**6,
+                "save_every": 10**6, "compile": compiled, "lr": recipe.model_fit.lr * self.patience,
+            }
+        )  # fmt: skip
+        before, began = self._step(), time.monotonic()
+        ema = train_joint(windows, self.model, recipe.joint, fit, self.where, out=lease.model)
+        speed = (self._step() - before) / (time.monotonic() - began)
+        memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+        lease.say(
+            "model", **json.loads((self.where / "metrics.json").read_text()), trained=target, steps_per_second=speed,
+            samples_per_second=speed * fit.batch, memory_gib=memory,
+            parameters=sum(p.numel() for p in ema.dit.parameters()),
+        )  # fmt: skip
+        return ema
+
+    def _step(self) -> int:
+        path = self.where / "metrics.json"
+        return int(json.loads(path.read_text())["step"]) if path.is_file() else 0
 
 
 def _complete(lease: Lease, windows: Windows, model: WorldActionModel) -> None:
@@ -171,7 +187,6 @@ def _complete(lease: Lease, windows: Windows, model: WorldActionModel) -> None:
     first = np.unique(canvases.episode_rows(canvases.rows("held_out"))[0])[:MOST_SAVED]
     if len(first):
         save_starts([_start(canvases, int(row)) for row in first], lease.model)
-    lease.ship(lease.model, "model")
 
 
 def _start(canvases: Windows, row: int) -> Start:

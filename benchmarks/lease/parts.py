@@ -8,6 +8,8 @@ import json
 import os
 import tarfile
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,15 @@ class Lease:
             old.unlink()
         self.say("shipped", **{name: f"{len(data) / 2**20:.1f} MiB in {len(parts)}"})
 
+    def attempt(self, stage: str, work: Callable[[], Any]) -> Any:
+        """Do a stage that others can do without; what went wrong is printed, and None."""
+        try:
+            return work()
+        except Exception as error:
+            traceback.print_exc()
+            self.say("failed", **{stage: f"{type(error).__name__}: {error}"})
+            return None
+
     def check(self) -> bool:
         """Import and try everything that a stage will need; False where it cannot go on."""
         import accelerate
@@ -93,7 +104,8 @@ class Lease:
             torch._dynamo.config.suppress_errors = True  # what does not compile runs as it is; there is no second try
             memory = torch.cuda.get_device_properties(0).total_memory / 2**30
             self.say("device", name=torch.cuda.get_device_name(0), memory_gib=memory)
-        self.compile = _compiles(self.args.device) if not self.args.quick else False
+        wanted = self.recipe.model_fit.compile and not self.args.quick
+        self.compile = wanted and _compiles(self.args.device)
         self.say("device", compiles=self.compile)
         return True
 

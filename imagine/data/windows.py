@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class Windows:
             DatasetError: a cache is missing, unreadable, or of another embodiment or kind.
         """
         folders = [Path(c) for c in ([caches] if isinstance(caches, str | Path) else caches)]
-        self.embodiment, self.context_frames = embodiment, context_frames
+        self.embodiment, self.context_frames, self._folders = embodiment, context_frames, folders
         abouts, arrays, videos = zip(*(_load(folder, embodiment) for folder in folders), strict=True)
         kinds, shapes = [about["kind"] for about in abouts], [video.shape[1:] for video in videos]
         if context_frames < 1 or len(set(kinds)) != 1 or len(set(shapes)) != 1:
@@ -175,22 +175,29 @@ class Windows:
         self.video = self._video_on(device)
         return self
 
-    def encoded(self, encode: Callable[[Tensor], Tensor], device: torch.device | str, batch: int = 1024) -> Windows:
+    def encoded(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        device: torch.device | str,
+        batch: int = 1024,
+        kept: MutableMapping[Path, Tensor] | None = None,
+    ) -> Windows:
         """The same windows of latents, which stay on a device.
 
         Args:
             encode: (N, H, W, 3) uint8 canvases on the device to (N, C, h, w) float latents.
             device: where to.
             batch: canvases per call.
+            kept: latents of caches that were encoded before; those of the others are added.
         """
-        parts = []
+        kept = {} if kept is None else kept
         with torch.no_grad():
-            for video in self._videos:
-                for at in range(0, len(video), batch):
-                    canvas = torch.from_numpy(np.array(video[at : at + batch])).to(device)
-                    parts.append(encode(canvas).to(torch.float16))
+            for folder, video in zip(self._folders, self._videos, strict=True):
+                if folder not in kept:
+                    parts = (torch.from_numpy(np.array(video[at : at + batch])) for at in range(0, len(video), batch))
+                    kept[folder] = torch.cat([encode(part.to(device)).to(torch.float16) for part in parts])
         latents = copy.copy(self)
-        latents.kind, latents.video = "latents", torch.cat(parts)
+        latents.kind, latents.video = "latents", torch.cat([kept[folder] for folder in self._folders])
         return latents
 
     def imitable(self, rows: np.ndarray) -> np.ndarray:

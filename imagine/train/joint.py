@@ -22,7 +22,7 @@ from imagine.model.text import TextConfig, split_words, vocabulary
 from imagine.questions import DYNAMICS, INVERSE, POLICY
 from imagine.sampler import sample
 from imagine.seeds import Stream, derive
-from imagine.train.fit import FitConfig, fit
+from imagine.train.fit import FitConfig, fit, generator_on
 from imagine.train.losses import JointConfig, decoder_loss, joint_loss, on_own_frames, to_tensors
 from imagine.train.sequences import Usual, sequence_loss
 from imagine.types import DatasetError, ImagineError
@@ -213,12 +213,13 @@ def train_codec(frames: np.ndarray, cfg: CodecConfig, run: FitConfig, folder: Pa
         pick = torch.randint(len(train), (run.batch,), generator=generator).numpy()
         x = torch.from_numpy(frames[train[pick]]).to(next(codec.parameters()).device)
         z = codec.encode_raw(x)
-        z = z + 0.02 * torch.randn(z.shape, generator=generator).to(z) * z.detach().float().std().to(z)
+        noise = torch.randn(z.shape, generator=generator_on(z.device, generator), device=z.device)
+        z = z + 0.02 * noise.to(z) * z.detach().float().std().to(z)
         target = x.permute(0, 3, 1, 2).float() / 127.5 - 1
         error = codec.decode_raw(z).float() - target
         weight = 1 + 4 * (target - mean.to(target)).abs()
         value = (weight * (error.square() + 0.1 * error.abs())).mean() + 1e-4 * z.float().square().mean()
-        return value, {"psnr": 10 * np.log10(4 / error.detach().square().mean().item())}
+        return value, {"psnr": 10 * (4 / error.detach().square().mean()).log10()}
 
     def evaluate(ema: nn.Module) -> dict[str, float]:
         assert isinstance(ema, FrameCodec)
