@@ -40,6 +40,8 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", default="g1-table-tiny")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny networks and few of everything: does it run at all?")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="without torch.compile")
+    parser.add_argument("--warm", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(given)
 
 
@@ -50,6 +52,11 @@ def main(given: Sequence[str] | None = None) -> int:
     from lease.parts import Lease
 
     lease = Lease(args)
+    if args.warm:
+        from lease.model import compile_model
+
+        compile_model(lease)
+        return 0
     if not lease.check():
         return 2
     if args.what == "model":

@@ -25,10 +25,11 @@ from imagine.types import ImagineError
 from imagine.world.dream import DreamConfig
 from imagine.world.fidelity import inverse_errors
 from imagine.world.starts import MOST_SAVED, Start, save_starts
-from lease.parts import ROOT, Lease
+from lease.parts import ROOT, Lease, settle
 
 BESIDE = 15.0  # seconds that each of them costs beside training, before this is known
 SHARES = (0.3, 0.65, 1.0)  # of the model's time; at each its training pauses, is shipped and takes in new data
+PATIENCE = 30.0  # seconds that the codec's training is outlasted by compiling
 ENDING = 8.0  # seconds that nothing is planned for
 CODEC_FRAMES = 24_000
 
@@ -72,6 +73,42 @@ class Recorder:
         self.process.wait()
 
 
+class Compiler:
+    """Compiles what training will ask for, while the codec trains: a few steps in a process of its own, whose results
+    the training process then finds on the disk. Where that fails or takes too long, training does without.
+    """
+
+    def __init__(self, lease: Lease) -> None:
+        self.log, self.process = lease.folder / "compile.log", None
+        if not lease.compile:
+            return
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen([sys.executable, *sys.argv, "--warm"], stdout=log, stderr=log)
+
+    def done(self, seconds: float) -> bool:
+        """Whether it succeeded, waiting so long at most."""
+        if self.process is None:
+            return False
+        try:
+            return self.process.wait(seconds) == 0
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return False
+
+
+def compile_model(lease: Lease) -> None:
+    """What :class:`Compiler` runs: six steps of an untrained model on a few episodes."""
+    settle()
+    recipe, where, caches = lease.recipe, lease.folder / "compiled", caches_in(lease.folder / "cache")
+    body = load_robot(DEFAULT).embodiment()
+    assert body is not None
+    codec = FrameCodec(recipe.codec).to(lease.args.device)
+    windows = Windows(caches, body, context_frames=2).encoded(codec.encode, lease.args.device)
+    model = build_model(windows, codec, recipe.dit, recipe.joint, name="compiled").to(lease.args.device)
+    few = {"steps": 6, "eval_every": 10**6, "save_every": 10**6, "log_every": 1, "compile": True}
+    train_joint(windows, model, recipe.joint, recipe.model_fit.model_copy(update=few), where, out=where / "model")
+
+
 def train_model(lease: Lease) -> None:
     """Collect and train until the time is up; ``g1-table-tiny`` in the work folder, and in ``out``."""
     recorder = Recorder(lease, seconds=0.7 * lease.left - ENDING)
@@ -81,7 +118,11 @@ def train_model(lease: Lease) -> None:
         windows = Windows(recorder.wait_for(lease.args.first, 120.0), body, 1)
         rate = len(np.unique(windows.seeds(windows.rows()))) / (time.monotonic() - recorder.began)
         lease.say("collect", episodes_per_second=rate, first_frames=len(windows.training_frames()))
-        training = _Training(lease, _codec(lease, windows), body)
+        compiler = Compiler(lease)
+        codec = _codec(lease, windows)
+        lease.compile = compiler.done(PATIENCE)
+        lease.say("compile", works=lease.compile)
+        training = _Training(lease, codec, body)
         for i in range(len(SHARES)):
             training.go_on(i, caches_in(recorder.folder))
     finally:

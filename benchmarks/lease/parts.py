@@ -93,21 +93,28 @@ class Lease:
 
         modules = (torch, np, transformers, accelerate, gymnasium, mujoco)
         self.say("versions", **{m.__name__: m.__version__ for m in modules}, cores=os.cpu_count())
-        cuda = torch.cuda.is_available()
+        cuda = settle()
         if self.args.device != "cpu" and not cuda:
             print("There is no CUDA GPU here; --device cpu --quick is a dry run.")
             return False
-        torch.manual_seed(0)
         if cuda:
-            torch.set_float32_matmul_precision("high")
-            torch.backends.cudnn.benchmark = True
-            torch._dynamo.config.suppress_errors = True  # what does not compile runs as it is; there is no second try
             memory = torch.cuda.get_device_properties(0).total_memory / 2**30
             self.say("device", name=torch.cuda.get_device_name(0), memory_gib=memory)
-        wanted = self.recipe.model_fit.compile and not self.args.quick
+        wanted = self.recipe.model_fit.compile and self.args.compile
         self.compile = wanted and _compiles(self.args.device)
         self.say("device", compiles=self.compile)
         return True
+
+
+def settle() -> bool:
+    """Set torch up as all of the processes want it; whether there is a GPU."""
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    torch._dynamo.config.suppress_errors = True  # what does not compile runs as it is; there is no second try
+    return torch.cuda.is_available()
 
 
 def _compiles(device: str) -> bool:
