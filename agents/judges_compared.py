@@ -73,14 +73,15 @@ def _judged_clips(same: SameActions, panel: Panel, frozen: bool, rows: np.ndarra
         chunk = Prediction(latents[:, now:ends], proprio[:, now:ends])
         clip = judge_clip(model, start, context, chunk, action)
         if not frozen:
-            clip = replace(clip, decode=_shown(rollouts.frames[rows][:, :: model.temporal][:, [0, *range(now, ends)]]))
+            shown = rollouts.frames[rows][:, :: model.temporal][:, [0, *range(now, ends)]]
+            clip = replace(clip, decode=_shown(shown, model.device))
         terms.append(panel(clip, texts).terms)
     return {name: torch.stack([t[name] for t in terms], 1).numpy() for name in panel.judges}
 
 
-def _shown(frames: np.ndarray) -> Callable[..., torch.Tensor]:
+def _shown(frames: np.ndarray, device: torch.device) -> Callable[..., torch.Tensor]:
     """A ``Clip.decode`` of frames (M, 1 + F, H, W, 3) that nobody has to decode."""
-    known = torch.from_numpy(frames)
+    known = torch.from_numpy(frames).to(device)
     return lambda wanted=None: known if wanted is None else known[:, list(wanted)]
 
 

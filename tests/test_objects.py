@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from imagine.model.decoder import without_tokens
 from imagine.policy.robots.registry import load_robot
 from imagine.types import ImagineError, ShapeError
 from imagine.world.objects import ObjectMasks, Palette, Scene, chroma
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 SEEDS = (0, 1, 2, 3)
 RED, GREEN, WOOD, GREY = (200, 40, 40), (30, 150, 40), (150, 130, 110), (120, 125, 130)
@@ -297,3 +300,15 @@ def test_rollouts_are_kept_with_what_they_are_of(tmp_path: Path) -> None:
     assert again.pick([2]).seeds.tolist() == [2] and len(again.pick([2]).objects) == 1
     with pytest.raises(ImagineError, match="rollouts of seed 0, not 1"):
         TrueRollouts.load(tmp_path / "rollouts.npz", {"seed": 1})
+
+
+def test_a_thing_is_where_its_colour_is_seen() -> None:
+    from wam_probe import seen_at
+
+    red: list[tuple[int, int] | None] = [(4, 2 + t) for t in range(T)]
+    red[8] = None
+    scene = scene_of(drawn(red, still((20, 20))))
+    places = seen_at(scene, 0, None)
+    assert places[:3].tolist() == [[4, 6], [5, 6], [6, 6]] and places[8].tolist() == places[7].tolist()
+    assert np.array_equal(seen_at(scene, 0, scene.frames), places)
+    assert (seen_at(scene, 0, np.repeat(scene.frames[:1], T, 0)) == places[0]).all()
