@@ -81,7 +81,7 @@ def load_judge(judge: Judge | None, folder: str | Path, device: str = "cpu") -> 
         return as_judge(judge)
     name = judge_name(str(judge or ""), folder)
     if name == HEADS:
-        return LatentJudge.load(resolve(folder))
+        return LatentJudge.load(resolve(folder)).to(device)
     if name.startswith(("http://", "https://")):
         url, _, model = name.partition("#")
         if not model:
