@@ -10,8 +10,10 @@ import torch
 
 from imagine.agents.frozen_dream import FrozenDream
 from imagine.agents.judges_compared import compare_judges
+from imagine.agents.object_fidelity import measure_objects
 from imagine.agents.same_actions import FirstFrames, SameActions
 from imagine.agents.true_rollouts import TrueRollouts
+from imagine.configs.pages.objects import tables
 from imagine.model.decoder import DecoderConfig
 from imagine.model.model import WorldActionModel
 from imagine.types import Clip, Score
@@ -66,6 +68,17 @@ def test_pictures_begin_with_the_truth_and_lack_what_they_are_to_lack(
         first, later = np.s_[:, : 1 + f], np.s_[:, 1 + f :]
         assert np.array_equal(shown["dream"][first], shown["without_memory"][first])
         assert not np.array_equal(shown["dream"][later], shown["without_memory"][later])
+
+
+def test_without_things_the_whole_picture_is_measured(model: WorldActionModel, rollouts: TrueRollouts) -> None:
+    same = SameActions(model, rollouts, DreamConfig())
+    got = measure_objects(same)
+    assert got["n"] == N and got["chunks"] == CHUNKS and got["left_out"] == []
+    assert all(x["frames"] == 0 for kind in got["painted"].values() for x in kind.values())
+    assert got["db"]["dream"]["all"] == got["db"]["dream"]["scene"] and not got["db"]["dream"]["target"]["all"]
+    error = (same.pictures("frozen", np.arange(N))[:, 1:].astype(float) - rollouts.frames[:, 1:]) ** 2
+    assert got["db"]["frozen"]["all"]["all"]["value"] == pytest.approx(10 * np.log10(255**2 / error.mean()), abs=1e-3)
+    assert "dB" in tables(got) and "target" not in tables(got)
 
 
 class Looks:
