@@ -56,8 +56,7 @@ def evaluate(args: Any) -> dict[str, Any]:
     folder = RunFolder.of("evaluate", args)
     table = _carried_out(args, folder.path, setup, here, wanted)
     answer = compare_worlds(table, policies, worlds, seeds)
-    if _control(worlds):
-        answer[FROZEN] = compare_worlds(table, policies, (*worlds[:-1], FROZEN), seeds)
+    answer |= {world: compare_worlds(table, policies, (*worlds[:-1], world), seeds) for world in _control(worlds)}
     if len(policies) == len(worlds) == 1:
         answer["swap_instruction"] = args.swap_instruction
     answer |= {"seed": args.seed, **trust}
