@@ -34,7 +34,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--option", action="append", default=[], help="of the recorder, as families=pick_up,push_left")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: all cores but two")
     parser.add_argument("--episodes", type=int, default=60_000, help="at most")
-    parser.add_argument("--first", type=int, default=700, help="episodes that the codec waits for")
+    parser.add_argument("--first", type=int, default=600, help="episodes that the codec waits for")
     parser.add_argument("--codec-seconds", type=float, default=45.0)
     parser.add_argument("--rollouts", type=int, default=0, help="judges: imagined episodes; 0: one part per process")
     parser.add_argument("--name", default="g1-table-tiny")
