@@ -35,6 +35,7 @@ class WindowBatch(Batched):
         video: (B, T + F, C, h, w) float16 latents, or (B, T + F, H, W, 3) uint8 of a canvas cache.
         start_video: (B, C, h, w) the frame at which the instruction of "now" was given, likewise; success is measured
             from there. It is the episode's first frame unless the instruction changed on the way.
+        frame: (B, T + F) int64, numbers of the frames for :meth:`Windows.frames`.
         start_proprio: (B, P) float32, robot units, at that frame.
         proprio: (B, T + F, P) float32, robot units.
         action: (B, K, A) float32, robot units: recorded action minus its anchor at "now".
@@ -54,6 +55,7 @@ class WindowBatch(Batched):
 
     video: Tensor
     start_video: Tensor
+    frame: Tensor
     start_proprio: Tensor
     proprio: Tensor
     action: Tensor
@@ -70,7 +72,7 @@ class WindowBatch(Batched):
     instructions: tuple[str, ...]
 
     def __len__(self) -> int:
-        return self.video.shape[0]
+        return self.frame.shape[0]
 
 
 class Windows:
@@ -164,11 +166,11 @@ class Windows:
         """(n,) int64, numbers of the frames of training episodes, for indexing ``video``."""
         return np.flatnonzero(~np.repeat(self._a["episode_held_out"], self._a["episode_frames"]))
 
-    def frames(self, numbers: np.ndarray) -> Tensor:
+    def frames(self, numbers: np.ndarray | Tensor) -> Tensor:
         """(n, C, h, w) float16 or (n, H, W, 3) uint8, frames by their numbers, where :meth:`to` has put the video."""
         if isinstance(self.video, Tensor):
-            return self.video[torch.from_numpy(np.asarray(numbers, np.int64)).to(self.video.device)]
-        return torch.from_numpy(np.ascontiguousarray(self.video[numbers]))
+            return self.video[torch.as_tensor(numbers, device=self.video.device)]
+        return torch.from_numpy(np.ascontiguousarray(self.video[np.asarray(numbers)]))
 
     def to(self, device: torch.device | str) -> Windows:
         """Move the video to a device, where batches are then gathered; the rest is small and stays."""
@@ -272,8 +274,8 @@ class Windows:
         relative = self.embodiment.relative_action(absolute, self._a["frame_anchor"][self._frame_start[e] + j][:, None])
         return relative, (tick <= last) & self._a["has_action"][e, None]
 
-    def batch(self, rows: np.ndarray) -> WindowBatch:
-        """Gather windows by number.
+    def batch(self, rows: np.ndarray, *, with_video: bool = True) -> WindowBatch:
+        """Gather windows by number; without their video where it is looked up later, by ``frame``.
 
         Raises:
             ShapeError: a row is not in 0 to len - 1.
@@ -294,6 +296,7 @@ class Windows:
         action, action_valid = self.actions(rows)
         reach = now[:, None] + np.arange(self.embodiment.chunk_actions)
         out = {
+            "frame": frame.astype(np.int64),
             "start_proprio": a["frame_proprio"][start],
             "proprio": a["frame_proprio"][frame],
             "action": action,
@@ -308,7 +311,8 @@ class Windows:
             "success_in": wait.astype(np.float32),
             "success_valid": a["has_success"][e],
         }
-        video = {"video": self.frames(frame), "start_video": self.frames(start)}
+        shown = (frame, start) if with_video else (frame[:0], start[:0])
+        video = {name: self.frames(at) for name, at in zip(("video", "start_video"), shown, strict=True)}
         rest = {k: torch.from_numpy(v) for k, v in out.items()}
         return WindowBatch(**video, **rest, instructions=self.instructions)
 

@@ -20,6 +20,7 @@ from imagine.extras import extra
 from imagine.files import recover_folder, replace_folder, write_json
 from imagine.progress import Progress
 from imagine.seeds import Stream, derive
+from imagine.train.replay import Replay, Replayable
 from imagine.types import ImagineError
 
 Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, Any]]]
@@ -42,6 +43,7 @@ class FitConfig(BaseModel):
     ema: float = 0.999  # 0: no average, and states hold only what trains, for models that fit into memory but once
     clip: float = 1.0  # gradient norm
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    replay: bool = False  # on a GPU, passes of a loss that can be replayed as one graph (`imagine.train.replay`)
     compile: bool = False  # fuse each block with torch.compile; needs a C++ compiler on a CPU
     log_every: int = 50
     eval_every: int = 1000
@@ -105,6 +107,7 @@ class _Run:
         self.first = self.acc.is_main_process
         self._resume(folder / "state")
         self.log = SummaryWriter(str(folder / "log")) if self.first else None
+        self.replay: Replay | None = None
         self.begin, self.begin_step, self.seen = time.monotonic(), self.step, dict[str, list[float | Tensor]]()
         self.elapsed = self.spent
 
@@ -164,12 +167,19 @@ class _Run:
         """One step of the optimiser, and of the average."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate(self.step, self.cfg, self.elapsed)
-        with self.acc.autocast():
-            value, numbers = loss(self.step, step_generator(self.cfg.seed, self.step))
-        self.acc.backward(value)
+        generator = step_generator(self.cfg.seed, self.step)
+        if self.replay is None and self.cfg.replay and self.acc.device.type == "cuda" and isinstance(loss, Replayable):
+            self.replay = Replay(loss, self.module, self.acc.device, self.acc.autocast)
+        if self.replay is not None:
+            value, numbers = self.replay(self.step, generator)
+        else:
+            with self.acc.autocast():
+                value, numbers = loss(self.step, generator)
+            self.acc.backward(value)
         self.acc.clip_grad_norm_(self.module.parameters(), self.cfg.clip)  # unscales fp16 gradients first
         self.optimiser.step()
-        self.optimiser.zero_grad()
+        if self.replay is None:
+            self.optimiser.zero_grad()
         if self.ema is not None:
             # A short memory at first: an average over 1000 steps would hide the first minutes of learning.
             share = min(self.cfg.ema, (1 + self.step) / (10 + self.step))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from imagine.sampler import sample
 from imagine.seeds import Stream, derive
 from imagine.train.fit import FitConfig, fit, generator_on
 from imagine.train.losses import JointConfig, decoder_loss, joint_loss, on_own_frames, to_tensors
-from imagine.train.sequences import Usual, sequence_loss
+from imagine.train.sequences import Usual, draw_sequences, sequence_loss
 from imagine.types import DatasetError, ImagineError
 from imagine.world.fidelity import decibel
 
@@ -142,14 +143,14 @@ def train_joint(
         assert isinstance(ema, WorldActionModel)
         return held_out(ema, windows, held)
 
-    loss = _Loss(windows, model, cfg, run)
+    loss = (_Sequences if cfg.chunks else _Loss)(windows, model, cfg, run)
     ema = fit(model, loss, run, folder, evaluate=evaluate, publish=publish, on_share=loss.go_on, name="model")
     assert isinstance(ema, WorldActionModel)
     return ema
 
 
 class _Loss:
-    """What each step learns from: windows, or sequences of a length that grows as training goes on."""
+    """What each step learns from: windows of any behaviour, and others that the policy may imitate."""
 
     def __init__(self, windows: Windows, model: WorldActionModel, cfg: JointConfig, run: FitConfig) -> None:
         self.windows, self.model, self.cfg, self.share = windows, model, cfg, 0.0
@@ -158,18 +159,10 @@ class _Loss:
         imitable = rows[windows.imitable(rows)]
         if len(imitable) and cfg.policy_batch:
             self.good = WindowSampler(imitable, cfg.policy_batch, derive(run.seed, Stream.POLICY))
-        self.usual = Usual.of(windows) if cfg.chunks else None
-        if cfg.chunks and torch.cuda.is_available():
-            windows.to("cuda")
 
     def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The loss of one step, and numbers to log."""
-        model, cfg = self.model.train(), self.cfg
-        rows = self.sampler.at(step)
-        if self.usual is not None:
-            shown = None if self.good is None else self.windows.batch(self.good.at(step))
-            chunks = cfg.chunks[min(int(len(cfg.chunks) * self.share), len(cfg.chunks) - 1)]
-            return sequence_loss(model, self.windows, rows, chunks, cfg, self.usual, generator, shown)
+        model, cfg, rows = self.model.train(), self.cfg, self.sampler.at(step)
         if cfg.decoder_only and bool(torch.rand((), generator=generator) < cfg.decoder_only):
             return decoder_loss(model, self.windows.batch(rows), cfg, generator)
         demonstrations = None if self.good is None else self._batch(self.good.at(step), generator)
@@ -181,6 +174,41 @@ class _Loss:
 
     def _batch(self, rows: np.ndarray, generator: torch.Generator) -> WindowBatch:
         return on_own_frames(self.model, self.windows, rows, self.windows.batch(rows), self.cfg, generator)
+
+
+class _Sequences(_Loss):
+    """As :class:`_Loss` of sequences, whose length grows as training goes on; can be replayed."""
+
+    def __init__(self, windows: Windows, model: WorldActionModel, cfg: JointConfig, run: FitConfig) -> None:
+        super().__init__(windows, model, cfg, run)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if device.type == "cuda":
+            windows.to(device)
+        self.usual = Usual.of(windows)
+        self.words = model.text.tokenize(list(windows.instructions)).to(device)
+
+    def draw(self, step: int, generator: torch.Generator) -> tuple[int | None, dict[str, Tensor]]:
+        """See :class:`imagine.train.replay.Replayable`; the key is the length, None without actions (VIDEO)."""
+        cfg = self.cfg
+        chunks = cfg.chunks[min(int(len(cfg.chunks) * self.share), len(cfg.chunks) - 1)]
+        self.silent = bool(torch.rand((), generator=generator) < cfg.video_only)
+        shown = None if self.good is None or not cfg.policy_passes else self.good.at(step)
+        drawn = draw_sequences(self.windows, self.sampler.at(step), chunks, cfg, generator, shown)
+        return None if self.silent else chunks, drawn
+
+    def compute(self, given: dict[str, Tensor], generator: torch.Generator | None) -> tuple[Tensor, dict[str, Any]]:
+        """See :class:`imagine.train.replay.Replayable`."""
+        model = self.model.train()
+        return sequence_loss(
+            model, self.windows, self.words, given, self.cfg, self.usual, generator, silent=self.silent
+        )  # fmt: skip
+
+    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+        """The loss of one step, and numbers to log."""
+        _, drawn = self.draw(step, generator)
+        device = self.words.device
+        given = {name: value.to(device) for name, value in drawn.items()}
+        return self.compute(given, generator_on(device, generator))
 
 
 def _check_decoder_only(cfg: JointConfig, dit: DiTConfig) -> None:
@@ -204,6 +232,7 @@ def train_codec(frames: np.ndarray, cfg: CodecConfig, run: FitConfig, folder: Pa
     codec = FrameCodec(cfg).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     every = max(1, len(frames) // 2000)
     mean = torch.from_numpy(frames[::every]).float().mean(0).div(127.5).sub(1).permute(2, 0, 1)
+    frames = torch.from_numpy(frames).cuda() if torch.cuda.is_available() else frames  # type: ignore[assignment]
     order = np.random.default_rng(run.seed).permutation(len(frames))
     few = min(_CODEC_HELD_OUT, len(order) // 10)
     train, held = np.sort(order[few:]), np.sort(order[:few] if few else order)
@@ -211,7 +240,7 @@ def train_codec(frames: np.ndarray, cfg: CodecConfig, run: FitConfig, folder: Pa
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         codec.train()
         pick = torch.randint(len(train), (run.batch,), generator=generator).numpy()
-        x = torch.from_numpy(frames[train[pick]]).to(next(codec.parameters()).device)
+        x = torch.as_tensor(frames[train[pick]]).to(next(codec.parameters()).device)
         z = codec.encode_raw(x)
         noise = torch.randn(z.shape, generator=generator_on(z.device, generator), device=z.device)
         z = z + 0.02 * noise.to(z) * z.detach().float().std().to(z)
@@ -224,7 +253,7 @@ def train_codec(frames: np.ndarray, cfg: CodecConfig, run: FitConfig, folder: Pa
     def evaluate(ema: nn.Module) -> dict[str, float]:
         assert isinstance(ema, FrameCodec)
         with torch.no_grad():
-            x = torch.from_numpy(frames[held]).to(next(ema.parameters()).device)
+            x = torch.as_tensor(frames[held]).to(next(ema.parameters()).device)
             ema.mean.zero_(), ema.std.fill_(1.0)
             return {"psnr_codec": psnr(ema.decode(ema.encode_raw(x)), x)}
 
@@ -234,7 +263,7 @@ def train_codec(frames: np.ndarray, cfg: CodecConfig, run: FitConfig, folder: Pa
         device = next(ema.parameters()).device
         some = np.random.default_rng(1).choice(len(frames), min(4000, len(frames)), replace=False)
         z = torch.cat(
-            [ema.encode_raw(torch.from_numpy(frames[np.sort(p)]).to(device)) for p in np.array_split(some, 16)]
+            [ema.encode_raw(torch.as_tensor(frames[np.sort(p)]).to(device)) for p in np.array_split(some, 16)]
         )
         ema.mean.copy_(z.mean((0, 2, 3))), ema.std.copy_(z.std((0, 2, 3)))
     return ema

@@ -87,9 +87,9 @@ def observed_frames(model: WorldActionModel) -> int:
     return 1 + model.temporal * (model.cfg.context_frames - 1)
 
 
-def disturb(context: Context, cfg: JointConfig, generator: torch.Generator) -> Context:
+def disturb(context: Context, cfg: JointConfig, generator: torch.Generator | None) -> Context:
     """Noise on observed latents and proprioception, and sometimes no history, as a dream and a reset give."""
-    b, device = len(context), generator.device
+    b, device = len(context), context.video.device if generator is None else generator.device
     level = torch.rand(b, 1, 1, 1, 1, generator=generator, device=device) * cfg.context_noise
     noise = torch.randn(context.video.shape, generator=generator, device=device) * level
     video = context.video + noise.to(context.video)
@@ -163,16 +163,16 @@ def policy_loss(
     valid: Tensor,
     cache: ContextCache,
     cfg: JointConfig,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
 ) -> Tensor:
     """Error of the POLICY question on clean actions (B, K, A) where ``valid`` (B, K) is True.
 
     Most draws are pure noise: there the answer comes from observation and instruction alone.
     """
-    b = len(action)
-    sigma = torch.rand(b, generator=generator)
-    sigma = torch.where(torch.rand(b, generator=generator) < POLICY_PURE, torch.ones(b), sigma).to(action)
-    noisy = mix(action, torch.randn(action.shape, generator=generator).to(action), sigma)
+    b, device = len(action), action.device if generator is None else generator.device
+    sigma = torch.rand(b, generator=generator, device=device)
+    sigma = torch.where(torch.rand(b, generator=generator, device=device) < POLICY_PURE, 1.0, sigma).to(action)
+    noisy = mix(action, torch.randn(action.shape, generator=generator, device=device).to(action), sigma)
     guess = model.predict(Chunk(action=noisy), NoiseLevels(sigma, sigma), cache).action
     assert guess is not None
     return masked_mse(guess, action, valid, loss_weight(sigma, cfg.floor))
