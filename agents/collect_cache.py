@@ -29,6 +29,8 @@ from imagine.policy.robots.plugin import RobotPlugin
 from imagine.progress import Progress
 from imagine.types import ImagineError
 
+TOGETHER = 16
+"""Episodes per cache: few, so that training can begin on the first ones soon."""
 _AHEAD = 2  # caches that wait per process
 
 
@@ -72,7 +74,7 @@ def collect_cache(
     workers: int,
     *,
     seconds: float = 0.0,
-    shard_size: int = 50,
+    shard_size: int = TOGETHER,
     options: Mapping[str, Any] | None = None,
     fps: int = 30,
     allow_reserved: bool = False,

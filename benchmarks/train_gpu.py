@@ -3,7 +3,7 @@
     python benchmarks/train_gpu.py model --seconds 470 --out OUT
     python benchmarks/train_gpu.py judges --seconds 230 --out OUT      # on the same machine, after the other
 
-The first call records episodes on all cores but two while it trains, first the codec and then the joint model, on what
+The first call records episodes on all cores but five while it trains, first the codec and then the joint model, on what
 there is by then; every time the model's training pauses it takes in what has been recorded since. The second one lets
 policies act in the model's dream on all cores, repeats their actions on the simulator, and teaches the judges. At any
 moment, also of a call that is killed, ``--out`` holds the newest model as ``model.tar.00``, ``.01`` and so on
@@ -32,7 +32,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", default="tiny", help="recipe, a YAML file or the name of one in configs/")
     parser.add_argument("--set", default="", help="changes to the recipe, as model_fit.batch=256; joined by commas")
     parser.add_argument("--option", action="append", default=[], help="of the recorder, as families=pick_up,push_left")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0: all cores but two")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: all cores but five")
     parser.add_argument("--episodes", type=int, default=60_000, help="at most")
     parser.add_argument("--first", type=int, default=600, help="episodes that the codec waits for")
     parser.add_argument("--codec-seconds", type=float, default=45.0)
@@ -40,8 +40,6 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", default="g1-table-tiny")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny networks and few of everything: does it run at all?")
-    parser.add_argument("--no-compile", dest="compile", action="store_false", help="without torch.compile")
-    parser.add_argument("--warm", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(given)
 
 
@@ -52,11 +50,6 @@ def main(given: Sequence[str] | None = None) -> int:
     from lease.parts import Lease
 
     lease = Lease(args)
-    if args.warm:
-        from lease.model import compile_model
-
-        compile_model(lease)
-        return 0
     if not lease.check():
         return 2
     if args.what == "model":

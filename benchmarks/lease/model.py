@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from imagine.agents.collect_cache import caches_in
+from imagine.agents.collect_cache import TOGETHER, caches_in
 from imagine.data.windows import Windows
 from imagine.files import write_json
 from imagine.model.codec import FrameCodec
@@ -25,11 +25,10 @@ from imagine.types import ImagineError
 from imagine.world.dream import DreamConfig
 from imagine.world.fidelity import inverse_errors
 from imagine.world.starts import MOST_SAVED, Start, save_starts
-from lease.parts import ROOT, Lease, settle
+from lease.parts import ROOT, Lease
 
 BESIDE = 15.0  # seconds that each of them costs beside training, before this is known
 SHARES = (0.3, 0.65, 1.0)  # of the model's time; at each its training pauses, is shipped and takes in new data
-PATIENCE = 30.0  # seconds that the codec's training is outlasted by compiling
 ENDING = 8.0  # seconds that nothing is planned for
 CODEC_FRAMES = 24_000
 
@@ -48,7 +47,7 @@ class Recorder:
         self.folder, self.log = lease.folder / "cache", lease.folder / "collect.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                ["nice", "-n", "10", *command], env=environment, cwd=lease.folder, stdout=log, stderr=log
+                ["nice", "-n", "19", *command], env=environment, cwd=lease.folder, stdout=log, stderr=log
             )
         self.began = time.monotonic()
 
@@ -65,48 +64,12 @@ class Recorder:
 
     def count(self) -> int:
         """Episodes in finished caches, about: those before the last are full."""
-        return 50 * len(caches_in(self.folder))
+        return TOGETHER * len(caches_in(self.folder))
 
     def stop(self) -> None:
         """End it."""
         self.process.terminate()
         self.process.wait()
-
-
-class Compiler:
-    """Compiles what training will ask for, while the codec trains: a few steps in a process of its own, whose results
-    the training process then finds on the disk. Where that fails or takes too long, training does without.
-    """
-
-    def __init__(self, lease: Lease) -> None:
-        self.log, self.process = lease.folder / "compile.log", None
-        if not lease.compile:
-            return
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen([sys.executable, *sys.argv, "--warm"], stdout=log, stderr=log)
-
-    def done(self, seconds: float) -> bool:
-        """Whether it succeeded, waiting so long at most."""
-        if self.process is None:
-            return False
-        try:
-            return self.process.wait(seconds) == 0
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return False
-
-
-def compile_model(lease: Lease) -> None:
-    """What :class:`Compiler` runs: six steps of an untrained model on a few episodes."""
-    settle()
-    recipe, where, caches = lease.recipe, lease.folder / "compiled", caches_in(lease.folder / "cache")
-    body = load_robot(DEFAULT).embodiment()
-    assert body is not None
-    codec = FrameCodec(recipe.codec).to(lease.args.device)
-    windows = Windows(caches, body, context_frames=2).encoded(codec.encode, lease.args.device)
-    model = build_model(windows, codec, recipe.dit, recipe.joint, name="compiled").to(lease.args.device)
-    few = {"steps": 6, "eval_every": 10**6, "save_every": 10**6, "log_every": 1, "compile": True}
-    train_joint(windows, model, recipe.joint, recipe.model_fit.model_copy(update=few), where, out=where / "model")
 
 
 def train_model(lease: Lease) -> None:
@@ -118,11 +81,7 @@ def train_model(lease: Lease) -> None:
         windows = Windows(recorder.wait_for(lease.args.first, 120.0), body, 1)
         rate = len(np.unique(windows.seeds(windows.rows()))) / (time.monotonic() - recorder.began)
         lease.say("collect", episodes_per_second=rate, first_frames=len(windows.training_frames()))
-        compiler = Compiler(lease)
-        codec = _codec(lease, windows)
-        lease.compile = compiler.done(PATIENCE)
-        lease.say("compile", works=lease.compile)
-        training = _Training(lease, codec, body)
+        training = _Training(lease, _codec(lease, windows), body)
         for i in range(len(SHARES)):
             training.go_on(i, caches_in(recorder.folder))
     finally:
@@ -139,8 +98,9 @@ def _codec(lease: Lease, windows: Windows) -> FrameCodec:
     at = windows.training_frames()
     at = np.sort(np.random.default_rng(0).permutation(at)[:CODEC_FRAMES])
     fit = recipe.codec_fit.model_copy(
-        update={"steps": 10**6, "seconds": lease.args.codec_seconds, "eval_every": 10**6, "save_every": 10**6}
-    )
+        update={"steps": 10**6, "seconds": lease.args.codec_seconds, "eval_every": 10**6, "save_every": 10**6,
+                "replay": True}
+    )  # fmt: skip
     began = time.monotonic()
     codec = train_codec(windows.video[at], recipe.codec, fit, lease.folder / "codec")
     save_file({k: v.detach().cpu().contiguous() for k, v in codec.state_dict().items()}, path)
@@ -187,15 +147,15 @@ class _Training:
 
     def _fit(self, windows: Windows, seconds: float, target: float, last: bool) -> WorldActionModel:
         """Train until ``target`` of ``seconds`` are over; the moving average."""
-        lease, recipe, compiled = self.lease, self.lease.recipe, False
+        lease, recipe = self.lease, self.lease.recipe
         if self.model is None:  # statistics and vocabulary are those of what is recorded by now
             torch.manual_seed(recipe.model_fit.seed)
             self.model = build_model(windows, self.codec, recipe.dit, recipe.joint, name=lease.args.name)
-            self.model, compiled = self.model.to(lease.args.device), lease.compile
+            self.model = self.model.to(lease.args.device)
         fit = recipe.model_fit.model_copy(
             update={
                 "steps": 10**6, "seconds": seconds, "pause": 0.0 if last else target, "eval_every": 10**6,
-                "save_every": 10**6, "compile": compiled, "lr": recipe.model_fit.lr * self.patience,
+                "save_every": 10**6, "compile": False, "replay": True, "lr": recipe.model_fit.lr * self.patience,
             }
         )  # fmt: skip
         before, began = self._step(), time.monotonic()

@@ -37,8 +37,7 @@ class Lease:
         self.model: Path = self.folder / args.name
         changes = tuple(c for c in args.set.split(",") if c) if args.set else ()
         self.recipe = load(Recipe, args.preset, (*(QUICK if args.quick else ()), *changes))
-        self.workers = args.workers or max(1, (os.cpu_count() or 2) - 2)
-        self.compile = True
+        self.workers = args.workers or max(1, (os.cpu_count() or 2) - 5)
         path = self.folder / "gpu.json"
         self.numbers: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
 
@@ -98,11 +97,9 @@ class Lease:
             print("There is no CUDA GPU here; --device cpu --quick is a dry run.")
             return False
         if cuda:
+            os.nice(-10 if os.geteuid() == 0 else 0)  # before those that record; a GPU that waits is what costs
             memory = torch.cuda.get_device_properties(0).total_memory / 2**30
             self.say("device", name=torch.cuda.get_device_name(0), memory_gib=memory)
-        wanted = self.recipe.model_fit.compile and self.args.compile
-        self.compile = wanted and _compiles(self.args.device)
-        self.say("device", compiles=self.compile)
         return True
 
 
@@ -113,19 +110,4 @@ def settle() -> bool:
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    torch._dynamo.config.suppress_errors = True  # what does not compile runs as it is; there is no second try
     return torch.cuda.is_available()
-
-
-def _compiles(device: str) -> bool:
-    """Whether torch.compile works here: it needs a compiler and Python's headers."""
-    import torch
-
-    layer = torch.nn.Linear(64, 64, device=device)
-    layer.compile()
-    try:
-        layer(torch.ones(8, 64, device=device)).sum().backward()
-    except Exception as error:
-        print(f"torch.compile does not work here: {' '.join(str(error).split())[:300]}", flush=True)
-        return False
-    return True

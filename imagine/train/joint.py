@@ -190,8 +190,8 @@ class _Sequences(_Loss):
     def draw(self, step: int, generator: torch.Generator) -> tuple[int | None, dict[str, Tensor]]:
         """See :class:`imagine.train.replay.Replayable`; the key is the length, None without actions (VIDEO)."""
         cfg = self.cfg
-        chunks = cfg.chunks[min(int(len(cfg.chunks) * self.share), len(cfg.chunks) - 1)]
         self.silent = bool(torch.rand((), generator=generator) < cfg.video_only)
+        chunks = 1 if self.silent else cfg.chunks[min(int(len(cfg.chunks) * self.share), len(cfg.chunks) - 1)]
         shown = None if self.good is None or not cfg.policy_passes else self.good.at(step)
         drawn = draw_sequences(self.windows, self.sampler.at(step), chunks, cfg, generator, shown)
         return None if self.silent else chunks, drawn
@@ -225,45 +225,59 @@ def _check_decoder_only(cfg: JointConfig, dit: DiTConfig) -> None:
 
 
 def train_codec(frames: np.ndarray, cfg: CodecConfig, run: FitConfig, folder: Path) -> FrameCodec:
-    """Train (or resume) the frame codec on canvases (M, H, W, 3) uint8; sets its latent mean and std at the end.
-
-    The loss weighs pixels by how far they are from the mean canvas, so that small moving things count.
-    """
+    """Train (or resume) the frame codec on canvases (M, H, W, 3) uint8; sets its latent mean and std at the end."""
     codec = FrameCodec(cfg).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    every = max(1, len(frames) // 2000)
-    mean = torch.from_numpy(frames[::every]).float().mean(0).div(127.5).sub(1).permute(2, 0, 1)
-    frames = torch.from_numpy(frames).cuda() if torch.cuda.is_available() else frames  # type: ignore[assignment]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    canvases = torch.from_numpy(frames).to(device)
     order = np.random.default_rng(run.seed).permutation(len(frames))
     few = min(_CODEC_HELD_OUT, len(order) // 10)
     train, held = np.sort(order[few:]), np.sort(order[:few] if few else order)
 
-    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        codec.train()
-        pick = torch.randint(len(train), (run.batch,), generator=generator).numpy()
-        x = torch.as_tensor(frames[train[pick]]).to(next(codec.parameters()).device)
-        z = codec.encode_raw(x)
-        noise = torch.randn(z.shape, generator=generator_on(z.device, generator), device=z.device)
-        z = z + 0.02 * noise.to(z) * z.detach().float().std().to(z)
-        target = x.permute(0, 3, 1, 2).float() / 127.5 - 1
-        error = codec.decode_raw(z).float() - target
-        weight = 1 + 4 * (target - mean.to(target)).abs()
-        value = (weight * (error.square() + 0.1 * error.abs())).mean() + 1e-4 * z.float().square().mean()
-        return value, {"psnr": 10 * (4 / error.detach().square().mean()).log10()}
-
     def evaluate(ema: nn.Module) -> dict[str, float]:
         assert isinstance(ema, FrameCodec)
         with torch.no_grad():
-            x = torch.as_tensor(frames[held]).to(next(ema.parameters()).device)
+            x = canvases[torch.from_numpy(held).to(device)]
             ema.mean.zero_(), ema.std.fill_(1.0)
             return {"psnr_codec": psnr(ema.decode(ema.encode_raw(x)), x)}
 
-    ema = fit(codec, loss, run, folder, evaluate=evaluate, name="codec")
+    ema = fit(codec, _Codec(codec, canvases, train, run.batch), run, folder, evaluate=evaluate, name="codec")
     assert isinstance(ema, FrameCodec)
     with torch.no_grad():
-        device = next(ema.parameters()).device
         some = np.random.default_rng(1).choice(len(frames), min(4000, len(frames)), replace=False)
-        z = torch.cat(
-            [ema.encode_raw(torch.as_tensor(frames[np.sort(p)]).to(device)) for p in np.array_split(some, 16)]
-        )
+        parts = [torch.from_numpy(np.sort(part)).to(device) for part in np.array_split(some, 16)]
+        z = torch.cat([ema.encode_raw(canvases[part]) for part in parts])
         ema.mean.copy_(z.mean((0, 2, 3))), ema.std.copy_(z.std((0, 2, 3)))
     return ema
+
+
+class _Codec:
+    """What a frame codec learns from; pixels count by how far they are from the mean canvas, as small things would not.
+
+    Can be replayed; see :class:`imagine.train.replay.Replayable`.
+    """
+
+    def __init__(self, codec: FrameCodec, canvases: Tensor, train: np.ndarray, batch: int) -> None:
+        self.codec, self.canvases, self.train, self.batch = codec, canvases, torch.from_numpy(train), batch
+        some = canvases[:: max(1, len(canvases) // 2000)]
+        self.mean = some.float().mean(0).div(127.5).sub(1).permute(2, 0, 1)
+
+    def draw(self, step: int, generator: torch.Generator) -> tuple[int, dict[str, Tensor]]:
+        """The numbers of the frames of a step."""
+        return 0, {"pick": self.train[torch.randint(len(self.train), (self.batch,), generator=generator)]}
+
+    def compute(self, given: dict[str, Tensor], generator: torch.Generator | None) -> tuple[Tensor, dict[str, Any]]:
+        """The loss, and decibels."""
+        codec, x = self.codec.train(), self.canvases[given["pick"]]
+        z = codec.encode_raw(x)
+        noise = torch.randn(z.shape, generator=generator, device=z.device)
+        z = z + 0.02 * noise.to(z) * z.detach().float().std().to(z)
+        target = x.permute(0, 3, 1, 2).float() / 127.5 - 1
+        error = codec.decode_raw(z).float() - target
+        weight = 1 + 4 * (target - self.mean).abs()
+        value = (weight * (error.square() + 0.1 * error.abs())).mean() + 1e-4 * z.float().square().mean()
+        return value, {"psnr": 10 * (4 / error.detach().square().mean()).log10()}
+
+    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+        """The loss of one step, and numbers to log."""
+        given = {name: value.to(self.canvases.device) for name, value in self.draw(step, generator)[1].items()}
+        return self.compute(given, generator_on(self.canvases.device, generator))
