@@ -58,14 +58,12 @@ class Truth:
 
     Attributes:
         visible: (T - 1, N) bool; things that colour does not tell apart never are.
-        shown: (T - 1, N) bool, visible, and painted by the codec too; where it is not, a dream cannot be blamed.
         counted: by category, (T - 1,) int64 how many things are to be painted.
         pixels: by group, (T - 1,) float64.
         left_out: names of things that colour does not tell apart.
     """
 
     visible: np.ndarray
-    shown: np.ndarray
     counted: dict[str, np.ndarray]
     pixels: dict[str, np.ndarray]
     left_out: tuple[str, ...]
@@ -104,13 +102,13 @@ def truth_of(scenes: Sequence[Scene], counts: Sequence[Category]) -> Truth:
     counted = _summed([(name, own) for name, _, own in counts])
     pixels = {k: v[1:] for k, v in main.pixels.items()}
     unclear = tuple(objects.names[i] for i, ok in zip(objects.things, main.told_apart, strict=True) if not ok)
-    return Truth(main.seen[1:], (main.seen & main.painted(main.codec))[1:], counted, pixels, unclear)
+    return Truth(main.seen[1:], counted, pixels, unclear)
 
 
-def seen_in(scenes: Sequence[Scene], counts: Sequence[Category], pictures: np.ndarray) -> Seen:
-    """What pictures (T, H, W, 3) uint8 show of one rollout."""
+def seen_in(scenes: Sequence[Scene], counts: Sequence[Category], pictures: np.ndarray, *, codec: bool = False) -> Seen:
+    """What pictures (T, H, W, 3) uint8 show of one rollout; the ``codec`` is forgiven nothing."""
     main, painted = scenes[0], [scene.painted(pictures) for scene in scenes]
-    ghost = main.ghosts(pictures).any((2, 3)) & main.told_apart
+    ghost = main.ghosts(pictures, forgiving=not codec).any((2, 3)) & main.told_apart
     right = _summed([(name, own & painted[k]) for name, k, own in counts])
     return Seen(painted[0][1:], ghost[1:], right, {k: v[1:] for k, v in main.errors(pictures).items()})
 
@@ -128,7 +126,7 @@ class ObjectTally:
         counts = categories(scenes)
         self.truths.append(truth_of(scenes, counts))
         for kind, shown in pictures.items():
-            self.seen.setdefault(kind, []).append(seen_in(scenes, counts, shown))
+            self.seen.setdefault(kind, []).append(seen_in(scenes, counts, shown, codec=kind == "codec"))
 
     def numbers(self) -> dict[str, Any]:
         """All tables; see :func:`measure_objects`."""
@@ -164,16 +162,15 @@ class ObjectTally:
     def _faults(self, kind: str) -> dict[str, Any]:
         out: dict[str, Any] = {name: {} for name in FAULTS}
         for chunks in sorted({min(EARLY, self.chunks), self.chunks}):
-            both = zip(self.truths, self.seen[kind], strict=True)
-            each = [self._faults_of(t.visible if kind == "codec" else t.shown, s, chunks) for t, s in both]
+            each = [self._faults_of(t, s, chunks) for t, s in zip(self.truths, self.seen[kind], strict=True)]
             for name in FAULTS:
                 out[name][f"within {chunks}"] = success_rate([e[name] for e in each]).plain()
         return out
 
-    def _faults_of(self, wanted: np.ndarray, seen: Seen, chunks: int) -> dict[str, bool]:
-        """Which faults one dream, that is to paint things where ``wanted`` (T - 1, N), has within so many chunks."""
+    def _faults_of(self, truth: Truth, seen: Seen, chunks: int) -> dict[str, bool]:
+        """Which faults one dream has within so many chunks."""
         end = len(seen.painted) // self.chunks * chunks
-        visible, painted, ghost = wanted[:end], seen.painted[:end], seen.ghost[:end]
+        visible, painted, ghost = truth.visible[:end], seen.painted[:end], seen.ghost[:end]
         frames = {
             "erased": (visible & ~painted).sum(0),
             "ghost": ghost.sum(0),

@@ -171,14 +171,16 @@ def test_two_frames_are_a_flicker_and_three_a_fault() -> None:
         assert got["faults"]["dream"]["any"]["within 4"]["value"] == fault
 
 
-def test_a_dream_is_not_blamed_for_what_the_codec_loses() -> None:
+def test_a_bad_codec_hides_nothing() -> None:
     masks = drawn(still((4, 4)), still((20, 20)))
-    frames, lost = painted(masks), painted(drawn([None] * T, still((20, 20))))
-    tally = ObjectTally(4)
-    tally.add([Scene(frames, objects(masks), WINDOW, lost, 4)], {"codec": lost, "dream": lost})
-    got = tally.numbers()
-    assert got["faults"]["dream"]["any"]["within 4"]["value"] == 0 < got["faults"]["codec"]["any"]["within 4"]["value"]
-    assert got["painted"]["dream"]["target, never covered"]["all"]["value"] == 0
+    frames, lost, smeared = painted(masks), painted(drawn([None] * T, still((20, 20)))), painted(masks)
+    smeared[:, 10:20, 10:20] = RED
+    for codec, fault in ((lost, "erased"), (smeared, "ghost")):
+        tally = ObjectTally(4)
+        tally.add([Scene(frames, objects(masks), WINDOW, codec, 4)], {"codec": codec, "dream": codec})
+        got = tally.numbers()["faults"]
+        assert got["codec"][fault]["within 4"]["value"] == 1
+        assert got["dream"][fault]["within 4"]["value"] == (fault == "erased"), "a ghost of the codec's is its own"
 
 
 def test_colour_is_that_of_the_pixel_and_not_of_the_lamp() -> None:

@@ -126,7 +126,7 @@ class Sheet:
 def outlined(scene: Scene, pictures: np.ndarray) -> np.ndarray:
     """Pictures (T, H, W, 3) uint8, enlarged, with the faults of things outlined."""
     out = _larger(pictures)
-    lost = scene.painted(scene.codec) & ~scene.painted(pictures) & scene.seen
+    lost = scene.seen & ~scene.painted(pictures)
     marks = {ERASED: (scene.own & lost[..., None, None]).any(1), GHOST: scene.ghosts(pictures).any(1)}
     for colour, mask in marks.items():
         whole = np.zeros(pictures.shape[:3], bool)

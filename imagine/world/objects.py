@@ -168,22 +168,29 @@ class Scene:
         self._whole = whole
 
     @cached_property
-    def _allowed(self) -> np.ndarray:
-        """(T, N, h, w) bool: where a thing's colour belongs, and nearby."""
-        from scipy.ndimage import binary_dilation
+    def _true(self) -> np.ndarray:
+        """(T, N, h, w) bool: where a thing's colour truly is, and nearby."""
+        return _nearby(self._whole | self._coloured(self.frames))
 
-        shown = self._whole | self._coloured(self.frames) | self._coloured(self.codec)
-        return np.asarray(binary_dilation(shown, np.ones((1, 1, 2 * NEAR + 1, 2 * NEAR + 1), bool)))
+    @cached_property
+    def _allowed(self) -> np.ndarray:
+        """(T, N, h, w) bool: the same where truth or codec shows it."""
+        return self._true | _nearby(self._coloured(self.codec))
 
     def painted(self, pictures: np.ndarray) -> np.ndarray:
         """(T, N) bool: is at least half of what is visible of a thing painted in its colour? Of (T, H, W, 3) uint8."""
         return np.asarray(2 * (self.own & self._coloured(pictures)).sum((2, 3)) >= self.visible)
 
-    def ghosts(self, pictures: np.ndarray) -> np.ndarray:
-        """(T, N, h, w) bool: regions of a thing's colour where neither truth nor codec shows it, in the view."""
+    def ghosts(self, pictures: np.ndarray, *, forgiving: bool = True) -> np.ndarray:
+        """(T, N, h, w) bool: regions of a thing's colour in the view where the truth does not show it.
+
+        Args:
+            pictures: (T, H, W, 3) uint8.
+            forgiving: nor does the codec.
+        """
         from scipy.ndimage import label
 
-        stray = self._coloured(pictures) & ~self._allowed
+        stray = self._coloured(pictures) & ~(self._allowed if forgiving else self._true)
         for t, k in np.ndindex(*stray.shape[:2]):
             if stray[t, k].any():
                 regions, _ = label(stray[t, k])
@@ -219,6 +226,13 @@ class Scene:
         masks, n = self.objects.masks.astype(np.int64), len(self.objects.names)
         at = masks + n * np.arange(len(masks))[:, None, None]
         return np.bincount(at.ravel(), values.ravel(), n * len(masks)).reshape(len(masks), n)
+
+
+def _nearby(regions: np.ndarray) -> np.ndarray:
+    """(T, N, h, w) bool regions, larger by a few pixels on every side."""
+    from scipy.ndimage import binary_dilation
+
+    return np.asarray(binary_dilation(regions, np.ones((1, 1, 2 * NEAR + 1, 2 * NEAR + 1), bool)))
 
 
 def _hidden_before(visible: np.ndarray, away: int) -> tuple[np.ndarray, np.ndarray]:
