@@ -28,7 +28,7 @@ from imagine.world.starts import MOST_SAVED, Start, save_starts
 from lease.parts import ROOT, Lease
 
 BESIDE = 15.0  # seconds that each of them costs beside training, before this is known
-SHARES = (0.3, 0.65, 1.0)  # of the model's time; at each its training pauses, is shipped and takes in new data
+SHARES = (0.4, 1.0)  # of the model's time; at each its training pauses, is shipped and takes in new data
 ENDING = 8.0  # seconds that nothing is planned for
 CODEC_FRAMES = 24_000
 
@@ -91,6 +91,8 @@ def train_model(lease: Lease) -> None:
 def _codec(lease: Lease, windows: Windows) -> FrameCodec:
     """The codec, trained on the first episodes, and what it measured."""
     recipe, path = lease.recipe, lease.folder / "codec.safetensors"
+    if lease.args.init:
+        return WorldActionModel.from_pretrained(lease.args.init, device=lease.args.device).codec  # type: ignore[no-any-return]
     codec = FrameCodec(recipe.codec)
     if path.is_file():
         codec.load_state_dict(load_weights(path))
@@ -123,9 +125,9 @@ class _Training:
     def go_on(self, part: int, caches: list[Path]) -> None:
         """Train up to a share of the time, publish and ship; a diverged part is given up, and the next one slower."""
         lease, begun = self.lease, self.lease.spent
+        windows = self._windows(caches)
         seconds = self.trained + max(5.0, lease.left - ENDING - self.beside * (len(SHARES) - part))
         target = max(self.trained + 1.0, SHARES[part] * seconds)
-        windows = self._windows(caches)
         try:
             ema = self._fit(windows, seconds, target, last=part + 1 == len(SHARES))
         except ImagineError as error:
@@ -148,6 +150,9 @@ class _Training:
     def _fit(self, windows: Windows, seconds: float, target: float, last: bool) -> WorldActionModel:
         """Train until ``target`` of ``seconds`` are over; the moving average."""
         lease, recipe = self.lease, self.lease.recipe
+        if self.model is None and lease.args.init:
+            self.model = WorldActionModel.from_pretrained(lease.args.init, device=lease.args.device)
+            self.model.codec.requires_grad_(False)
         if self.model is None:  # statistics and vocabulary are those of what is recorded by now
             torch.manual_seed(recipe.model_fit.seed)
             self.model = build_model(windows, self.codec, recipe.dit, recipe.joint, name=lease.args.name)

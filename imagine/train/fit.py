@@ -260,6 +260,8 @@ def fit(
                 means, speed = run.means()
                 run.write_scalars(name, means)
                 on_progress.report(run.step, means, speed)
+            if run.due(cfg.save_every):
+                run.save()
             if evaluate is not None and run.due(cfg.eval_every):
                 numbers = evaluate(run.best.eval())
                 run.write_scalars(f"{name}/held-out", numbers)
@@ -269,8 +271,6 @@ def fit(
                     write_json(folder / "metrics.json", numbers)
                 if publish is not None:
                     publish(run.best, numbers)
-            if run.due(cfg.save_every):
-                run.save()
     if run.log is not None:
         run.log.close()
     return run.best.eval()
