@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--finished", action="store_true", help="evaluate finished runs, train nothing")
     args = parser.parse_args()
     loaded, chunks = build.load(MODEL), (4, 8)
-    novice = outcomes(loaded, "novice", args.episodes, chunks)
+    before = outcomes(loaded, "base", args.episodes, chunks)
     found: dict[str, list[dict[int, np.ndarray]]] = {}
     curves: dict[str, list[dict[str, float]]] = {}
     for name, recipe in TABLES[args.table].items():
@@ -122,14 +122,14 @@ def main() -> None:
             curves.setdefault(name, []).append({**curve[0], **curve[-1]})
             print(name, seed, {h: x.mean() for h, x in found[name][-1].items()}, file=sys.stderr)
     lines = [
-        "| policy | seeds | real success, per seed | gain over the novice | … within 4 chunks | over filtered BC "
+        "| policy | seeds | real success, per seed | gain over base | … within 4 chunks | over filtered BC "
         "| imagined gain (held-out starts, 4 chunks) | KL | doubt |",
         "|---|---|---|---|---|---|---|---|---|",
-        f"| novice | | {100 * success_rate(novice[8]).value:.0f} % | | | | | 0 | |",
+        f"| base | | {100 * success_rate(before[8]).value:.0f} % | | | | | 0 | |",
     ]
-    report: dict[str, dict] = {"novice": {"success": novice[8].mean(), "within_4": novice[4].mean()}}
+    report: dict[str, dict] = {"base": {"success": before[8].mean(), "within_4": before[4].mean()}}
     for name, each in found.items():
-        overall, quick = (gain([e[h] for e in each], novice[h]) for h in chunks[::-1])
+        overall, quick = (gain([e[h] for e in each], before[h]) for h in chunks[::-1])
         ours, theirs = [e[8] for e in each], [e[8] for e in found.get("filtered BC", [])]
         pairs = list(zip(ours, theirs, strict=False)) if name != "filtered BC" else []
         against = gain([a.astype(float) - b for a, b in pairs], np.zeros(args.episodes)) if pairs else None

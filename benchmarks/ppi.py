@@ -1,6 +1,6 @@
 """What imagined episodes save: PPI++ from 30 real and 970 imagined episodes against the 30 real ones alone.
 
-``python benchmarks/ppi.py --policies novice,base+idle=0.7`` runs each policy from 1,000 starts (from 920000 on) in both
+``python benchmarks/ppi.py --policies base,base+idle=0.7`` runs each policy from 1,000 starts (from 920000 on) in both
 worlds, then draws 30 of them 500 times: those are known in both worlds, the rest in the dream alone. It prints how wide
 both intervals are, and how often each holds the real rate of all 1,000. Of a dream the judge's probability counts.
 Episodes must succeed within three chunks, as in the zoo, and dreams break off where they cannot be believed.
@@ -49,7 +49,7 @@ def compare(real: np.ndarray, dreamt: np.ndarray, few: int, draws: int) -> dict[
 def main() -> None:
     """Run, resample, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--policies", default="novice")
+    parser.add_argument("--policies", default="base")
     parser.add_argument("--judge", default="judge-tiny")
     parser.add_argument("--horizon", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=1000)

@@ -1,6 +1,6 @@
 """Does the planner's scorer know which candidate is better? Pairs of candidates whose true outcomes differ.
 
-``python benchmarks/ranking.py --policies novice,improved --starts 60`` lets each policy act out N whole plans from each
+``python benchmarks/ranking.py --policies base,improved --starts 60`` lets each policy act out N whole plans from each
 start on the twin, with other draws each: as many chunks as ``--depth``, whose outcome is the candidate's alone. The
 scorer then sees the start and the plans' actions, dreams each of them and judges. A pair counts if one plan got the
 task done and the other did not; the scorer is right if it prefers the former, half right if it cannot tell.
@@ -117,7 +117,7 @@ def accuracy(found: list[list[float]]) -> dict[str, float]:
 def main() -> None:
     """Act out, score, count."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--policies", default="novice")
+    parser.add_argument("--policies", default="base")
     parser.add_argument("--judge", default="judge-tiny")
     parser.add_argument("--single", action="store_true")
     parser.add_argument("--starts", type=int, default=60)

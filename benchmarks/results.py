@@ -28,7 +28,7 @@ COMMANDS = {
     "told_task": "evaluate --policy base --world sim --swap-instruction task --episodes 100 --seed 900000",
     "zoo": "evaluate --zoo --episodes 200 --seed 980000",
     "zoo_8": "evaluate --zoo --episodes 100 --seed 900000 --horizon 8",
-    "plan": "plan --policy novice --candidates 8 --compare --episodes 200 --seed 900000",
+    "plan": "plan --policy base --candidates 8 --compare --episodes 200 --seed 900000",
     "plan_base": "plan --policy base --horizon 1 --candidates 8 --compare --episodes 200 --seed 900000",
     "improve": "improve --preset nft --set look_every=100 --seed 1",
     "bench": "bench",
@@ -91,7 +91,7 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
         tasks = ", ".join(f"{k.replace('_', ' ')} {points(v)}" for k, v in m["gain_per_task"].items())
         ratio, n = m.get("imagined_over_sim_gain", m.get("imagined_over_real_gain")), m["before"]["n"]
         return [
-            (f"`novice` → `improved` in the dream, real, n = {n}", f"{rate(m['before'])} → {rate(m['after'])}"),
+            (f"`base` → `improved` in the dream, real, n = {n}", f"{rate(m['before'])} → {rate(m['after'])}"),
             ("… paired difference, points", f"{points(m['gain'])}; {tasks}"),
             ("… the same in the dream", f"{rate(m['imagined_before'])} → {rate(m['imagined_after'])}"),
             ("… imagined gain / real gain", f"{points(m['imagined_gain'])} / {points(m['gain'])} = {ratio:.2f}"),
@@ -113,7 +113,7 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
             for line, x in found.items()
         ]
     if name in ("plan", "plan_base"):
-        who = "`novice`" if name == "plan" else "`base`, within 0.8 s"
+        who = "`base`" if name == "plan" else "`base`, within 0.8 s"
         cost = f"{m['ms_per_decision'] / m['ms_alone']:.0f} times the time of one chunk, 16 environments at once"
         return [
             (f"{who}, one sample → best of 8, real, n = {m['n']}", f"{rate(m['alone'])} → {rate(m)}"),

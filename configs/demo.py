@@ -30,13 +30,16 @@ from imagine.progress import Progress
 from imagine.types import Policy
 from imagine.world.fidelity import decibel
 
+WEAK = "base+noise=0.06"
+"""A policy that is worse than the base one for a reason that everybody knows."""
+
 
 @dataclass
 class Demo:
     """Runs the steps in order; see :class:`imagine.configs.commands.demo.Args` for the numbers.
 
     Attributes:
-        loaded: a model with a simulator, and its adapters ``novice`` and ``improved``.
+        loaded: a model with a simulator, and its adapter ``improved``.
         folder: of the run.
         seed: first start seed.
         episodes: of each evaluation.
@@ -81,22 +84,22 @@ class Demo:
     def evaluate(self) -> None:
         """3. Success in imagination against success on the simulator, same starts."""
         how: dict[str, Any] = {"judge": self.judge, "horizon": ZOO_HORIZON}
-        found = {world: self._compare(("base", "novice"), world, **how) for world in ("sim", "imagined")}
+        found = {world: self._compare(("base", WEAK), world, **how) for world in ("sim", "imagined")}
         for world, each in found.items():
             self.answer |= {f"{name}_{world}": result for name, result in each.results.items()}
-        command = f"imagine evaluate --policy base,novice --world both --horizon {ZOO_HORIZON}"
+        command = f"imagine evaluate --policy base,{WEAK} --world both --horizon {ZOO_HORIZON}"
         self.page.evaluation(found, len(self.seeds), f"{command} {self.starts}")
 
     def plan(self) -> None:
         """4. Imagine eight candidates, do the best."""
-        planner = planner_of(self.loaded, "novice", self.judge, PlannerConfig(candidates=8))
+        planner = planner_of(self.loaded, "base", self.judge, PlannerConfig(candidates=8))
         plans: list[tuple[Plan, dict[str, np.ndarray]]] = []
         timed = TimedPolicy(planner, lambda plan, seen, _episodes: None if plans else plans.append((plan, seen)))
         self.alone = self._compare({"one sample": planner.policy, "best of 8": timed}, "sim")
         gain = self.alone.gain("best of 8", "one sample")
         self.answer["before"], self.answer["best_of_8"] = self.alone.results.values()
         self.answer["gain_of_planning"] = gain
-        command = f"imagine plan --policy novice --candidates 8 --compare {self.starts}"
+        command = f"imagine plan --policy base --candidates 8 --compare {self.starts}"
         self.page.planning(self.alone, gain, plans[0], command)
 
     def improve(self) -> None:

@@ -32,8 +32,8 @@ ZOO = (
     "base+bias=0.04",
     "improved",
     "improved+noise=0.03",
-    "novice",
-    "novice+noise=0.03",
+    "base+idle=0.4+noise=0.03",
+    "base+noise=0.06+bias=0.03",
     "random",
 )
 """Policies with known truth, from hopeless to perfect: ``imagine evaluate --zoo``."""

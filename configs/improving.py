@@ -17,7 +17,7 @@ from imagine.configs.commands.common import console
 from imagine.configs.judges import judge_name, second_judge
 from imagine.configs.loaded import Loaded
 from imagine.configs.paid import Payer, note, warning
-from imagine.configs.policies import adapter_of, adapters_in, load_policy
+from imagine.configs.policies import adapter_of, load_policy
 from imagine.configs.practice import Practice
 from imagine.data.read import LeRobotDataset
 from imagine.policy.adapter import weights_hash
@@ -41,7 +41,7 @@ def resolved(practice: P, loaded: Loaded) -> P:
         ImagineError: judge and second judge are the same, or the policy is no adapter.
     """
     judge = judge_name(practice.judge, loaded.folder)
-    policy = practice.policy or ("novice" if "novice" in adapters_in(loaded.folder) else "base")
+    policy = practice.policy or "base"
     adapter_of(policy, loaded.folder)  # refuses what cannot be had
     watched_by = practice.watched_by or second_judge(judge, loaded.folder) or "none"
     if watched_by == judge:

@@ -20,7 +20,6 @@ from imagine.configs.judges import judge_name, second_judge
 from imagine.configs.loaded import Loaded
 from imagine.configs.make_env import make_env
 from imagine.configs.paid import warning
-from imagine.configs.policies import adapters_in
 from imagine.configs.runfolder import RunFolder
 from imagine.progress import Progress
 from imagine.types import ImagineError, Policy
@@ -41,7 +40,7 @@ def learn(args: Any) -> dict[str, Any]:
         args = replace(args, sim_episodes=64 if loaded.robot.has_env else 0)
     args = replace(args, judge=judge_name(args.judge, loaded.folder))
     if not args.adapter:
-        args = replace(args, adapter="novice" if "novice" in adapters_in(loaded.folder) else "base")
+        args = replace(args, adapter="base")
     if args.sim_episodes and not loaded.robot.has_env:
         raise ImagineError(f"robot {loaded.robot.name!r} has no simulator to prove it on; leave --sim-episodes out.")
     folder, begin = RunFolder.of("learn", args), time.time()

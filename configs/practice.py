@@ -10,8 +10,7 @@ class Practice:
     """How a policy practises in the dream.
 
     Attributes:
-        policy: what to improve: base, an adapter in the model folder, or the folder of one; by default novice where
-            there is one, else base.
+        policy: what to improve: base, an adapter in the model folder, or the folder of one; by default base.
         judge: who rewards, as for imagine evaluate.
         watched_by: a second judge without a say, of another architecture; training stops when the two drift apart. By
             default another one beside the model's weights, if there is one; none for none.

@@ -38,7 +38,7 @@ def test_what_was_paid_for_is_passed_on(tmp_path: Path) -> None:
     assert payers_of(tmp_path / "third") == [tiny, server]
     note(tmp_path / "cloned", None)
     assert not (tmp_path / "cloned").exists() and payers_of(None) == []
-    policies = ("base", "random", "novice", str(tmp_path / "third"), f"{tmp_path / 'third'}+noise=0.02")
+    policies = ("base", "random", "other", str(tmp_path / "third"), f"{tmp_path / 'third'}+noise=0.02")
     assert paid_by("judge-tiny", policies, MODEL) == policies[3:] and paid_by("latent", policies, MODEL) == ()
     (tmp_path / "third" / FILE).write_text("{}")
     with pytest.raises(CheckpointMismatch, match="damaged"):
@@ -51,7 +51,7 @@ def test_the_second_judge_is_of_another_family() -> None:
 
 
 def test_evaluate_warns_and_asks_the_second_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(MODEL / "novice", tmp_path / "paid")
+    shutil.copytree(MODEL / "improved", tmp_path / "paid")
     note(tmp_path / "paid", None, Payer.of("judge-tiny", MODEL))
     words = ["evaluate", "--policy", f"base,{tmp_path / 'paid'}", "--world", "imagined", "--episodes", "2"]
     out = io.StringIO()

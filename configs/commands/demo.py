@@ -41,9 +41,9 @@ def run(args: Args) -> dict[str, Any]:
     from imagine.configs.policies import adapters_in
 
     begin, loaded = time.time(), load(args.model)
-    if not loaded.robot.has_env or not {"novice", "improved"} <= set(adapters_in(loaded.folder)):
+    if not loaded.robot.has_env or "improved" not in adapters_in(loaded.folder):
         raise ImagineError(
-            f"the demo shows a robot with a simulator, and its policies novice and improved; {args.model!r} lacks some "
+            f"the demo shows a robot with a simulator, and its adapter improved; {args.model!r} lacks some "
             "of them. See `imagine rollout` and `imagine evaluate --world imagined`."
         )
     folder = RunFolder.of("demo", args)

@@ -20,7 +20,7 @@ class Args(OfRobot):
     Attributes:
         library: sb3-ppo, sb3-sac-noise (Stable-Baselines3) or rllib-ppo (Ray).
         adapter: the policy to start from: base, an adapter in the model folder, or the folder of an adapter or model;
-            it stays as is. By default novice where there is one, else base.
+            it stays as is. By default base.
         how: what the agent sets: noise (that the policy starts from), residual (added to its chunk) or chunk.
         slow: cosines over a chunk that it sets per action dimension.
         sees: what the agent observes: latents, or nothing (one answer for all).

@@ -64,7 +64,7 @@ class DemoPage:
         """Policies in both worlds."""
         self.report.section(
             "Would it work? Ask the dream first",
-            f"Success within {ZOO_HORIZON} chunks over {starts} starts that a good policy and a novice never saw: what "
+            f"Success within {ZOO_HORIZON} chunks over {starts} starts that nothing was trained on, of the policy and of one whose hand is off: what "
             "a judge says in the dream, and what then happens on the simulator from the very same starts. 95 % Wilson "
             "intervals.",
         )
@@ -78,7 +78,7 @@ class DemoPage:
         """One sample against the best of several, and a decision."""
         self.report.section(
             "Think before you move",
-            "Before every chunk the novice imagines eight of its own candidates and does the one that the judge likes "
+            "Before every chunk the policy imagines eight of its own candidates and does the one that the judge likes "
             "best: what it sees now, the last imagined frame of every candidate and its score; the tick marks the one "
             "that was done.",
         )
@@ -94,7 +94,7 @@ class DemoPage:
         """Before, after, and episodes whose outcome changed."""
         self.report.section(
             "Better by dreaming",
-            "A novice, cloned from demonstrations of which most are failures, practises in the dream: "
+            "The policy practises in the dream: "
             f"{learnt['imagined_episodes']} imagined episodes in {learnt['updates']} rounds, judged by a "
             "vision-language model. A low-rank adapter learns; no real episode was spent, and the dream's own weights "
             "did not move.",
@@ -105,7 +105,7 @@ class DemoPage:
 
     def opening(self, answer: dict[str, Any]) -> Report:
         """Title and headline numbers, before the sections."""
-        imagined, simulated = (rate(answer[f"novice_{world}"]) for world in ("imagined", "sim"))
+        imagined, simulated = (rate(answer[f"base_{world}"]) for world in ("imagined", "sim"))
         self.report.subtitle = (
             "One joint world-action model: the policy of a robot, and the gym in which that policy is improved. "
             f"Everything below was computed on this machine in {answer['seconds'] / 60:.1f} minutes."
@@ -114,7 +114,7 @@ class DemoPage:
         return self.report.lead(
             [
                 ("dream over a still frame", f"{still:+.1f} dB", "one chunk, unseen"),
-                ("a novice, imagined", imagined, f"simulator, same starts: {simulated}"),
+                ("the policy, imagined", imagined, f"simulator, same starts: {simulated}"),
                 ("its gain by planning, points", points(answer["gain_of_planning"]), "best of 8, simulator"),
                 ("its gain by learning, points", points(answer["gain"]), "in the dream alone, simulator"),
             ]
