@@ -29,9 +29,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu/out"), help="what is to be sent back")
     parser.add_argument("--folder", type=Path, default=Path("runs/gpu/work"), help="what need not be; resumed")
     parser.add_argument("--model", type=Path, help="judges: of this model folder instead of the one just trained")
-    parser.add_argument(
-        "--init", default="", help="model: go on from these weights, with their codec, as g1-table-tiny"
-    )
+    parser.add_argument("--init", default="", help="model: go on from these weights and their codec")
     parser.add_argument("--preset", default="tiny", help="recipe, a YAML file or the name of one in configs/")
     parser.add_argument("--set", default="", help="changes to the recipe, as model_fit.batch=256; joined by commas")
     parser.add_argument("--option", action="append", default=[], help="of the recorder, as families=pick_up,push_left")

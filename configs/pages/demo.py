@@ -64,7 +64,8 @@ class DemoPage:
         """Policies in both worlds."""
         self.report.section(
             "Would it work? Ask the dream first",
-            f"Success within {ZOO_HORIZON} chunks over {starts} starts that nothing was trained on, of the policy and of one whose hand is off: what "
+            f"Success within {ZOO_HORIZON} chunks over {starts} starts that nothing was trained on, of the policy and of one "
+            "whose hand is off: what "
             "a judge says in the dream, and what then happens on the simulator from the very same starts. 95 % Wilson "
             "intervals.",
         )
