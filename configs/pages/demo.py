@@ -64,10 +64,9 @@ class DemoPage:
         """Policies in both worlds."""
         self.report.section(
             "Would it work? Ask the dream first",
-            f"Success within {ZOO_HORIZON} chunks over {starts} starts that nothing was trained on, of the policy and of one "
-            "whose hand is off: what "
-            "a judge says in the dream, and what then happens on the simulator from the very same starts. 95 % Wilson "
-            "intervals.",
+            f"Success within {ZOO_HORIZON} chunks over {starts} starts that nothing was trained on, of the policy and "
+            "of one whose hand is off: what a judge says in the dream, and what then happens on the simulator from the "
+            "very same starts. 95 % Wilson intervals.",
         )
         first = next(iter(found.values()))
         rows = {f"{name}, {world}": each.results[name] for name in first.results for world, each in found.items()}
