@@ -32,7 +32,6 @@ from imagine.train.fit import FitConfig
 from lease.parts import ROOT, Lease
 
 CACHES = 80  # of the recorded ones, that judges are shown
-TOGETHER = 5  # episodes of one policy that a process imagines at once; every fifth is held out
 CHUNKS = 8
 ENDING = 12.0  # seconds for what comes after training
 SPEED_SECONDS = 70.0  # what the benchmark of Wan needs at least
@@ -56,16 +55,20 @@ def _rollouts(lease: Lease, folder: Path, seconds: float) -> LabelledRollouts:
     began, cfg = time.monotonic(), lease.recipe.rollouts
     usual = {"base", "random", "misled", "clumsy", *adapters_in(folder)}
     policies = tuple(name for name in cfg.policies if name.partition("+")[0] in usual)
-    episodes = lease.args.rollouts or lease.workers * TOGETHER * len(policies)  # one part for each process
+    episodes = lease.args.rollouts or lease.workers * lease.args.together * len(policies)  # one part for each process
     cfg = cfg.model_copy(update={"policies": policies, "episodes": episodes, "chunks": CHUNKS})
-    maker = partial(rollout_maker, folder, frames=True, device=lease.args.device, num_envs=TOGETHER)
+    maker = partial(rollout_maker, folder, frames=True, device=lease.args.device, num_envs=lease.args.together)
     made = labelled_rollouts(
         maker, cfg, lease.folder / "rollouts", lambda done, all_of_them: None, workers=lease.workers,
-        together=TOGETHER, seconds=seconds,
+        together=lease.args.together, seconds=seconds,
     )  # fmt: skip
     taken = time.monotonic() - began
     lease.say("rollouts", episodes=len(made), success=float(made.done[:, -1].mean()), seconds=taken)
     return made
+
+
+def _dreams(lease: Lease, usual: int) -> int:
+    return usual if lease.args.dreams < 0 else lease.args.dreams
 
 
 def _timed(fit: FitConfig, seconds: float) -> FitConfig:
@@ -78,10 +81,9 @@ def _heads(
     model: WorldActionModel,
     canvases: Windows | None,
     made: LabelledRollouts,
-    seconds: float,
 ) -> None:
     """Success heads in latents, on recorded frames, dreams of them, and rollouts; into the model folder."""
-    began, recipe = time.monotonic(), lease.recipe
+    recipe = lease.recipe
     train, held = made.pick(~made.held), made.pick(made.held)
     sources: list[Any] = [RolloutPairs(train)]
     measured: dict[str, Any] = {"": RolloutPairs(held)}
@@ -89,7 +91,7 @@ def _heads(
     if canvases is not None:
         latents = canvases.encoded(model.codec.encode, model.device)
         rows = np.random.default_rng(0).permutation(latents.rows("train"))
-        dreams = imagine_again(model, latents, rows[: recipe.judge_dreams])
+        dreams = imagine_again(model, latents, rows[: _dreams(lease, recipe.judge_dreams)])
         sources += [RecordedPairs(model, latents, rows), ImaginedPairs(model, latents, dreams)]
         texts += latents.instructions
     channels, height, width = model.chunk_shapes["video"][1:]
@@ -99,7 +101,7 @@ def _heads(
             words=vocabulary(texts),
         )
     )  # fmt: skip
-    fit = _timed(recipe.judge_fit, max(5.0, seconds - (time.monotonic() - began)))
+    fit = _timed(recipe.judge_fit, lease.args.head_seconds)
     taught = train_head(
         head, sources, measured, fit, lease.folder / "judge_fit", replays=RolloutPairs(held, whole=True),
         kinds=held.kind, trace=recipe.head.trace,
@@ -125,7 +127,8 @@ def _vlm(
     train: list[Any] = []
     held: dict[str, Any] = {}
     if canvases is not None:
-        for split, n in (("train", cfg.dreams), ("held_out", max(64, cfg.dreams // 10))):
+        dreams = _dreams(lease, cfg.dreams)
+        for split, n in (("train", dreams), ("held_out", max(64, dreams // 10))):
             rows = canvases.rows(split)
             begin = rng.permutation(rows)[:n]
             begin = np.where(rng.uniform(size=len(begin)) < 0.3, canvases.episode_rows(begin)[0], begin)
