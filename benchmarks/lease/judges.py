@@ -44,7 +44,7 @@ def train_judges(lease: Lease) -> None:
     model = WorldActionModel.from_pretrained(folder, device=lease.args.device)
     caches = caches_in(lease.folder / "cache")[:CACHES]
     canvases = Windows(caches, model.body, context_frames=2) if caches else None
-    lease.attempt("heads", lambda: _heads(lease, folder, model, canvases, made, 0.2 * (lease.left - ENDING)))
+    lease.attempt("heads", lambda: _heads(lease, folder, model, canvases, made))
     lease.attempt("judge-tiny", lambda: _vlm(lease, folder, model, canvases, made, lease.left - ENDING))
     if lease.left > SPEED_SECONDS and lease.args.device != "cpu":
         _speed(lease)
