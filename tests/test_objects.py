@@ -255,7 +255,8 @@ def test_the_command_tells_and_shows(tmp_path: Path, capsys: pytest.CaptureFixtu
     main([*at, "--kept", str(tmp_path / "kept"), "--out", str(tmp_path / "run"), "--json"])
     got = json.loads(capsys.readouterr().out)
     assert got["n"] == 2 and got["policies"] == {"expert": 1, "random": 1} and got["left_out"] == []
-    assert set(got["painted"]["target, never covered"]) == {"dream", "codec", "frozen", "shuffled", "without_tokens"}
+    beside = {"dream", "codec", "frozen", "shuffled", "without_tokens", "without_memory"}
+    assert set(got["painted"]["target, never covered"]) == beside
     assert {p.name for p in (tmp_path / "run").iterdir()} >= {
         "metrics.json",
         "objects.md",
