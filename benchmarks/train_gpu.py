@@ -39,9 +39,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--codec-seconds", type=float, default=45.0)
     parser.add_argument("--rollouts", type=int, default=0, help="judges: imagined episodes; 0: one part per process")
     parser.add_argument("--together", type=int, default=5, help="judges: episodes that a process imagines at once")
-    parser.add_argument(
-        "--dreams", type=int, default=-1, help="judges: moments to dream on from; -1: the recipe's"
-    )
+    parser.add_argument("--dreams", type=int, default=-1, help="judges: moments to dream on from; -1: the recipe's")
     parser.add_argument("--head-seconds", type=float, default=30.0, help="judges: training of the heads in latents")
     parser.add_argument("--name", default="g1-table-tiny")
     parser.add_argument("--device", default="cuda")

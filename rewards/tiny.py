@@ -94,6 +94,25 @@ def word_tokenizer(sentences: Iterable[str]) -> Any:
     return tokenizer
 
 
+def teach_words(vlm: LocalVLM, sentences: Iterable[str]) -> LocalVLM:
+    """The same judge-tiny with room for words of some sentences that it does not know; what it knows stays."""
+    known = vlm.tokenizer.get_vocab()
+    tokenizer = word_tokenizer([*sentences, " ".join(set(known) - set(_SPECIAL))])
+    words = tokenizer.get_vocab()
+    if set(words) <= set(known):
+        return vlm
+    old = vlm.model.get_input_embeddings().weight.detach().clone()
+    vlm.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    weight = vlm.model.get_input_embeddings().weight.data
+    weight.copy_(old.mean(0).expand_as(weight))
+    for word, at in words.items():
+        if word in known:
+            weight[at] = old[known[word]]
+    pictures = vlm.pictures
+    assert isinstance(pictures, QwenPictures)
+    return LocalVLM(vlm.model, tokenizer, QwenPictures(vlm.model, tokenizer, [0.5] * 3, [0.5] * 3))
+
+
 def save_tiny(vlm: LocalVLM, folder: str | Path) -> None:
     """Write a judge-tiny as any ``transformers`` checkpoint folder, in half precision."""
     from transformers import Qwen2VLImageProcessorPil

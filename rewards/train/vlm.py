@@ -17,7 +17,7 @@ from imagine.rewards.calibrate import auroc
 from imagine.rewards.local import Ask, LocalVLM
 from imagine.rewards.pictures import QwenPictures
 from imagine.rewards.prompts import CONTACT, HOLDING, NO, PROGRESS, SAFETY, SUCCESS, YES, Prompt
-from imagine.rewards.tiny import TinyConfig, build_tiny
+from imagine.rewards.tiny import TinyConfig, build_tiny, teach_words
 from imagine.rewards.vlm import judge_folder
 from imagine.train.fit import FitConfig, fit
 
@@ -96,7 +96,8 @@ def train_vlm(
     """
     torch.manual_seed(run.seed)
     asked = [prompt.fill(text) for prompt, _ in QUESTIONS for text in hindsight.instructions()]
-    vlm = LocalVLM.load(judge_folder(cfg.init)) if cfg.init else build_tiny(cfg.tiny, [*asked, "yes no"])
+    known = [*asked, "yes no"]
+    vlm = teach_words(LocalVLM.load(judge_folder(cfg.init)), known) if cfg.init else build_tiny(cfg.tiny, known)
     embed_by_product(vlm)
     example = sources[0].draw(np.arange(min(256, len(sources[0]))), np.random.default_rng(run.seed), 1)
     reader, others = StateReader(vlm, example), len(sources) - 1
