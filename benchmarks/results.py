@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 MODEL = "g1-table-tiny"
 COMMANDS = {
     "fidelity": "fidelity --seed 950000 --episodes 120 --windows 800 --chunks 4",
+    "objects": "fidelity --objects --rollouts 96 --seed 900000",
     "expert": "evaluate --policy expert --world sim --episodes 100 --seed 900000",
     "real": "evaluate --policy base --world sim --episodes 200 --seed 900000",
     "imagined": "evaluate --policy base --world imagined --episodes 200 --seed 900000",
@@ -70,6 +71,37 @@ def decibels(gain: dict) -> str:
     return f"{gain['value']:+.1f} dB [{gain['ci_low']:+.1f}, {gain['ci_high']:+.1f}]"
 
 
+def interval(x: dict) -> str:
+    """A value with its interval."""
+    return f"{x['value']:.2f} [{x['ci_low']:.2f}, {x['ci_high']:.2f}]"
+
+
+def objects_of(m: dict) -> list[tuple[str, str]]:
+    """The README's lines about objects: the dream beside a frozen first picture, no tokens, and the codec alone."""
+    kinds = {"dream": "dream", "frozen": "frozen picture", "without_tokens": "without tokens", "codec": "codec"}
+
+    def line(x: dict) -> str:
+        return "; ".join(f"{name} {interval(x[k])}" for k, name in kinds.items() if k in x)
+
+    things = ("target, never covered", "target, moved", "target, covered before", "target, back after 3 chunks")
+    lines = [(f"… {what}", line(m["painted"][what])) for what in things if what in m["painted"]]
+    lines[0] = (f"painted where it is over {m['chunks']} chunks, n = {m['n']} rollouts: {things[0]}", lines[0][1])
+    db, last = m[f"db at chunk {m['chunks']}"], m["chunks"]
+    lines += [(f"dreams with any object fault {w} chunks", line(x)) for w, x in m["any fault"].items()]
+    lines.append((f"target at chunk {last}, dB", line(db["target"])))
+    ratio = m["error_without_tokens"]
+    lines.append(("squared error without the transformer's tokens, times", ", ".join(
+        f"{what} {interval(ratio[what])}" for what in ("all", "target")
+    )))  # fmt: skip
+    for judge, shown in m.get("judges", {}).items():
+        told = "; ".join(
+            f"{what} {x['agreement'][2]['value']:.2f} / {x['agreement'][-1]['value']:.2f}"
+            for what, x in shown.items() if isinstance(x, dict) and "agreement" in x
+        )  # fmt: skip
+        lines.append((f"`{judge}` agrees with the simulator by chunk 3 / {last}, of", told))
+    return lines
+
+
 def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
     """The README's lines about one command's result."""
     if name == "fidelity":
@@ -87,6 +119,8 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
             ("policy error, right / wrong instruction", f"{m['policy_rms']:.2f} / {m['policy_rms_wrong']:.2f}"),
             ("own imagination, chunk 1 to 4 (still frame)", f"{chunks} dB"),
         ]
+    if name == "objects":
+        return objects_of(m)
     if name == "improve":
         tasks = ", ".join(f"{k.replace('_', ' ')} {points(v)}" for k, v in m["gain_per_task"].items())
         ratio, n = m.get("imagined_over_sim_gain", m.get("imagined_over_real_gain")), m["before"]["n"]
