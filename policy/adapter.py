@@ -21,8 +21,12 @@ from imagine.types import CheckpointMismatch
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
 """Linear layers of a block that a policy's adapter changes: attention and feed-forward."""
-DREAM_TARGETS = (*TARGETS, "conv1", "conv2", "modulate", "features")
-"""What a dream's adapter changes: the video decoder as well."""
+DREAM_TARGETS = (
+    *TARGETS,
+    *("features", "enter", "conv1", "conv2", "down", "up.0", "motion", "write", "draw"),
+    "modulate",  # of a decoder without memory
+)
+"""What a dream's adapter changes: all of the decoder as well, but for how it begins a memory."""
 _PREFIX = "base_model.model."
 
 

@@ -99,7 +99,7 @@ def test_everything_is_timed(foreign: Path) -> None:
         (("calibrate",), "has no simulator; give recorded episodes with --dataset"),
         (("learn", "--adapter", "base", "--sim-episodes", "4"), "has no simulator to prove it on"),
         (("demo",), "a robot with a simulator"),
-        (("improve", "--policy", "novice"), "no adapter 'novice'; expected base"),
+        (("improve", "--policy", "nobody"), "no adapter 'nobody'; expected base"),
     ],
 )
 def test_what_needs_a_simulator_says_so_in_one_sentence(

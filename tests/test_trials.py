@@ -25,8 +25,8 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_a_table_names_starts_by_number_or_id(tmp_path: Path) -> None:
-    path = written(tmp_path, "policy,start,success,operator\nbase,0,true,A\nbase,saved-3,0,B\nnovice, 7 ,False,A\n")
-    assert read_trials(path, IDS) == {"base": {0: True, 3: False}, "novice": {7: False}}
+    path = written(tmp_path, "policy,start,success,operator\nbase,0,true,A\nbase,saved-3,0,B\nweak, 7 ,False,A\n")
+    assert read_trials(path, IDS) == {"base": {0: True, 3: False}, "weak": {7: False}}
     table = pa.table({"policy": ["base"] * 2, "start": [2, 5], "success": [True, False]})
     pq.write_table(table, tmp_path / "trials.parquet")
     assert read_trials(tmp_path / "trials.parquet", IDS) == {"base": {2: True, 5: False}}
