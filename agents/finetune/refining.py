@@ -1,7 +1,8 @@
 """Refining a dream: a LoRA adapter that makes DYNAMICS true where the policies to come will be.
 
-What it departs from: nothing; it is the joint loss with the noise levels that DYNAMICS and INVERSE ask about, most of
-it on frames that the model has just dreamt itself. The policy keeps the base's weights; only the dream is another.
+What it departs from: nothing; it is joint training with the noise levels that DYNAMICS and INVERSE ask about,
+most of it on frames that the model has just dreamt itself; on sequences where the model has a memory, which is learnt
+nowhere else. The policy keeps the base's weights; only the dream is another.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from imagine.model.blocks import compile_blocks
 from imagine.model.model import WorldActionModel
 from imagine.noise import Shares
 from imagine.policy.adapter import DREAM_TARGETS, Learner
-from imagine.train.fit import FitConfig
+from imagine.train.fit import FitConfig, Loss, generator_on
 from imagine.train.losses import JointConfig, joint_loss, on_own_frames
+from imagine.train.sequences import Usual, draw_sequences, sequence_loss
 
 
 class RefineConfig(BaseModel):
-    """How the adapter is shaped and fitted."""
+    """How the adapter is shaped and fitted; without a memory, ``joint.chunks`` says nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,10 +40,11 @@ class RefineConfig(BaseModel):
         context_repeat=0.25,
         own_frames=0.67,
         own_chunks=4,
+        chunks=(4,),
     )
     fit: FitConfig = FitConfig(
         steps=1000,
-        batch=48,
+        batch=24,
         lr=1.5e-3,
         warmup=50,
         decay=0.5,
@@ -74,11 +77,6 @@ def refine(model: WorldActionModel, windows: Windows, cfg: RefineConfig, folder:
     if cfg.fit.compile:
         compile_blocks(learner.model.dit)
 
-    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        at = batches.at(step)
-        batch = on_own_frames(learner.model, windows, at, windows.batch(at), cfg.joint, generator)
-        return joint_loss(learner.model, batch, cfg.joint, generator)
-
     @torch.no_grad()
     def held_out(ema: nn.Module) -> dict[str, float]:
         """The same loss on held-out windows, the same ones every time: dreamt in full, and from real frames alone."""
@@ -93,4 +91,31 @@ def refine(model: WorldActionModel, windows: Windows, cfg: RefineConfig, folder:
                     sums.setdefault(f"{name}_{'own' if share else 'real'}", []).append(value)
         return {k: sum(v) / len(v) for k, v in sums.items()}
 
+    loss = (_on_sequences if model.cfg.dit.decoder.memory else _on_windows)(learner.model, windows, batches, cfg.joint)
     return fit_adapter(learner, loss, cfg.fit, folder, name="refine", evaluate=held_out)
+
+
+def _on_windows(model: WorldActionModel, windows: Windows, batches: WindowSampler, cfg: JointConfig) -> Loss:
+    """Of single chunks."""
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        at = batches.at(step)
+        batch = on_own_frames(model, windows, at, windows.batch(at), cfg, generator)
+        return joint_loss(model, batch, cfg, generator)
+
+    return loss
+
+
+def _on_sequences(model: WorldActionModel, windows: Windows, batches: WindowSampler, cfg: JointConfig) -> Loss:
+    """Of as many chunks in a row as the longest sequence of ``cfg`` has."""
+    device = model.device
+    if device.type == "cuda":
+        windows.to(device)
+    usual, words = Usual.of(windows), model.text.tokenize(list(windows.instructions)).to(device)
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        drawn = draw_sequences(windows, batches.at(step), max(cfg.chunks), cfg, generator)
+        given = {name: value.to(device) for name, value in drawn.items()}
+        return sequence_loss(model, windows, words, given, cfg, usual, generator_on(device, generator))
+
+    return loss
