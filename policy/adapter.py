@@ -16,17 +16,10 @@ from torch import Tensor, nn
 
 from imagine.extras import extra
 from imagine.files import atomic_write
+from imagine.model.layers import LORA_IN_BLOCKS
 from imagine.model.model import WorldActionModel, load_weights
 from imagine.types import CheckpointMismatch
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
-"""Linear layers of a block that a policy's adapter changes: attention and feed-forward."""
-DREAM_TARGETS = (
-    *TARGETS,
-    *("features", "enter", "conv1", "conv2", "down", "up.0", "motion", "write", "draw"),
-    "modulate",  # of a decoder without memory
-)
-"""What a dream's adapter changes: all of the decoder as well, but for how it begins a memory."""
 _PREFIX = "base_model.model."
 
 
@@ -45,7 +38,7 @@ class Learner:
         rank: int = 16,
         start: str | Path | None = None,
         seed: int = 0,
-        targets: tuple[str, ...] = TARGETS,
+        targets: tuple[str, ...] = LORA_IN_BLOCKS,
     ):
         """Copy ``base`` and put an adapter into it.
 

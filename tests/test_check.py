@@ -247,7 +247,6 @@ def test_instructions_that_say_nothing_or_too_much_are_refused(tmp_path: Path) -
         ({}, {"canvas_height": 72}, "canvas_height is 72, expected a multiple of 16"),
         ({}, {"chunk_frames": 1}, "chunk_frames is 1, expected a multiple of 2"),
         ({"action_patch": 6}, {"chunk_actions": 16, "chunk_frames": 4}, r"dit.action_patch is 6, expected one of \[1"),
-        ({"decoder": {"blocks": 1, "width": 8}}, {"chunk_actions": 12, "chunk_frames": 12}, "dit.decoder.width is 8"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_key(dit: dict[str, Any], change: dict[str, Any], key: str) -> None:
@@ -342,7 +341,7 @@ def test_a_draft_fits_what_collect_writes(tmp_path: Path) -> None:
         "right_eef_position": "relative",
     }
     assert {a.name for a in body.action if a.kind == "gripper"} == {"left_gripper", "right_gripper"}
-    fitted(DiTConfig(steer_tokens=1, decoder={"blocks": 1}), body, 8)  # type: ignore[arg-type]
+    fitted(DiTConfig(steer_tokens=1, decoder={"blocks": 1, "memory": 8}), body, 8)  # type: ignore[arg-type]
     for which in (body, robot.embodiment()):
         report = check_dataset(dataset, which)  # type: ignore[arg-type]
         assert not report.errors, report
@@ -389,7 +388,7 @@ def test_from_recordings_to_a_model_with_a_drafted_embodiment(
 
 def test_a_run_goes_on_with_its_own_dataset_only(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = record(tmp_path / "d", episodes=3)
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"joint": {"decoder_only": 0}}))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"joint": {"video_only": 0.05}}))
     (tmp_path / "arm.yaml").write_text(yaml.safe_dump(arm()))
     words = ["--dataset", str(root), "--embodiment", str(tmp_path / "arm.yaml"), "--stages", "codec"]
     words += ["--preset", str(tmp_path / "recipe.yaml")]

@@ -21,7 +21,7 @@ FUTURE = 4  # frames of a chunk: two temporal patches
 
 
 GROUNDED = {"place_frequencies": 2, "action_frequencies": 3, "steer_tokens": 2}
-PAINTED = {**GROUNDED, "decoder": DecoderConfig(blocks=2, width=16, frames=FUTURE)}
+PAINTED = {**GROUNDED, "decoder": DecoderConfig(blocks=2, width=16, memory=8)}
 
 
 def made(options: dict[str, object]) -> JointDiT:
@@ -298,28 +298,29 @@ def test_pure_noise_does_not_steer() -> None:
 
 
 @torch.no_grad()
-def test_untrained_decoder_says_that_nothing_changes() -> None:
-    fresh = JointDiT(TINY_DIT.model_copy(update=PAINTED)).eval()
-    video = fresh(chunk(), levels(), fresh.prefill(context())).video
-    assert torch.equal(video, context().video[:, -1:].expand_as(video))
+def test_untrained_decoder_says_that_hardly_anything_changes() -> None:
+    fresh, seen = JointDiT(TINY_DIT.model_copy(update=PAINTED)).eval(), context()
+    seen = replace(seen, video=seen.video.mean((3, 4), keepdim=True).expand_as(seen.video))  # moving it changes nothing
+    video = fresh(chunk(), levels(), fresh.prefill(seen)).video
+    assert video is not None
+    newest = seen.video[:, -1:]
+    assert (video - newest).abs().max() < 0.2 * newest.abs().max()
 
 
 @torch.no_grad()
 def test_decoder_follows_the_tokens() -> None:
-    """Tokens that say nothing change nothing; what they do say reaches every frame."""
+    """What tokens say reaches every frame; that they say nothing is like having none."""
     dit, ctx = made(PAINTED), context()
-    alone = dit.decode_without_tokens(chunk(), levels(), ctx, None)
-    for frame in range(FUTURE):
-        assert (dit(chunk(), levels(), dit.prefill(ctx)).video[:, frame] - alone[:, frame]).abs().max() > 1e-3
+    told = dit(chunk(), levels(), dit.prefill(ctx)).video
     dit.decoder.features.weight.zero_(), dit.decoder.features.bias.zero_()
-    torch.testing.assert_close(dit(chunk(), levels(), dit.prefill(ctx)).video, alone)
-
-
-def test_decoding_without_tokens_trains_the_decoder_and_spares_the_transformer() -> None:
-    dit = made(PAINTED)
-    dit.decode_without_tokens(chunk(), levels(), context(), None).square().sum().backward()
-    touched = {n.split(".")[0] for n, p in dit.named_parameters() if p.grad is not None}
-    assert touched == {"decoder", "condition_embedder", "action_in", "action_steer"}
+    alone = dit(chunk(), levels(), dit.prefill(ctx)).video
+    assert told is not None and alone is not None
+    for frame in range(FUTURE):
+        assert (told[:, frame] - alone[:, frame]).abs().max() > 1e-3
+    x, s, cache = chunk(), levels(), dit.prefill(ctx)
+    assert cache.memory is not None
+    want, _ = dit.decoder(x.video, s.video, ctx.video[:, -1], None, cache.memory)
+    torch.testing.assert_close(alone, want)
 
 
 def test_gradients_flow_through_the_same_function_as_inference(dit: JointDiT) -> None:

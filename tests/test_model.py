@@ -13,8 +13,6 @@ from conftest import TINY_BODY
 from safetensors.torch import load_file, save_file
 
 from imagine.embodiment import Embodiment
-from imagine.model.checkpoint import renamed
-from imagine.model.decoder import DecoderConfig
 from imagine.model.model import WorldActionModel, as_observation
 from imagine.model.text import vocabulary
 from imagine.questions import DYNAMICS, INVERSE, JOINT, POLICY, QUESTIONS
@@ -75,26 +73,18 @@ def test_saving_leaves_no_temporary_file(folder: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["codec.safetensors", "config.json", "model.safetensors"]
 
 
-def test_folders_of_version_0_1_load(tmp_path: Path, tiny_model: WorldActionModel) -> None:
-    """There the video decoder was called the painter, in the config, a file's name and the names of tensors."""
-    decoder = DecoderConfig(blocks=1, width=16, frames=tiny_model.body.chunk_frames)
-    cfg = tiny_model.cfg
-    model = WorldActionModel(cfg.model_copy(update={"dit": cfg.dit.model_copy(update={"decoder": decoder})}))
-    model.save_pretrained(tmp_path, dtype=torch.float32)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["dit"]["painter"] = config["dit"].pop("decoder")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    state = {k.replace("condition.", "told."): v for k, v in load_file(tmp_path / "decoder.safetensors").items()}
-    assert "told.1.weight" in state
-    (tmp_path / "decoder.safetensors").unlink()
-    save_file(state, tmp_path / "painter.safetensors")
-    again = WorldActionModel.from_pretrained(tmp_path)
-    assert again.cfg == model.cfg
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
-    old = {f"base_model.model.painter.{end}": torch.ones(1) for end in ("told.1.weight", "blocks.0.conv1.weight")}
-    assert list(renamed(old)) == [
-        f"base_model.model.decoder.{e}" for e in ("condition.1.weight", "blocks.0.conv1.weight")
-    ]
+@pytest.mark.parametrize("name", ["painter", "decoder"])
+def test_decoders_of_version_0_1_are_refused(folder: Path, name: str) -> None:
+    """They remembered nothing; models that have none are the same as ever, whatever their config calls it."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["dit"]["decoder"]
+    config["dit"][name] = {"blocks": 0, "width": 144, "frames": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert not WorldActionModel.from_pretrained(folder).cfg.dit.decoder.blocks
+    config["dit"][name]["blocks"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointMismatch, match=r"without memory is of version 0\.1: train the model anew"):
+        WorldActionModel.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "codec.safetensors"])

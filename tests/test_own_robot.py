@@ -18,9 +18,10 @@ from imagine.policy.robots.registry import load_robot
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RECIPE = """
-codec: {channels: 4, widths: [8, 8, 16]}
+codec: {channels: 4, widths: [8, 16]}
 codec_fit: {steps: 30, batch: 8, warmup: 2, eval_every: 30, mixed_precision: "no"}
-dit: {layers: 2, heads: 2, head_dim: 16, ffn_dim: 32}
+dit: {layers: 2, heads: 2, head_dim: 16, ffn_dim: 32, patch: [2, 4, 4], decoder: {blocks: 1, width: 16, memory: 8}}
+joint: {chunks: [2]}
 model_fit: {steps: 20, batch: 8, warmup: 2, eval_every: 20, mixed_precision: "no"}
 judge_fit: {steps: 12, batch: 16, warmup: 2, eval_every: 12, mixed_precision: "no"}
 """

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from imagine.model.decoder import DecoderConfig, without_tokens
+from imagine.model.decoder import DecoderConfig, SceneDecoder, without_tokens
 from imagine.model.model import WorldActionModel, as_observation
-from imagine.model.scene import SceneDecoder
 from imagine.questions import DYNAMICS, VIDEO
 from imagine.sampler import sample
 from imagine.types import Context, ShapeError
@@ -90,7 +89,7 @@ def test_without_tokens_nothing_is_known_of_the_actions(memory_model: WorldActio
 def memory_model(tiny_model: WorldActionModel) -> WorldActionModel:
     """The tiny model with a scene decoder instead of its own linear head."""
     cfg = tiny_model.cfg
-    drawn = DecoderConfig(blocks=1, width=16, memory=8, frames=cfg.embodiment.chunk_frames)
+    drawn = DecoderConfig(blocks=1, width=16, memory=8)
     dit = cfg.dit.model_copy(update={"decoder": drawn})
     return randomise(WorldActionModel(cfg.model_copy(update={"dit": dit}))).eval()  # type: ignore[return-value]
 

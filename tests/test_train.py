@@ -31,7 +31,7 @@ from imagine.rewards.train.head import lambda_return
 from imagine.rewards.vlm import VLMJudge
 from imagine.train.fit import FitConfig, fit, generator_on, rate
 from imagine.train.joint import build_model, train_codec, train_joint
-from imagine.train.losses import JointConfig, decoder_loss, joint_loss, masked_mse, on_own_frames
+from imagine.train.losses import JointConfig, joint_loss, masked_mse, on_own_frames
 from imagine.types import ImagineError
 
 TICKS = 13  # an odd number, so that the last chunk of every episode is cut short
@@ -379,58 +379,18 @@ def test_earlier_windows_are_whole_chunks_back_in_the_same_episode(windows: Wind
     assert (np.diff(windows.batch(rows).episode) != 0).sum() <= (~found).sum()
 
 
-# ---------------------------------------------------------------------- decoder_only
-PAINTED = TINY_DIT.model_copy(
-    update={"action_frequencies": 2, "steer_tokens": 2, "decoder": DecoderConfig(blocks=1, width=8, frames=2)}
-)
-
-
-def test_decoder_only_steps_learn_what_actions_do(windows: Windows) -> None:
-    model = model_of(windows, heads=False, dit=PAINTED)
-    robot = windows.batch(rows_of(windows, with_action=True)[:16])
-    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    seen = []
-    for step in range(150):
-        loss, _ = decoder_loss(model, robot, JointConfig(), torch.Generator().manual_seed(step))
-        optimiser.zero_grad(), loss.backward(), optimiser.step()
-        seen.append(loss.item())
-    assert np.mean(seen[-10:]) < 0.6 * np.mean(seen[:10])
-
-
+# ---------------------------------------------------------------------- sizes
 def test_sizes_that_follow_from_the_robot_are_set_from_it(windows: Windows) -> None:
     """A preset made for one robot serves another: only whether they are used is its own choice."""
-    other = PAINTED.model_copy(update={"steer_tokens": 7, "decoder": DecoderConfig(blocks=1, width=8, frames=4)})
-    assert model_of(windows, dit=other).cfg.dit == model_of(windows, dit=PAINTED).cfg.dit
+    steered = SCENE.model_copy(update={"action_frequencies": 2, "steer_tokens": 2})
+    other = steered.model_copy(update={"steer_tokens": 7})
+    assert model_of(windows, dit=other).cfg.dit == model_of(windows, dit=steered).cfg.dit
     assert model_of(windows).cfg.dit.steer_tokens == 0
 
 
-def test_decoder_only_steps_without_a_decoder_are_refused(windows: Windows, tmp_path: Path) -> None:
-    with pytest.raises(ImagineError, match=r"joint\.decoder_only is 0\.5, but dit\.decoder\.blocks is 0"):
-        train_joint(windows, model_of(windows), JointConfig(decoder_only=0.5), STEPS, tmp_path, out=tmp_path / "out")
-
-
 def test_decoder_of_an_impossible_width_is_refused(windows: Windows) -> None:
-    with pytest.raises(ImagineError, match=r"decoder has width 12 .* change dit\.decoder\.width"):
-        model_of(windows, dit=PAINTED.model_copy(update={"decoder": DecoderConfig(blocks=1, width=12)}))
-
-
-def test_video_without_actions_trains_no_decoder(windows: Windows) -> None:
-    model = model_of(windows, dit=PAINTED)
-    film = windows.batch(rows_of(windows, with_action=False)[:8])
-    assert decoder_loss(model, film, JointConfig(), torch.Generator().manual_seed(0))[0] == 0
-
-
-def test_training_with_decoder_only_steps_resumes_to_the_same_bits(windows: Windows, tmp_path: Path) -> None:
-    cfg = JointConfig(decoder_only=0.5, own_frames=0.5)
-    for folder, halves in (("whole", (4,)), ("parts", (2, 4))):
-        for steps in halves:
-            run = STEPS.model_copy(update={"steps": steps, "decay": 1e-9})
-            model = train_joint(
-                windows, model_of(windows, dit=PAINTED), cfg, run, tmp_path / folder, out=tmp_path / folder / "out"
-            )
-        if folder == "whole":
-            want = model
-    assert_bits(model, want)
+    with pytest.raises(ImagineError, match=r"decoder has width 12 .* change dit\.decoder"):
+        model_of(windows, dit=SCENE.model_copy(update={"decoder": DecoderConfig(blocks=1, width=12, memory=8)}))
 
 
 # ---------------------------------------------------------------------- masks

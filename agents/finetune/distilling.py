@@ -27,9 +27,10 @@ from imagine.agents.finetune.cloning import newest_alone
 from imagine.agents.finetune.fitting import fit_adapter, training_rows
 from imagine.data.batches import WindowSampler
 from imagine.data.windows import WindowBatch, Windows
+from imagine.model.layers import LORA_IN_ALL, LORA_IN_BLOCKS
 from imagine.model.model import WorldActionModel
 from imagine.noise import expand, loss_weight, mix, schedule
-from imagine.policy.adapter import DREAM_TARGETS, TARGETS, Learner, merged
+from imagine.policy.adapter import Learner, merged
 from imagine.questions import QUESTIONS, Question, require
 from imagine.sampler import sample
 from imagine.train.fit import FitConfig
@@ -213,7 +214,7 @@ def distill(
     for question in asked:
         require(question, model.answers)
     rows, held = training_rows(windows)
-    targets = DREAM_TARGETS if any(q.has_video for q in asked) else TARGETS
+    targets = LORA_IN_ALL if any(q.has_video for q in asked) else LORA_IN_BLOCKS
     learner = Learner(model, rank=cfg.rank, start=start, seed=cfg.fit.seed, targets=targets)
     actor = model if start is None else merged(model, start)
     world = model if cfg.guidance == 1 else Guided(model, model.embed_text([negative]), cfg.guidance)

@@ -17,9 +17,10 @@ from imagine.agents.finetune.fitting import fit_adapter, training_rows
 from imagine.data.batches import WindowSampler
 from imagine.data.windows import Windows
 from imagine.model.blocks import compile_blocks
+from imagine.model.layers import LORA_IN_ALL
 from imagine.model.model import WorldActionModel
 from imagine.noise import Shares
-from imagine.policy.adapter import DREAM_TARGETS, Learner
+from imagine.policy.adapter import Learner
 from imagine.train.fit import FitConfig, Loss, generator_on
 from imagine.train.losses import JointConfig, joint_loss, on_own_frames
 from imagine.train.sequences import Usual, draw_sequences, sequence_loss
@@ -71,7 +72,7 @@ def refine(model: WorldActionModel, windows: Windows, cfg: RefineConfig, folder:
         DatasetError: there is nothing to train on.
     """
     rows, held = training_rows(windows)
-    learner = Learner(model, rank=cfg.rank, seed=cfg.fit.seed, targets=DREAM_TARGETS)
+    learner = Learner(model, rank=cfg.rank, seed=cfg.fit.seed, targets=LORA_IN_ALL)
     batches = WindowSampler(rows, cfg.fit.batch, cfg.fit.seed)
     check = WindowSampler(held, 128, 1)
     if cfg.fit.compile:

@@ -180,7 +180,7 @@ def compile_blocks(dit: Any) -> None:
     # Whole batches, part batches on own frames, with and without gradients: more sizes than the default allows.
     torch._dynamo.config.recompile_limit = 64
     drawing = dit.cfg.decoder
-    for block in [*dit.blocks, *(([dit.decoder] if drawing.memory else dit.decoder.blocks) if drawing.blocks else ())]:
+    for block in [*dit.blocks, *([dit.decoder] if drawing.blocks else [])]:
         block.compile(dynamic=False)
 
 

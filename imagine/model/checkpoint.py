@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,10 +12,6 @@ from torch import Tensor, nn
 from imagine.types import CheckpointMismatch
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints"
-OLD_FILES = {"decoder.safetensors": "painter.safetensors"}
-"""Files by the names that version 0.1 gave them."""
-OLD_TENSORS = ((r"(^|\.)painter\.", r"\1decoder."), (r"(^|\.)decoder\.told\.", r"\1decoder.condition."))
-"""Parts of the names of tensors in files of version 0.1, as patterns, and what they are now; in this order."""
 
 
 def resolve(name: str | Path, wanted: Sequence[str] = ("*.json", "*.safetensors")) -> Path:
@@ -48,19 +43,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointMismatch(f"{path} is missing; copy the whole model folder.")
     try:
-        return renamed({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+        return {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointMismatch(f"{path} is truncated or not safetensors ({error}); copy it again.") from None
-
-
-def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their present names, whichever version of imagine wrote them."""
-    out = {}
-    for name, value in state.items():
-        for old, new in OLD_TENSORS:
-            name = re.sub(old, new, name)
-        out[name] = value
-    return out
 
 
 def load_parts(folder: Path, prefixes: Mapping[str, str]) -> dict[str, Tensor]:
@@ -71,10 +56,8 @@ def load_parts(folder: Path, prefixes: Mapping[str, str]) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     for name, prefix in prefixes.items():
-        old = folder / OLD_FILES.get(name, name)
-        path = old if old.is_file() and not (folder / name).is_file() else folder / name
-        state |= {prefix + k: v for k, v in load_weights(path).items()}
-    return renamed(state)
+        state |= {prefix + k: v for k, v in load_weights(folder / name).items()}
+    return state
 
 
 def load_into(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:

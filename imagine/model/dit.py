@@ -6,14 +6,13 @@ for parameter name; tiny, 1.3 B, 5 B and 14 B are configurations of this one cla
 Departures from Wan, each an option: tokens for actions and proprioception with noise levels of their own; the newest
 observed frame concatenated to the input channels (as Wan I2V does with its first frame); the instruction's mean added
 to the time embedding; sinusoids of a video token's place, and of where an action leads; actions that modulate the
-video of their own time; a :class:`imagine.model.decoder.VideoDecoder` instead of one linear map to the video.
+video of their own time; a :class:`imagine.model.decoder.SceneDecoder` instead of one linear map to the video.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +20,9 @@ from torch import Tensor, nn
 
 from imagine.model.action_registers import ActionRegisters, register_table
 from imagine.model.blocks import Block, DiTConfig, Embedder, KeysValues, per_group
-from imagine.model.decoder import VideoDecoder
+from imagine.model.decoder import SceneDecoder
 from imagine.model.kv_cache import BlockKV, ContextCache
 from imagine.model.layers import TwoLinear, rotary_table, unpatched, visible
-from imagine.model.scene import SceneDecoder
 from imagine.model.tokens import TokenEmbedder
 from imagine.noise import expand
 from imagine.types import Chunk, Context, NoiseLevels, ShapeError
@@ -58,8 +56,7 @@ class JointDiT(TokenEmbedder):
         self.condition_embedder = Embedder(cfg)
         self.blocks = nn.ModuleList([Block(cfg) for _ in range(cfg.layers)])
         if cfg.decoder.blocks:
-            decoder: Any = SceneDecoder if cfg.decoder.memory else VideoDecoder
-            self.decoder = decoder(cfg.decoder, cfg.channels, cfg.dim, cfg.patch)
+            self.decoder = SceneDecoder(cfg.decoder, cfg.channels, cfg.dim, cfg.patch)
         else:
             self.proj_out = nn.Linear(cfg.dim, out)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, cfg.dim) / cfg.dim**0.5)
@@ -88,10 +85,8 @@ class JointDiT(TokenEmbedder):
         for head in ("proj_out", "action_out", "proprio_out", "action_steer"):
             if hasattr(self, head):
                 nn.init.zeros_(getattr(self, head).weight)
-        if self.cfg.decoder.memory:
+        if self.cfg.decoder.blocks:
             self.decoder.initialise()
-        elif self.cfg.decoder.blocks:
-            nn.init.zeros_(self.decoder.leave.weight)
         nn.init.normal_(self.condition_embedder.time_proj.weight, std=0.02)
 
     # ------------------------------------------------------------------ passes
@@ -226,14 +221,13 @@ class JointDiT(TokenEmbedder):
         sizes = [n for part in parts for n in part.sizes]
         actions_only = wanted is not None and not {"video", "proprio"} & set(wanted)
         last = sizes[-1] if actions_only and noisy.action is not None else None
-        hidden, x, emb = self._run(
+        hidden, x, _ = self._run(
             x, (torch.cat(cos), torch.cat(sin)), level, sizes, cache, steer=steer, alone=alone, block_kv=block_kv,
             last=last,
         )  # fmt: skip
         video = proprio = memory = None
         if noisy.video is not None and not actions_only:
-            condition = emb[:, :frames] if steer is not None else emb[:, :1].expand(-1, frames, -1)
-            video, proprio, memory = self._video_heads(x, condition, noisy, sigma, grid, cache)
+            video, proprio, memory = self._video_heads(x, noisy, sigma, grid, cache)
         return Chunk(video, proprio, self._action_head(hidden, x, noisy.action), memory)
 
     def _video_part(self, noisy: Chunk, sigma: NoiseLevels, cache: ContextCache, block_kv: BlockKV | None) -> _Part:
@@ -276,22 +270,8 @@ class JointDiT(TokenEmbedder):
         x = self.registers.tokens(action, sigma, state)
         return _Part(x, table, [sigma[:, None]], [x.shape[1]])
 
-    def decode_without_tokens(self, noisy: Chunk, sigma: NoiseLevels, context: Context, origin: Tensor) -> Tensor:
-        """The decoder's video (B, F, C, h, w) under the actions, without the transformer's tokens.
-
-        It costs a fraction of :meth:`forward`, so most of the decoder's training steps use it.
-        """
-        assert noisy.video is not None and noisy.action is not None
-        blocks, newest = noisy.video.shape[1] // self.cfg.patch[0], context.video[:, -1]
-        pooled = self.condition_embedder.text_embedder(context.text).mean(1) if self.cfg.pooled_text else None
-        actions, _ = self._action_tokens(noisy.action, blocks, origin)
-        level = sigma.video[:, None].expand(-1, blocks)
-        condition, _ = self.condition_embedder.time(level, pooled, self._steer(actions, sigma.action, blocks))
-        video = self.decoder(noisy.video, sigma.video, newest, None, condition)
-        return video + newest[:, None] if self.cfg.prediction == "clean" else video
-
     def _video_heads(
-        self, x: Tensor, condition: Tensor, noisy: Chunk, sigma: NoiseLevels, grid: tuple[int, ...], cache: ContextCache
+        self, x: Tensor, noisy: Chunk, sigma: NoiseLevels, grid: tuple[int, ...], cache: ContextCache
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Raw video, proprioception and memory from the normalised last states (B, N, D) of all tokens, video first."""
         assert noisy.video is not None
@@ -300,11 +280,8 @@ class JointDiT(TokenEmbedder):
         n = total if seen is None else len(seen)
         if self.cfg.decoder.blocks:
             newest = noisy.video[:, -1] if cache.last_video is None else cache.last_video
-            if self.cfg.decoder.memory:
-                known = self.decoder.begin(newest) if cache.memory is None else cache.memory
-                video, memory = self.decoder(noisy.video, sigma.video, newest, x[:, :n], known)
-            else:
-                video = self.decoder(noisy.video, sigma.video, newest, x[:, :n], condition)
+            known = self.decoder.begin(newest) if cache.memory is None else cache.memory
+            video, memory = self.decoder(noisy.video, sigma.video, newest, x[:, :n], known)
         else:
             video = self.proj_out(x[:, :n])
             if seen is not None:

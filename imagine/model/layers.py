@@ -12,6 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LORA_IN_BLOCKS = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
+"""Ends of the names of a block's layers that get an adapter: attention and feed-forward."""
+LORA_IN_ALL = (
+    *LORA_IN_BLOCKS,
+    *("features", "enter", "conv1", "conv2", "down", "up.0", "motion", "write", "draw"),
+)
+"""The same of all of a model: also of the decoder, if any, but for how it begins a memory."""
+
 
 def rotary_table(positions: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
     """Cosines and sines of 3-D rotary positions.

@@ -194,14 +194,6 @@ class WorldActionModel(RobotUnits):
             return raw
         return replace(of_each(clean_from_velocity, noisy, raw, sigma), memory=raw.memory)
 
-    def decode_without_tokens(self, noisy: Chunk, sigma: NoiseLevels, context: Context) -> Tensor:
-        """The clean video (B, F, C, h, w) as the decoder gives it without the transformer's tokens."""
-        raw = self.dit.decode_without_tokens(noisy, sigma, context, self.origin(context.proprio[:, -1]))
-        if self.cfg.dit.prediction == "clean":
-            return raw
-        assert noisy.video is not None
-        return clean_from_velocity(noisy.video, raw, sigma.video)
-
     def velocity(
         self,
         noisy: Chunk,

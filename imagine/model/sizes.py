@@ -38,14 +38,12 @@ def fitted(dit: DiTConfig, body: Embodiment, factor: int) -> DiTConfig:
         )
     per_patch = body.chunk_actions * pt // body.chunk_frames
     patch = _action_patch(dit, body, per_patch)
-    _check_decoder(dit, body)
     return dit.model_copy(
         update={
             "action_dim": body.action_dim,
             "proprio_dim": body.proprio_dim,
             "action_patch": patch,
             "steer_tokens": per_patch // patch if dit.steer_tokens else 0,
-            "decoder": dit.decoder.model_copy(update={"frames": body.chunk_frames}),
         }
     )
 
@@ -62,11 +60,3 @@ def _action_patch(dit: DiTConfig, body: Embodiment, per_patch: int) -> int:
             "of frames. Leave dit.action_patch out to have it derived."
         )
     return dit.action_patch
-
-
-def _check_decoder(dit: DiTConfig, body: Embodiment) -> None:
-    if dit.decoder.blocks and not dit.decoder.memory and dit.decoder.width % body.chunk_frames:
-        raise ImagineError(
-            f"dit.decoder.width is {dit.decoder.width}, expected a multiple of chunk_frames {body.chunk_frames} of "
-            f"embodiment {body.name!r}."
-        )

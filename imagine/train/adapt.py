@@ -13,12 +13,12 @@ from imagine.data.batches import WindowSampler
 from imagine.data.windows import Windows
 from imagine.extras import extra
 from imagine.model.dit import JointDiT
+from imagine.model.layers import LORA_IN_ALL
 from imagine.model.model import WorldActionModel
 from imagine.questions import QUESTIONS
 from imagine.train.adapt_loss import AdaptConfig, window_loss
 from imagine.train.fit import Loss, fit
 from imagine.train.fsdp import checkpoint_blocks, processes, shard, whole_state
-from imagine.train.memory_estimate import LORA_TARGETS
 from imagine.types import DatasetError
 
 
@@ -63,7 +63,7 @@ def _put_adapters(dit: JointDiT, cfg: AdaptConfig) -> None:
     with extra("train"):
         from peft import LoraConfig, inject_adapter_in_model
 
-    lora = LoraConfig(r=cfg.rank, lora_alpha=cfg.rank, target_modules=list(LORA_TARGETS), bias="none")
+    lora = LoraConfig(r=cfg.rank, lora_alpha=cfg.rank, target_modules=list(LORA_IN_ALL), bias="none")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.fit.seed)
         inject_adapter_in_model(lora, dit)

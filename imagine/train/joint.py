@@ -24,7 +24,7 @@ from imagine.questions import DYNAMICS, INVERSE, POLICY
 from imagine.sampler import sample
 from imagine.seeds import Stream, derive
 from imagine.train.fit import FitConfig, fit, generator_on
-from imagine.train.losses import JointConfig, decoder_loss, joint_loss, on_own_frames, to_tensors
+from imagine.train.losses import JointConfig, joint_loss, on_own_frames, to_tensors
 from imagine.train.sequences import Usual, draw_sequences, sequence_loss
 from imagine.types import DatasetError, ImagineError
 from imagine.world.fidelity import decibel
@@ -126,7 +126,7 @@ def train_joint(
     """Train (or resume) the joint model and publish its moving average, with metrics beside it, to ``out``."""
     if run.compile:
         compile_blocks(model.dit)
-    _check_decoder_only(cfg, model.cfg.dit)
+    _check_memory(cfg, model.cfg.dit)
     rows = windows.rows("train")
     if not len(rows):
         raise DatasetError("the dataset has no training window; record more or longer episodes.")
@@ -163,8 +163,6 @@ class _Loss:
     def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The loss of one step, and numbers to log."""
         model, cfg, rows = self.model.train(), self.cfg, self.sampler.at(step)
-        if cfg.decoder_only and bool(torch.rand((), generator=generator) < cfg.decoder_only):
-            return decoder_loss(model, self.windows.batch(rows), cfg, generator)
         demonstrations = None if self.good is None else self._batch(self.good.at(step), generator)
         return joint_loss(model, self._batch(rows, generator), cfg, generator, demonstrations)
 
@@ -211,16 +209,11 @@ class _Sequences(_Loss):
         return self.compute(given, generator_on(device, generator))
 
 
-def _check_decoder_only(cfg: JointConfig, dit: DiTConfig) -> None:
+def _check_memory(cfg: JointConfig, dit: DiTConfig) -> None:
     if bool(cfg.chunks) != bool(dit.decoder.memory):
         raise ImagineError(
             f"joint.chunks is {list(cfg.chunks)} and dit.decoder.memory is {dit.decoder.memory}, expected both or "
-            "neither: memory is learnt on sequences; set joint.chunks, as 2,4,6, or dit.decoder.memory=0."
-        )
-    if cfg.decoder_only and not (dit.decoder.blocks and dit.steer_tokens):
-        raise ImagineError(
-            f"joint.decoder_only is {cfg.decoder_only:g}, but dit.decoder.blocks is {dit.decoder.blocks} and "
-            f"dit.steer_tokens is {dit.steer_tokens}, expected both above 0; set joint.decoder_only=0 or both of these."
+            "neither: memory is learnt on sequences; set joint.chunks, as 2,4,6, or dit.decoder={}."
         )
 
 

@@ -39,7 +39,6 @@ class JointConfig(BaseModel):
     policy_batch: int = (
         80  # windows per step that the policy may imitate, for the POLICY passes alone; 0: the batch's own
     )
-    decoder_only: float = 0.0  # share of steps that train the video decoder alone, at a fraction of a step's cost
     proprio_weight: float = 0.5
     action_weight: float = 1.0
     policy_weight: float = 2.0
@@ -176,24 +175,6 @@ def policy_loss(
     guess = model.predict(Chunk(action=noisy), NoiseLevels(sigma, sigma), cache).action
     assert guess is not None
     return masked_mse(guess, action, valid, loss_weight(sigma, cfg.floor))
-
-
-def decoder_loss(
-    model: WorldActionModel, batch: WindowBatch, cfg: JointConfig, generator: torch.Generator
-) -> tuple[Tensor, dict[str, float]]:
-    """Error of the video decoder's video under the recorded actions, without the transformer."""
-    context, clean, masks = to_tensors(model, batch)
-    context, b = disturb(context, cfg, generator), len(batch)
-    under = Shares(dynamics=1, inverse=0, joint=0, free=0)
-    level = draw_levels(b, under, video_shift=cfg.video_shift, generator=generator, pure=cfg.video_pure).video
-    level = level.to(model.device)
-    assert clean.video is not None
-    noise = torch.randn(clean.video.shape, generator=generator).to(model.device)
-    noisy = Chunk(video=mix(clean.video, noise, level), action=clean.action)
-    guess = model.decode_without_tokens(noisy, NoiseLevels(level, torch.zeros_like(level)), context)
-    known = masks["video"] & masks["action"].any(1, keepdim=True)
-    loss = masked_mse(guess, clean.video, known, loss_weight(level, cfg.floor))
-    return loss, {"decoder": loss.item()}
 
 
 def joint_loss(

@@ -16,14 +16,10 @@ from torch import nn
 
 from imagine.model.action_registers import RegisterConfig
 from imagine.model.dit import DiTConfig, JointDiT
+from imagine.model.layers import LORA_IN_ALL
 from imagine.model.model import WorldActionModel
 
 Method = Literal["lora", "full"]
-LORA_TARGETS = (
-    "to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "conv1", "conv2", "modulate", "features"
-)  # fmt: skip
-"""Ends of the names of the layers that get an adapter: attention, feed-forward and, if any, the video decoder."""
-
 HALF, SINGLE = 2, 4  # bytes
 SLACK = 2 * 2**30  # context, workspaces and fragmentation of one GPU
 SPEED = 4e14  # FLOP per second of one H100 or H200 that training reaches (half of its peak)
@@ -214,7 +210,7 @@ def count(cfg: DiTConfig, method: Method, rank: int) -> tuple[int, int, int]:
     total, block = (sum(p.numel() for p in m.parameters()) for m in (dit, dit.blocks[0]))
     if method == "full":
         return total, total, block
-    train = sum(rank * _ends(m) for n, m in dit.named_modules() if n.endswith(LORA_TARGETS))
+    train = sum(rank * _ends(m) for n, m in dit.named_modules() if n.endswith(LORA_IN_ALL))
     if cfg.registers:
         train += sum(p.numel() for p in dit.registers.parameters())
     return total, train, block
