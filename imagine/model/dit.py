@@ -104,9 +104,7 @@ class JointDiT(TokenEmbedder):
             image = self.condition_embedder.image_embedder(context.image)  # type: ignore[misc]
             seen = [block.attn2.image_keys_values(image) for block in self.blocks]  # type: ignore[operator, union-attr]
             cache.image_keys, cache.image_values = [k for k, _ in seen], [v for _, v in seen]
-        cache.condition, cache.memory = context.condition, context.memory
-        if self.cfg.decoder.memory and cache.memory is None and context.video.shape[1]:
-            cache.memory = self.decoder.begin(context.video[:, -1])
+        cache.condition = context.condition
         if self.cfg.registers and context.proprio.shape[1]:
             cache.last_proprio = context.proprio[:, -1]
         return cache
@@ -123,6 +121,7 @@ class JointDiT(TokenEmbedder):
             begin = 1
         for i in range(begin, context.video.shape[1], length):
             self.extend(cache, context.video[:, i : i + length], context.proprio[:, i : i + length])
+        cache.memory = self._scene(cache) if context.memory is None else context.memory
         return cache
 
     def extend(self, cache: ContextCache, video: Tensor, proprio: Tensor) -> None:
@@ -140,10 +139,13 @@ class JointDiT(TokenEmbedder):
         self.remember(cache, block_kv, video, proprio)
 
     def remember(self, cache: ContextCache, block_kv: BlockKV, video: Tensor, proprio: Tensor) -> None:
-        """Append a block's keys and values to the cache; its newest frame and state are the last of those given."""
+        """Append a block's keys and values to the cache; its newest frame and state are the last of those given.
+
+        A scene's memory begins anew with that frame.
+        """
         most, sinks = self.cfg.max_context_blocks, self.cfg.sink_blocks
         cache.append(block_kv, most=most, sinks=sinks)
-        cache.last_video, cache.last_proprio = video[:, -1], proprio[:, -1]
+        cache.last_video, cache.last_proprio, cache.memory = video[:, -1], proprio[:, -1], None
 
     def _run(
         self,
@@ -237,7 +239,7 @@ class JointDiT(TokenEmbedder):
         given = self._given(cache, cache.frames, noisy.video.shape[1])
         # A model with memory is shown what is certain of a noisy video alone: nothing of pure noise.
         shown = noisy.video * expand(1 - sigma.video, noisy.video) if cfg.decoder.memory else noisy.video
-        x, position = self._video_tokens(shown, cache.last_video, given, cache.memory)
+        x, position = self._video_tokens(shown, cache.last_video, given, self._scene(cache))
         size = noisy.video.shape[1:2] + noisy.video.shape[3:]
         grid = tuple(n // p for n, p in zip(size, cfg.patch, strict=True))
         cells = x.shape[1] // grid[0]  # of a frame; fewer than the grid's where some are blank
@@ -270,6 +272,12 @@ class JointDiT(TokenEmbedder):
         x = self.registers.tokens(action, sigma, state)
         return _Part(x, table, [sigma[:, None]], [x.shape[1]])
 
+    def _scene(self, cache: ContextCache) -> Tensor | None:
+        """The decoder's memory before a chunk: what was carried along, or what the newest frame shows."""
+        if not self.cfg.decoder.blocks or cache.memory is not None or cache.last_video is None:
+            return cache.memory
+        return self.decoder.begin(cache.last_video)
+
     def _video_heads(
         self, x: Tensor, noisy: Chunk, sigma: NoiseLevels, grid: tuple[int, ...], cache: ContextCache
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -280,7 +288,8 @@ class JointDiT(TokenEmbedder):
         n = total if seen is None else len(seen)
         if self.cfg.decoder.blocks:
             newest = noisy.video[:, -1] if cache.last_video is None else cache.last_video
-            known = self.decoder.begin(newest) if cache.memory is None else cache.memory
+            known = self._scene(cache)
+            known = self.decoder.begin(newest) if known is None else known
             video, memory = self.decoder(noisy.video, sigma.video, newest, x[:, :n], known)
         else:
             video = self.proj_out(x[:, :n])

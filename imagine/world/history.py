@@ -79,6 +79,7 @@ class HistoryCache:
             self.model.dit.extend(cache, chunk.video, chunk.proprio)
         else:
             self.model.dit.remember(cache, block_kv, chunk.video, chunk.proprio)
+        cache.memory = chunk.memory
         return chunk
 
     def _newest_alone(self, context: Context, chunk: Prediction) -> Context:
