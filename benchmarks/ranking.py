@@ -1,6 +1,6 @@
 """Does the planner's scorer know which candidate is better? Pairs of candidates whose true outcomes differ.
 
-``python benchmarks/ranking.py --policies base,improved --starts 60`` lets each policy act out N whole plans from each
+``python benchmarks/ranking.py --policies base --starts 60`` lets each policy act out N whole plans from each
 start on the twin, with other draws each: as many chunks as ``--depth``, whose outcome is the candidate's alone. The
 scorer then sees the start and the plans' actions, dreams each of them and judges. A pair counts if one plan got the
 task done and the other did not; the scorer is right if it prefers the former, half right if it cannot tell.

@@ -125,7 +125,7 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
         tasks = ", ".join(f"{k.replace('_', ' ')} {points(v)}" for k, v in m["gain_per_task"].items())
         ratio, n = m.get("imagined_over_sim_gain", m.get("imagined_over_real_gain")), m["before"]["n"]
         return [
-            (f"`base` → `improved` in the dream, real, n = {n}", f"{rate(m['before'])} → {rate(m['after'])}"),
+            (f"`base` → improved in the dream, real, n = {n}", f"{rate(m['before'])} → {rate(m['after'])}"),
             ("… paired difference, points", f"{points(m['gain'])}; {tasks}"),
             ("… the same in the dream", f"{rate(m['imagined_before'])} → {rate(m['imagined_after'])}"),
             ("… imagined gain / real gain", f"{points(m['imagined_gain'])} / {points(m['gain'])} = {ratio:.2f}"),

@@ -70,7 +70,7 @@ def measure(policy: str, lanes: int, batch: int, turns: int) -> dict[str, Any]:
 def main() -> None:
     """Measure and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policy", default="base", help="base, improved, or the folder of an adapter or model")
+    parser.add_argument("--policy", default="base", help="base, or the folder of an adapter or model")
     parser.add_argument("--lanes", type=int, default=16, help="in all; even")
     parser.add_argument("--batch", type=int, default=256, help="environment steps per update")
     parser.add_argument("--turns", type=int, default=5)

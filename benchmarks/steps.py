@@ -215,7 +215,7 @@ def page(answer: dict[str, Any], steps: Sequence[int]) -> str:
 def main() -> None:
     """Act, dream, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--policies", default="base,improved")
+    parser.add_argument("--policies", default="base")
     parser.add_argument("--dreams", default="base")
     parser.add_argument("--worlds", default="sim,imagined")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8])

@@ -39,7 +39,7 @@ class Demo:
     """Runs the steps in order; see :class:`imagine.configs.commands.demo.Args` for the numbers.
 
     Attributes:
-        loaded: a model with a simulator, and its adapter ``improved``.
+        loaded: a model with a simulator.
         folder: of the run.
         seed: first start seed.
         episodes: of each evaluation.
@@ -107,12 +107,12 @@ class Demo:
         practice = resolved(Practice(), self.loaded)
         sizes = (f"updates={self.updates}", "groups=12", f"look_every={self.updates}", "last_horizon=3")
         learnt = improve(practice, load(ImproveConfig, "nft", sizes), self.loaded, self.folder)
-        names = {"before": practice.policy, "after": learnt["adapter"], "after longer (shipped)": "improved"}
+        names = {"before": practice.policy, "after": learnt["adapter"]}
         policies = self._policies(names)
         later = self._compare({name: policies[name] for name in list(policies)[1:]}, "sim")
         found = self.alone.renamed({"one sample": "before"}) | later
         self.answer["improve"] = {k: v for k, v in learnt.items() if k != "adapter"}
-        self.answer["after"], self.answer["improved"] = list(found.results.values())[1:]
+        self.answer["after"] = found.results["after"]
         self.answer["gain"] = found.gain("after", "before")
         shown = {name: policies[name] for name in ("before", "after")}
         envs = build.parallel_envs(self.loaded, "sim", 1)

@@ -40,7 +40,7 @@ def load_policy(name: str, model: WorldActionModel, folder: str | Path, *, steps
     """A policy by name.
 
     Args:
-        name: ``base``, ``random``, an adapter in the model folder (``improved`` in the shipped one); the
+        name: ``base``, ``random``, an adapter in the model folder; the
             folder of an adapter or a model; ``ws://HOST:PORT``, a server that speaks openpi's protocol;
             ``package.module:name``, see :func:`as_policy`; and any of them with flaws, ``base+noise=0.03+delay=6``
             (:class:`imagine.agents.zoo.Flaw`).

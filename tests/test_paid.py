@@ -51,7 +51,7 @@ def test_the_second_judge_is_of_another_family() -> None:
 
 
 def test_evaluate_warns_and_asks_the_second_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(MODEL / "improved", tmp_path / "paid")
+    Learner(WorldActionModel.from_pretrained(MODEL), rank=2).save(tmp_path / "paid")
     note(tmp_path / "paid", None, Payer.of("judge-tiny", MODEL))
     words = ["evaluate", "--policy", f"base,{tmp_path / 'paid'}", "--world", "imagined", "--episodes", "2"]
     out = io.StringIO()

@@ -25,7 +25,7 @@ Words = Annotated[
         str_from_instance=lambda value: [",".join(value)],
     ),
 ]
-"""Several words as one option: ``--policy base,improved``."""
+"""Several words as one option: ``--policy base,random``."""
 
 Pairs = tyro.conf.UseAppendAction[tuple[str, ...]]
 """``NAME=VALUE``, any number of times."""

@@ -38,13 +38,12 @@ def run(args: Args) -> dict[str, Any]:
     at_least(args, episodes=1, updates=1)
     from imagine.configs.build import load
     from imagine.configs.demo import Demo
-    from imagine.configs.policies import adapters_in
 
     begin, loaded = time.time(), load(args.model)
-    if not loaded.robot.has_env or "improved" not in adapters_in(loaded.folder):
+    if not loaded.robot.has_env:
         raise ImagineError(
-            f"the demo shows a robot with a simulator, and its adapter improved; {args.model!r} lacks some "
-            "of them. See `imagine rollout` and `imagine evaluate --world imagined`."
+            f"the demo shows a robot with a simulator; {args.model!r} has none. See `imagine rollout` and `imagine "
+            "evaluate --world imagined`."
         )
     folder = RunFolder.of("demo", args)
     demo = Demo(loaded, folder.path, args.seed, args.episodes, args.updates)

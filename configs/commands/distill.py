@@ -21,7 +21,7 @@ class Args(Common):
         dataset: folder of a LeRobot dataset (v2.1 or v3.0); several, joined by commas, are used together. Observations
             count, and what was done in them; whether it was done well does not.
         model: a shipped model's name, a folder, or a hub id; it is the teacher and is not changed.
-        policy: whose actions are to come in fewer steps: base, improved, or the folder of an adapter.
+        policy: whose actions are to come in fewer steps: base, or the folder of an adapter.
         questions: which answers are distilled: policy, dynamics, inverse, joint or video; several joined by commas.
         teacher_steps: denoising steps of the teacher.
         guidance: classifier-free guidance of the teacher on video; the student then needs none. 1: none.

@@ -14,7 +14,7 @@ class Args(Episodes):
     """Estimate success rates.
 
     Attributes:
-        policy: base, random, expert (simulator only), an adapter in the model folder (improved in the
+        policy: base, random, expert (simulator only), an adapter in the model folder (none in the
             shipped one); the folder of an adapter or model; a server ws://HOST:PORT that speaks openpi's protocol;
             module:name for a policy of your own; any of them with flaws,
             base+noise=0.03+delay=6+idle=0.5+grip=0.5+bias=0.02. Several, joined by commas, are compared.
