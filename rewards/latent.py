@@ -61,25 +61,19 @@ class JudgeConfig(BaseModel):
     threshold_fit: ThresholdFit | None = None
 
 
-MOST_CELLS = 200
-"""Of a latent frame from which on heads look at squares of 2 x 2 cells together."""
-
-
 class _Head(nn.Module):
     """(B, 2, C, h, w) latents, (B, 2, P) proprioception and word counts to two logits: success and progress."""
 
     def __init__(self, cfg: JudgeConfig):
         super().__init__()
         n = cfg.head.width
-        self.fold = 2 if cfg.height * cfg.width > MOST_CELLS else 1
-        height, width = cfg.height // self.fold, cfg.width // self.fold
         self.text = nn.Linear(len(cfg.words), n)
         self.proprio = nn.Linear(2 * cfg.proprio, n)
-        self.first = nn.Conv2d(3 * cfg.channels * self.fold**2, n, 3, padding=1)
+        self.first = nn.Conv2d(3 * cfg.channels, n, 3, padding=1)
         self.second = nn.Conv2d(n, n, 3, padding=1)
         self.third = nn.Conv2d(n, n, 4, 2, 1)
         self.out = nn.Sequential(
-            nn.Linear(n * (height // 2) * (width // 2) + 2 * n, 128),
+            nn.Linear(n * (cfg.height // 2) * (cfg.width // 2) + 2 * n, 128),
             nn.SiLU(),
             nn.Dropout(cfg.head.dropout),
             nn.Linear(128, 2),
@@ -87,7 +81,7 @@ class _Head(nn.Module):
 
     def forward(self, latents: Tensor, proprio: Tensor, words: Tensor) -> Tensor:
         text, body = self.text(words), self.proprio(proprio.flatten(1))
-        start, now = F.pixel_unshuffle(latents.flatten(0, 1), self.fold).unflatten(0, latents.shape[:2]).unbind(1)
+        start, now = latents.unbind(1)
         x = F.silu(self.first(torch.cat([start, now, now - start], 1)) + text[:, :, None, None])
         x = F.silu(self.second(x) * (1 + text[:, :, None, None]) + x)
         x = F.silu(self.third(x)).flatten(1)
