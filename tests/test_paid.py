@@ -13,7 +13,8 @@ import pytest
 from imagine.configs import cli
 from imagine.configs.judges import second_judge
 from imagine.configs.paid import FILE, Payer, note, paid_by, payers_of
-from imagine.model.model import SHIPPED
+from imagine.model.model import SHIPPED, WorldActionModel
+from imagine.policy.adapter import Learner
 from imagine.types import CheckpointMismatch
 
 MODEL = SHIPPED / "g1-table-tiny"
