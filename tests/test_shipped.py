@@ -326,7 +326,7 @@ def test_recordings_alone_teach_and_calibrate_judges(tmp_path: Path) -> None:
     before, after = (LatentJudge.load(folder).cfg.head.threshold for folder in (model, got["model"]))
     assert before == after, "too few episodes to set it"
 
-    small = "codec_fit.steps=2,model_fit.steps=2,model_fit.compile=false,judge_fit.steps=2,judge_fit.batch=4"
+    small = "codec_fit.steps=2,model_fit.steps=2,judge_fit.steps=2,judge_fit.batch=4"
     words = ("train", "--preset", "nano", "--dataset", str(data), "--set", f"{small},judge_dreams=8")
     judge = run(*words, "--out", str(tmp_path / "whole"))["judge"]
     assert {"auroc", "imagined_auroc", "false_positive_ci", "threshold_n"} <= judge.keys() and judge["threshold"] == 0.5

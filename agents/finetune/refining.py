@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from imagine.agents.finetune.fitting import fit_adapter, training_rows
 from imagine.data.batches import WindowSampler
 from imagine.data.windows import Windows
-from imagine.model.blocks import compile_blocks
 from imagine.model.layers import LORA_IN_ALL
 from imagine.model.model import WorldActionModel
 from imagine.noise import Shares
@@ -75,8 +74,6 @@ def refine(model: WorldActionModel, windows: Windows, cfg: RefineConfig, folder:
     learner = Learner(model, rank=cfg.rank, seed=cfg.fit.seed, targets=LORA_IN_ALL)
     batches = WindowSampler(rows, cfg.fit.batch, cfg.fit.seed)
     check = WindowSampler(held, 128, 1)
-    if cfg.fit.compile:
-        compile_blocks(learner.model.dit)
 
     @torch.no_grad()
     def held_out(ema: nn.Module) -> dict[str, float]:

@@ -160,7 +160,7 @@ class _Training:
         fit = recipe.model_fit.model_copy(
             update={
                 "steps": 10**6, "seconds": seconds, "pause": 0.0 if last else target, "eval_every": 10**6,
-                "save_every": 10**6, "compile": False, "replay": True, "lr": recipe.model_fit.lr * self.patience,
+                "save_every": 10**6, "replay": True, "lr": recipe.model_fit.lr * self.patience,
             }
         )  # fmt: skip
         before, began = self._step(), time.monotonic()

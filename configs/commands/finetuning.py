@@ -16,7 +16,7 @@ Recipe = Callable[["WorldActionModel", "Windows", Any, Path], Path]
 """(model, latent windows, the recipe's config, run folder) to the adapter's folder."""
 
 
-def fine_tune(args: Any, name: str, cfg: Any, recipe: Recipe, **fit: Any) -> dict[str, Any]:
+def fine_tune(args: Any, name: str, cfg: Any, recipe: Recipe) -> dict[str, Any]:
     """Encode ``args.dataset`` with ``args.model`` and fit an adapter in the run folder; resumes after a kill.
 
     Args:
@@ -24,7 +24,6 @@ def fine_tune(args: Any, name: str, cfg: Any, recipe: Recipe, **fit: Any) -> dic
         name: of the command.
         cfg: of the recipe; its ``fit`` takes steps, learning rate and seed from the options.
         recipe: fits.
-        fit: more fields of :class:`imagine.train.fit.FitConfig`.
     """
     from imagine.model.model import WorldActionModel
     from imagine.train.latents import latent_windows
@@ -32,7 +31,7 @@ def fine_tune(args: Any, name: str, cfg: Any, recipe: Recipe, **fit: Any) -> dic
     model = WorldActionModel.from_pretrained(args.model)
     folder = RunFolder.of(name, args)
     windows, episodes = latent_windows(model, args.dataset, folder.path / "cache")
-    asked = {"steps": args.steps, "lr": args.lr, "seed": args.seed, **fit}
+    asked = {"steps": args.steps, "lr": args.lr, "seed": args.seed}
     cfg = cfg.model_copy(update={"fit": cfg.fit.model_copy(update=asked)})
     adapter = recipe(model, windows, cfg, folder.path)
     answer = {"adapter": str(adapter), "episodes": episodes, "windows": len(windows)}

@@ -20,7 +20,6 @@ class Args(Common):
         steps: training steps.
         lr: learning rate.
         rank: of the adapter.
-        compile: fuse each block with torch.compile; needs a C++ compiler on a CPU.
     """
 
     dataset: Words = ("datasets/clumsy",)
@@ -28,7 +27,6 @@ class Args(Common):
     steps: int = 1000
     lr: float = 1.5e-3
     rank: int = 12
-    compile: bool = False
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -42,4 +40,4 @@ def run(args: Args) -> dict[str, Any]:
     at_least(args, steps=1, rank=1)
     from imagine.agents.finetune.refining import RefineConfig, refine
 
-    return fine_tune(args, "refine", RefineConfig(rank=args.rank), refine, compile=args.compile)
+    return fine_tune(args, "refine", RefineConfig(rank=args.rank), refine)

@@ -176,11 +176,8 @@ class Block(nn.Module):
 
 
 def compile_blocks(dit: Any) -> None:
-    """Fuse each block of a ``JointDiT`` and of its decoder with torch.compile; needs a C++ compiler on a CPU."""
-    # Whole batches, part batches on own frames, with and without gradients: more sizes than the default allows.
-    torch._dynamo.config.recompile_limit = 64
-    drawing = dit.cfg.decoder
-    for block in [*dit.blocks, *([dit.decoder] if drawing.blocks else [])]:
+    """Fuse each block of a ``JointDiT`` with torch.compile; needs a C++ compiler on a CPU."""
+    for block in dit.blocks:
         block.compile(dynamic=False)
 
 

@@ -44,7 +44,6 @@ class FitConfig(BaseModel):
     clip: float = 1.0  # gradient norm
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
     replay: bool = False  # on a GPU, passes of a loss that can be replayed as one graph (`imagine.train.replay`)
-    compile: bool = False  # fuse each block with torch.compile; needs a C++ compiler on a CPU
     log_every: int = 50
     eval_every: int = 1000
     save_every: int = 500

@@ -14,7 +14,6 @@ from imagine.data.batches import WindowSampler
 from imagine.data.check import refuse_out_of_bounds
 from imagine.data.windows import WindowBatch, Windows, statistics
 from imagine.files import write_json
-from imagine.model.blocks import compile_blocks
 from imagine.model.codec import CodecConfig, FrameCodec
 from imagine.model.dit import DiTConfig
 from imagine.model.model import ModelConfig, Statistics, WorldActionModel
@@ -124,8 +123,6 @@ def train_joint(
     windows: Windows, model: WorldActionModel, cfg: JointConfig, run: FitConfig, folder: Path, *, out: Path
 ) -> WorldActionModel:
     """Train (or resume) the joint model and publish its moving average, with metrics beside it, to ``out``."""
-    if run.compile:
-        compile_blocks(model.dit)
     _check_memory(cfg, model.cfg.dit)
     rows = windows.rows("train")
     if not len(rows):

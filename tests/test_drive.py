@@ -1,0 +1,243 @@
+"""A robot driven tick by tick: nothing unsafe is sent, nothing waits for the policy, and a seam is no jolt."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from imagine.embodiment import Embodiment
+from imagine.limits import Limits
+from imagine.policy.drive import Answer, DriveConfig, Driver, SimulatedClock, WallClock
+from imagine.policy.guard import Guard, GuardConfig, surprise
+from imagine.policy.robots.registry import DEFAULT, load_robot
+
+ROBOT = load_robot(DEFAULT)
+BODY = ROBOT.embodiment()
+assert BODY is not None
+LIMITS = ROBOT.limits(BODY)
+assert LIMITS is not None
+A, K, HZ = BODY.action_dim, BODY.chunk_actions, BODY.control_hz
+
+
+def pose_of(robot) -> np.ndarray:
+    return BODY.absolute_action(BODY.hold(robot.observe()["proprio"])[0], robot.anchor())
+
+
+@pytest.fixture(scope="module")
+def table():
+    return ROBOT.make_ticks(BODY, **ROBOT.options())
+
+
+@pytest.fixture
+def start(table) -> np.ndarray:
+    table.reset(3)
+    return pose_of(table)
+
+
+def within(sent: list[np.ndarray], start: np.ndarray, *, jerk: bool) -> dict[str, float]:
+    path = np.stack([start, *sent]).astype(np.float64)
+    found = {name: float(x) for name, x in LIMITS.breaches(path).items()}
+    return found if jerk else {name: x for name, x in found.items() if name != "jerk"}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@pytest.mark.parametrize("size", [0.003, 0.05, 1.0, 1e6])
+def test_whatever_is_commanded_what_is_sent_keeps_the_limits(start, seed, size):
+    rng, guard = np.random.default_rng(seed), Guard(BODY, LIMITS, GuardConfig(patience=10**6))
+    guard.reset(start)
+    walk = start + np.cumsum(rng.normal(0, size, (200, A)), 0)
+    walk[rng.random(200) < 0.05] = np.nan
+    sent = [guard.check(None if rng.random() < 0.1 else command) for command in walk]
+    assert all(np.isfinite(x).all() and x.dtype == np.float32 for x in sent)
+    broken = within(sent, start, jerk=False)
+    assert max(broken.values()) < 2e-3, broken  # float32 of a command on its limit
+    assert size < 0.05 or guard.events
+
+
+def test_a_command_within_the_limits_passes_unchanged(start):
+    guard = Guard(BODY, LIMITS)
+    guard.reset(start)
+    for k in range(60):
+        command = (start + 0.02 * np.sin(k / 10)).astype(np.float32)
+        np.testing.assert_array_equal(guard.check(command), command)
+    assert not guard.events
+
+
+def test_each_rule_is_named_and_answered(start):
+    free = {"control_hz": 30.0, "hands": ((0, 3), (4, 7))}
+    limits = {
+        "velocity": Limits(**free, velocity=(1.0,) * A),
+        "jerk": Limits(**free, jerk=(100.0,) * A),
+        "joint_limit": Limits(**free, low=(None,) * 3 + (-0.5,) + (None,) * (A - 4), high=(None,) * 3 + (1.5,) + (None,) * (A - 4)),
+        "workspace": Limits(**free, workspace_low=(-9.0, -9.0, 0.5), workspace_high=(9.0, 9.0, 9.0)),
+        "two_arms": Limits(**free, apart=0.05),
+    }  # fmt: skip
+    bad = {
+        "velocity": start + 0.2,
+        "jerk": start + 0.2,
+        "joint_limit": np.where(np.arange(A) == 3, 5.0, start),
+        "workspace": np.where(np.arange(A) == 2, 0.1, start),
+        "two_arms": np.concatenate([start[4:7], start[3:]]),
+    }
+    for rule, allowed in limits.items():
+        guard = Guard(BODY, allowed)
+        guard.reset(start)
+        for _ in range(3):
+            guard.check(start)
+        sent = guard.check(bad[rule])
+        (event,) = guard.events
+        assert (event.rule, event.response, event.tick) == (rule, "slow" if rule in ("velocity", "jerk") else "hold", 3)
+        assert event.excess > 0
+        moved = np.abs(sent - start).max()
+        assert (0 < moved < 0.2) if event.response == "slow" else moved < 1e-6
+    guard.check(np.full(A, np.inf))
+    assert guard.events[-1].rule == "finite"
+
+
+def test_after_too_many_refusals_nothing_moves_until_the_next_reset(start):
+    guard = Guard(BODY, LIMITS, GuardConfig(patience=4))
+    guard.reset(start)
+    for _ in range(4):
+        assert not guard.refused
+        guard.check(np.full(A, np.nan))
+    assert guard.refused
+    np.testing.assert_allclose(guard.check(start + 1e-3), start, atol=1e-6)
+    guard.reset(start)
+    assert not guard.refused
+    for _ in range(50):
+        guard.check(None)  # to wait is no fault
+    assert not guard.refused
+
+
+def test_angles_may_cross_pi_and_deltas_stop():
+    arm = {"key": "action", "kind": "rotation", "unit": "rad", "low": -0.5, "high": 0.5}
+    body = Embodiment.model_validate(
+        {
+            **BODY.model_dump(),
+            "state": [{"name": "yaw", "key": "observation.state", "start": 0, "stop": 1, "unit": "rad", "kind": "rotation"}],
+            "proprio": ["yaw"],
+            "action": [
+                {"name": "yaw", "start": 0, "stop": 1, "relative_to": "yaw", **arm},
+                {"name": "step", "start": 1, "stop": 2, "mode": "delta", **{**arm, "kind": "position", "unit": "m"}},
+            ],
+        }
+    )  # fmt: skip
+    guard = Guard(body, Limits(control_hz=30, velocity=(3.0, None)))
+    guard.reset(np.array([3.1, 0.0]))
+    sent = guard.check(np.array([-3.12, 0.2]))  # 0.063 rad further, not 6.2 back
+    assert not guard.events
+    assert np.exp(1j * sent[0]) == pytest.approx(np.exp(-3.12j), abs=1e-5)
+    np.testing.assert_allclose(guard.check(None)[1], 0.0)  # a displacement per tick is not repeated
+
+
+def test_a_plan_is_dropped_for_what_its_dream_says():
+    guard = Guard(BODY, None, GuardConfig(hallucination=0.5, success=0.2, surprise=30, patience=8))
+    guard.reset(np.zeros(A))
+    assert guard.admit(hallucination=0.4, success=0.3)
+    assert guard.admit(hallucination=float("nan"))
+    assert not guard.admit(hallucination=0.6)
+    assert not guard.admit(success=0.1)
+    seen = np.zeros((64, 96, 3), np.uint8)
+    elsewhere = seen.copy()
+    elsewhere[8:16, 8:16] = 200
+    assert surprise(seen, elsewhere) == pytest.approx(200)
+    assert guard.compare(seen, seen)
+    assert not guard.compare(seen, elsewhere)
+    assert [e.rule for e in guard.events] == ["hallucination", "success", "surprise"]
+    guard.admit(success=0.1)
+    assert guard.refused  # half of the patience in plans
+
+
+class Scripted:
+    """Thinks what it is told, and keeps what it was asked."""
+
+    def __init__(self, chunk: np.ndarray) -> None:
+        self.chunk, self.asked = chunk, []
+
+    def __call__(self, observation, committed, number) -> Answer:
+        self.asked.append((number, committed.copy()))
+        return Answer(self.chunk)
+
+
+def driven(table, think, *, latency=0.0, **cfg):
+    guard = Guard(BODY, LIMITS)
+    cfg = DriveConfig(seconds=2.0, stop_on_success=False, **cfg)
+    return Driver(table, BODY, guard, SimulatedClock(HZ, latency), cfg).episode(think, 3)
+
+
+def test_ticks_never_wait_and_what_is_committed_is_what_is_done(table, start):
+    chunk = BODY.hold(table.observe()["proprio"])[:K] + np.linspace(0, 0.02, K)[:, None]
+    think = Scripted(chunk.astype(np.float32))
+    drive = driven(table, think, latency=5 / HZ, every=12)
+    assert len(drive.commands) == 2 * HZ
+    assert drive.held == 5  # nothing was planned before the first answer
+    assert set(drive.latencies) == {5}
+    assert [n for n, _ in think.asked] == list(range(len(think.asked)))
+    assert len(think.asked[0][1]) == 0
+    table.reset(3)
+    for number, committed in think.asked[1:]:
+        assert len(committed) == 5, number
+
+
+def test_committed_actions_lead_where_the_plan_in_hand_leads(table, start):
+    class Checked(Scripted):
+        def __call__(self, observation, committed, number) -> Answer:
+            self.asked.append((table.anchor(), committed.copy()))
+            return Answer(self.chunk)
+
+    chunk = np.clip(np.linspace(0, 0.03, K)[:, None] * np.ones(A), BODY.action_low, BODY.action_high).astype(np.float32)
+    think = Checked(chunk)
+    drive = driven(table, think, latency=4 / HZ, every=10)
+    ticks = np.cumsum([0, 10, 10])
+    anchor, committed = think.asked[1]
+    done = np.stack(drive.commands)[ticks[1] : ticks[1] + 4]
+    np.testing.assert_allclose(BODY.absolute_action(committed, anchor), done, atol=2e-4)
+
+
+@pytest.mark.parametrize("execution", ["overlap", "restart", "wait"])
+def test_only_waiting_holds_the_robot_at_every_question(table, start, execution):
+    still = Scripted(BODY.hold(table.observe()["proprio"]))
+    drive = driven(table, still, latency=6 / HZ, every=12, execution=execution)
+    questions = len(drive.latencies)
+    assert drive.held == (6 * questions if execution == "wait" else 6)
+
+
+def test_a_late_plan_makes_the_robot_hold(table, start):
+    still = Scripted(BODY.hold(table.observe()["proprio"]))
+    drive = driven(table, still, latency=(K + 10) / HZ, every=12)
+    assert drive.held > K + 10
+    assert not drive.refused
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_wall_clock_gives_ticks_in_time_while_an_answer_takes_long(table, seed):
+    table.reset(seed)
+    still = Scripted(BODY.hold(table.observe()["proprio"]))
+    clock = WallClock(HZ, latency=0.2)
+    cfg = DriveConfig(seconds=1.0, stop_on_success=False)
+    drive = Driver(table, BODY, Guard(BODY, LIMITS), clock, cfg).episode(still, seed)
+    clock.close()
+    assert len(drive.commands) == HZ
+    assert min(drive.latencies) >= 6  # 0.2 s at 30 Hz
+
+
+def test_an_answer_goes_on_from_what_is_committed(model_and_observation):
+    model, policy, observation = model_and_observation
+    free = policy.act(observation, [1, 2])
+    begin = np.clip(free[:, :7] + 0.01, model.body.action_low, model.body.action_high)
+    bound = policy.act(observation, [1, 2], committed=begin)
+    np.testing.assert_allclose(bound[:, :7], begin, atol=1e-4)
+    assert np.abs(bound[:, 7:] - free[:, 7:]).max() > 1e-6  # the rest knows of it
+    row = {name: value[1:] for name, value in observation.items()}
+    np.testing.assert_array_equal(policy.act(row, [2], committed=begin[1:])[0], bound[1])
+
+
+@pytest.fixture(scope="module")
+def model_and_observation():
+    from imagine.model.model import WorldActionModel
+    from imagine.policy.policy import JointPolicy
+
+    model = WorldActionModel.from_pretrained("g1-table-tiny")
+    robot = ROBOT.make_ticks(model.body, **ROBOT.options())
+    seen = [robot.reset(seed) for seed in (0, 1)]
+    return model, JointPolicy(model), {name: np.stack([o[name] for o in seen]) for name in seen[0]}
