@@ -8,7 +8,7 @@ from typing import Any
 from imagine.agents.zoo import Flaw, Flawed
 from imagine.imports import import_object
 from imagine.model.model import WorldActionModel, resolve
-from imagine.policy.adapter import merged
+from imagine.policy.adapter import is_adapter, merged
 from imagine.policy.policy import JointPolicy, RandomPolicy
 from imagine.policy.predict import PredictPolicy, Predicts
 from imagine.types import ImagineError, Policy
@@ -19,7 +19,7 @@ EXPERT = "expert"
 
 def adapters_in(folder: str | Path) -> list[str]:
     """Names of the adapters that lie in a model folder."""
-    return sorted(p.parent.name for p in resolve(folder).glob("*/adapter_config.json"))
+    return sorted(p.name for p in resolve(folder).glob("*") if is_adapter(p))
 
 
 def adapter_of(name: str, folder: str | Path) -> Path | None:
@@ -31,7 +31,7 @@ def adapter_of(name: str, folder: str | Path) -> Path | None:
     if name == "base":
         return None
     for path in (resolve(folder) / name, Path(name)):
-        if (path / "adapter_config.json").is_file():
+        if is_adapter(path):
             return path
     raise ImagineError(f"no adapter {name!r}; expected {', '.join(('base', *adapters_in(folder)))}, or a folder.")
 
@@ -64,7 +64,7 @@ def load_policy(name: str, model: WorldActionModel, folder: str | Path, *, steps
         return RandomPolicy(model.body.action_low, model.body.action_high, model.body.chunk_actions)
     if ":" in name and not Path(name).exists():
         return as_policy(import_object(name, "policy"), model, name)
-    if (Path(name) / "config.json").is_file() and not (Path(name) / "adapter_config.json").is_file():
+    if (Path(name) / "config.json").is_file() and not is_adapter(name):
         other = WorldActionModel.from_pretrained(name, device=model.device)
         if other.body != model.body:
             raise ImagineError(f"policy {name} is for embodiment {other.body.name!r}, expected {model.body.name!r}.")

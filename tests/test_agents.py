@@ -258,7 +258,7 @@ def test_an_adapter_for_another_network_is_refused(tiny_model: WorldActionModel,
 
     with pytest.raises(CheckpointMismatch, match="no usable LoRA adapter"):
         merged(tiny_model, tmp_path)
-    (tmp_path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 2}')
+    (tmp_path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 2, "target_modules": ["to_q"]}')
     name = "base_model.model.blocks.0.attn1.to_q"
     state = {f"{name}.lora_A.weight": torch.zeros(2, 7), f"{name}.lora_B.weight": torch.zeros(32, 2)}
     save_file(state, tmp_path / "adapter_model.safetensors")

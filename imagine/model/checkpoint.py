@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -38,14 +39,17 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file as float32.
 
     Raises:
-        CheckpointMismatch: missing or truncated.
+        CheckpointMismatch: missing or truncated, or a weight in it is NaN or infinite.
     """
     if not path.is_file():
         raise CheckpointMismatch(f"{path} is missing; copy the whole model folder.")
     try:
-        return {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+        state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointMismatch(f"{path} is truncated or not safetensors ({error}); copy it again.") from None
+    if broken := [k for k, v in state.items() if not torch.isfinite(v).all()]:
+        raise CheckpointMismatch(f"{path}: {broken[0]} holds NaN or infinity ({len(broken)} tensors); copy it again.")
+    return state
 
 
 def load_parts(folder: Path, prefixes: Mapping[str, str]) -> dict[str, Tensor]:
@@ -60,9 +64,8 @@ def load_parts(folder: Path, prefixes: Mapping[str, str]) -> dict[str, Tensor]:
     return state
 
 
-def load_into(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Strict load that names every missing, unexpected and mis-shaped tensor."""
-    own = module.state_dict()
+def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """One clause for every tensor of ``state`` that is missing, unexpected or mis-shaped; empty where all fit."""
     wrong = [f"{k} is missing" for k in own if k not in state]
     wrong += [f"{k} is unexpected" for k in state if k not in own]
     wrong += [
@@ -70,6 +73,11 @@ def load_into(module: nn.Module, state: dict[str, Tensor], source: Path) -> None
         for k, v in own.items()
         if k in state and state[k].shape != v.shape
     ]
-    if wrong:
+    return wrong
+
+
+def load_into(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Strict load that names every missing, unexpected and mis-shaped tensor."""
+    if wrong := misfits(module.state_dict(), state):
         raise CheckpointMismatch(f"weights in {source} do not fit: {'; '.join(wrong[:8])} ({len(wrong)} in all).")
     module.load_state_dict(state)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -54,6 +54,9 @@ class WorldActionModel(RobotUnits):
         answers: the questions this checkpoint was trained to answer; :func:`imagine.sample` refuses any other.
         chunk_shapes: per modality, the shape of one chunk.
     """
+
+    _checkpoint_conversion_mapping: ClassVar = {r"^(?!dit\.)": "dit."}
+    """Where peft finds the layers of an adapter of the transformer's when it is attached to the whole model."""
 
     def __init__(
         self,
