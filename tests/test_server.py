@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -134,46 +133,6 @@ def scoring(deadline_ms: float | None = None, *firsts: float, seed: int = 0) -> 
     return {**observation(seed), "endpoint": "score", "candidates": candidates(*firsts), **told}
 
 
-# ---------------------------------------------------------------------- the wire
-@pytest.mark.parametrize(
-    "value",
-    [np.arange(6.0).reshape(2, 3), np.zeros((0, 4), np.uint8), np.array(3), np.array([True]), np.array(["a", "ä"])],
-)
-def test_arrays_survive_the_wire_and_are_laid_out_as_openpi_does(value: np.ndarray) -> None:
-    for back in (wire.unpack(wire.pack({"x": value}))["x"], wire.unpack(to_wire({"x": value}))["x"]):
-        np.testing.assert_array_equal(back, value)
-        assert back.dtype == value.dtype and back.shape == value.shape and back.flags.writeable
-    np.testing.assert_array_equal(from_wire(wire.pack({"x": value}))["x"], value)
-
-
-def test_scalars_and_text_survive_the_wire() -> None:
-    message = {"seed": np.int64(7), "prompt": np.str_("push"), "nested": [{"x": np.float32(0.5)}, None, 1.5, "ä"]}
-    assert wire.unpack(wire.pack(message)) == message == wire.unpack(to_wire(message))
-
-
-@pytest.mark.parametrize("value", [np.array([{}]), np.zeros(2, "i4,f4"), np.zeros(2, complex), {1, 2}, object()])
-def test_what_could_hold_anything_is_not_sent(value: Any) -> None:
-    with pytest.raises(wire.WireError):
-        wire.pack({"x": value})
-
-
-@pytest.mark.parametrize(
-    "array",
-    [
-        {b"dtype": "|O", b"data": pickle.dumps([1]), b"shape": (1,)},
-        {b"dtype": "i4,f4", b"data": b"\0" * 8, b"shape": (1,)},
-        {b"dtype": "<f4", b"data": b"\0" * 4, b"shape": (2,)},
-        {b"dtype": "<f4", b"data": b"\0" * 4, b"shape": (-1,)},
-        {b"dtype": "<f4", b"data": "text", b"shape": (1,)},
-        {b"dtype": "<f7", b"data": b"", b"shape": (0,)},
-        {b"data": b""},
-    ],
-)
-def test_a_malformed_array_is_refused(array: dict) -> None:
-    with pytest.raises(wire.WireError):
-        wire.unpack(msgpack.packb({"x": {b"__ndarray__": True, **array}}))
-
-
 # ---------------------------------------------------------------------- openpi
 def test_openpis_client_is_answered_as_openpi_does(serving, tiny_model) -> None:
     server = serving()
@@ -226,7 +185,10 @@ BAD = [
     ({**observation(), "endpoint": np.zeros((40, 40))}, "no endpoint"),
     ([1, 2], "got a list"),
     (b"\xc1 not msgpack", "not msgpack"),
-    (msgpack.packb({"x": {b"__ndarray__": True, b"dtype": "|O"}}), "dtype '|O' is not sent"),
+    (
+        msgpack.packb({"x": {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": []}}),
+        "dtype '|O' is not sent",
+    ),
     ("some text", "got a str"),
 ]
 
