@@ -413,3 +413,135 @@ def test_train_refuses_before_it_decodes(
     assert command("train", *words, out=tmp_path / "run") == 2
     assert key in capfd.readouterr().err
     assert not (tmp_path / "run/cache").exists()
+
+
+# ---------------------------------------------------------------------- what is written by strangers
+def rewrite(root: Path, name: str, **changes: Any) -> None:
+    path = root / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data_path": "../secret/{episode_index}.parquet"},
+        {"video_path": "/etc/{episode_index}.mp4"},
+        {"data_path": "{episode_index.__class__.__mro__}.parquet"},
+        {"data_path": "data/{episode_index:0999999999d}.parquet"},
+        {"video_path": "{episode_index!r}.mp4"},
+        {"video_path": "{0}.mp4"},
+        {"video_path": None},
+    ],
+)
+def test_a_template_leads_to_files_of_the_dataset_only(change: dict[str, Any], tmp_path: Path) -> None:
+    root = record(tmp_path / "d", episodes=2)
+    (tmp_path / "secret").mkdir()
+    for e in range(2):
+        shutil.copy(root / f"data/{e}.parquet", tmp_path / "secret")
+    rewrite(root, "meta/info.json", **change)
+    with pytest.raises(DatasetError, match=r"outside of its folder|path template") as error:
+        LeRobotDataset.open(root)
+    assert len(str(error.value)) < 600
+
+
+def test_a_link_may_lead_out_of_a_dataset_to_the_blobs_of_its_hub_snapshot_only(tmp_path: Path) -> None:
+    repo = tmp_path / "datasets--someone--arm"
+    root = record(repo / "snapshots/0123abc", episodes=2)
+    for folder in (repo / "blobs", tmp_path / "elsewhere"):
+        folder.mkdir()
+        blob = shutil.copy(root / "data/1.parquet", folder / "5f3e")
+        (root / "data/1.parquet").unlink()
+        (root / "data/1.parquet").symlink_to(blob)
+        if folder.name == "blobs":
+            assert len(LeRobotDataset.open(root).features(1)["action"]) == ROWS
+    with pytest.raises(DatasetError, match=r"data/1.parquet.*outside of its folder"):
+        LeRobotDataset.open(root)
+
+
+def test_a_line_of_tasks_ends_where_json_lines_end(tmp_path: Path) -> None:
+    text = "pick it up\u2028then put it\u0085down"
+    root = record(tmp_path / "d")
+    (root / "meta/tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": text}, ensure_ascii=False) + "\n")
+    assert set(LeRobotDataset.open(root).instructions(0)) == {text}
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "says"),
+    [
+        ("episodes", [{"episode_index": 0, "tasks": "pick", "length": ROWS}] * 2, "episode 0 more than once"),
+        ("episodes", [{"episode_index": 0, "tasks": [3], "length": ROWS}], "episode 0 is unusable .*no texts"),
+        ("episodes", [{"episode_index": 0, "tasks": []}], "episode 0 lacks 'length'"),
+        ("episodes", [{"episode_index": 0, "tasks": [], "length": "many"}], "episode 0 is unusable"),
+        ("episodes", [[]], "no JSON object"),
+        ("tasks", [{"task_index": 0, "task": None}], "gives task 0 as 'None'"),
+        ("tasks", [{"task_index": 0, "task": "a"}, {"task_index": 0, "task": "b"}], "expected one text for each"),
+    ],
+)
+def test_a_description_that_contradicts_itself_is_refused(
+    name: str, rows: list[Any], says: str, tmp_path: Path
+) -> None:
+    root = record(tmp_path / "d")
+    (root / f"meta/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DatasetError, match=says):
+        LeRobotDataset.open(root)
+
+
+def test_lost_episodes_and_deep_or_odd_descriptions_are_refused(tmp_path: Path) -> None:
+    root = record(tmp_path / "d", episodes=2)
+    rewrite(root, "meta/info.json", total_episodes=3)
+    with pytest.raises(DatasetError, match="lists 2 episodes, expected 3"):
+        LeRobotDataset.open(root)
+    rewrite(root, "meta/info.json", total_episodes=2, fps="often")
+    with pytest.raises(DatasetError, match=r"info.json: fps: "):
+        LeRobotDataset.open(root)
+    (root / "meta/info.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(DatasetError, match=r"info.json is corrupt"):
+        LeRobotDataset.open(root)
+
+
+def test_one_task_given_as_a_text_is_one_instruction(tmp_path: Path) -> None:
+    root = record(tmp_path / "d", lambda c: {name: column for name, column in c.items() if name != "task_index"})
+    row = {"episode_index": 0, "tasks": "pick it up", "length": ROWS}
+    (root / "meta/episodes.jsonl").write_text(json.dumps(row) + "\n")
+    assert LeRobotDataset.open(root).instructions(0) == ["pick it up"] * ROWS
+
+
+def test_columns_that_nothing_uses_may_hold_anything(tmp_path: Path) -> None:
+    def clutter(columns: Columns) -> Columns:
+        odd = [None if i % 3 else i for i in range(ROWS)]
+        return {
+            **columns,
+            "observation.tactile": [[1.0] * (i % 3) for i in range(ROWS)],
+            "note": odd,
+            "text": ["x"] * ROWS,
+        }
+
+    w = windows(record(tmp_path / "d", clutter))
+    np.testing.assert_array_equal(w._a["tick_action"], windows(record(tmp_path / "e"))._a["tick_action"])
+    assert set(LeRobotDataset.open(tmp_path / "d").features(0)) >= {"action", "task_index"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda action: [None, *action[1:]], "no usable column 'action': it has empty cells"),
+        (lambda action: [[1.0], [1.0, 2.0, 3.0], *action[2:]], "its lists have 1 to 3 numbers"),
+        (lambda action: [[*row, 0.0] for row in action], "holds 3 numbers of 'action' in a row, expected 2"),
+        (lambda action: ["left"] * len(action), "no usable column 'action'"),
+    ],
+)
+def test_a_column_that_is_used_is_read_whole_or_not_at_all(
+    spoil: Callable[[list[Any]], list[Any]], says: str, tmp_path: Path
+) -> None:
+    root = record(tmp_path / "d", lambda c: {**c, "action": spoil([row.tolist() for row in c["action"]])})
+    assert len(check(root).errors) == 1 and says in check(root).errors[0] and "episode 0" in check(root).errors[0]
+    with pytest.raises(DatasetError, match=says):
+        windows(root)
+
+
+def test_rows_that_are_lost_are_refused_without_a_check(tmp_path: Path) -> None:
+    def lose(columns: Columns) -> Columns:
+        return {**columns, "frame_index": columns["frame_index"] + (columns["frame_index"] > 9)}
+
+    with pytest.raises(DatasetError, match=r"\(episode 0\) lost rows or has some twice"):
+        windows(record(tmp_path / "d", lose))

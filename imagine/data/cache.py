@@ -115,9 +115,10 @@ def frame_rows(dataset: LeRobotDataset, embodiment: Embodiment, i: int) -> np.nd
 def _read_arrays(dataset: LeRobotDataset, embodiment: Embodiment, has_state: bool, has_action: bool) -> EpisodeArrays:
     """Everything but the video."""
     read = EpisodeArrays(embodiment, has_state=has_state, has_action=has_action)
+    keys = dataset.keys(embodiment, has_state=has_state, has_action=has_action)
     for i in range(len(dataset)):
         rows = tick_rows(dataset[i].length, dataset.fps, embodiment.control_hz)
-        read.add(dataset.features(i), rows, dataset.instructions(i), dataset[i].index, dataset[i].seed)
+        read.add(dataset.features(i, keys), rows, dataset.instructions(i), dataset[i].index, dataset[i].seed)
     return read
 
 

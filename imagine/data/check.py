@@ -15,7 +15,8 @@ import numpy as np
 
 from imagine.data.episode_cache import tick_rows
 from imagine.data.format import EpisodeRecord
-from imagine.data.read import Columns, LeRobotDataset, read_columns
+from imagine.data.read import LeRobotDataset, used_state
+from imagine.data.table import COUNTED, Columns, read_table
 from imagine.data.video import mp4_seconds
 from imagine.data.windows import Windows
 from imagine.embodiment import ActionSlice, Embodiment, Slice
@@ -28,7 +29,6 @@ MOST_OUTSIDE = 0.2
 _WARN_OUTSIDE = 0.02
 _DEGREES = 12.0  # rad; joints that turn this far are rare, degrees that stay below it too
 _TURN, _NEAR = 2 * np.pi, 0.6  # rad
-_LOOKED_AT = ("episode_index", "frame_index", "timestamp", "task_index", "next.success", "is_expert")
 _READERS = 4
 _NAMED = 5  # episodes
 
@@ -87,8 +87,8 @@ def check_dataset(dataset: LeRobotDataset, body: Embodiment, known_words: Collec
     report, seen = Report(len(dataset), sum(e.length for e in dataset.layout.episodes)), _Seen()
     try:
         has_state, has_action = dataset.check_embodiment(body)
-        slices = [*body.state, *body.action] if has_action else list(body.state) if has_state else []
-        for record, data in _episodes(dataset, {s.key for s in slices}):
+        slices = [*(used_state(body) if has_state else ()), *(body.action if has_action else ())]
+        for record, data in _episodes(dataset, dataset.keys(body, has_state=has_state, has_action=has_action)):
             _look_at_rows(seen, record, data, dataset.fps)
             _look_at_numbers(seen, record, data, slices)
             if has_action:
@@ -122,15 +122,15 @@ def refuse_out_of_bounds(windows: Windows) -> None:
 def _episodes(dataset: LeRobotDataset, keys: Collection[str]) -> Iterator[tuple[EpisodeRecord, Columns]]:
     """Every episode with those columns, rows as they are in the file; files are read a few ahead."""
     files = [list(group) for _, group in groupby(dataset.layout.episodes, key=lambda e: e.data)]
-    wanted = {*keys, *_LOOKED_AT}
     with ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, len(files), 8 * _READERS):
             batch = files[start : start + 8 * _READERS]
-            tables = pool.map(lambda group: read_columns(group[0], wanted), batch)
+            tables = pool.map(lambda group: read_table(group[0], {*keys, *COUNTED}), batch)
             for group, table in zip(batch, tables, strict=True):
                 for record in group:
-                    rows = np.sort(dataset.rows_of(record, table))
-                    yield record, {name: column[rows] for name, column in table.items()}
+                    rows = dataset.rows_of(record, table)
+                    wanted = [*keys, *(table.columns.keys() & set(COUNTED))]
+                    yield record, {name: dataset.column(record, table, name)[rows] for name in wanted}
 
 
 def _look_at_rows(seen: _Seen, record: EpisodeRecord, data: Columns, fps: float) -> None:
@@ -266,7 +266,7 @@ def _after(a: ActionSlice) -> str:
 
 
 def _unit_warnings(seen: _Seen, body: Embodiment) -> Iterator[str]:
-    for s in dict.fromkeys([*body.state, *body.action]):
+    for s in dict.fromkeys([*used_state(body), *body.action]):
         at = f"{s.name} ({s.key}, {s.start}:{s.stop})"
         largest = seen.largest.get(at)
         if largest is not None and s.unit == "rad" and largest > _DEGREES:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from imagine.data.episode_cache import TRUTH, tick_rows
-from imagine.data.read import Columns, LeRobotDataset
+from imagine.data.episode_cache import tick_rows
+from imagine.data.read import LeRobotDataset
+from imagine.data.table import TRUTH, Columns
 from imagine.embodiment import ActionSlice, Embodiment, Kind, Slice, View
 from imagine.types import DatasetError
 

@@ -15,15 +15,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from imagine.data.shard import EpisodeData
+from imagine.data.table import TRUTH
 from imagine.embodiment import Embodiment
 from imagine.files import atomic_path
 from imagine.types import DatasetError, ShapeError
 
 HELD_OUT_EVERY = 20
 """Episodes whose seed is a multiple of this are held out; without seeds, the last one in so many."""
-
-TRUTH = "observation.environment_state"
-"""LeRobot's name for what only a simulator or a motion-capture rig knows."""
 
 
 def tick_rows(length: int, fps: float, control_hz: float) -> np.ndarray:

@@ -1,19 +1,31 @@
-"""Reads what is under ``meta/`` of a LeRobotDataset, v3.0 or v2.x, into one description of files and episodes."""
+"""Reads what is under ``meta/`` of a LeRobotDataset, v3.0 or v2.x, into one description of files and episodes.
+
+Nothing written there is trusted: templates know their placeholders only, and every path stays in the dataset's folder.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, Field, StrictStr, ValidationError
 
-from imagine.types import DatasetError
+from imagine.types import DatasetError, first_fault
+
+SEEDS = "meta/seeds.parquet"
+"""Our own file beside LeRobot's: what each episode was recorded from, and what was made to go wrong in it."""
 
 _REPAIR = "copy the file again from where the dataset came from, or collect it again."
+_PLACE = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")  # what LeRobot's templates use of Python's format language
+_MOST_ROWS, _MOST_LETTERS = 2**31, 500
 
 
 @dataclass(frozen=True)
@@ -59,106 +71,241 @@ class Layout:
     episodes: tuple[EpisodeRecord, ...]
 
 
+class _Feature(BaseModel, extra="allow"):
+    dtype: StrictStr
+    shape: tuple[Annotated[int, Field(ge=0, le=2**20)], ...]
+
+
+class _Info(BaseModel):
+    """The part of ``info.json`` that is used."""
+
+    codebase_version: StrictStr
+    robot_type: str | None = None
+    fps: Annotated[float, Field(gt=0, le=1e6)]
+    total_episodes: int | None = None
+    chunks_size: Annotated[int, Field(gt=0)] = 1000
+    data_path: StrictStr
+    video_path: StrictStr | None = None
+    features: dict[str, _Feature]
+
+    @property
+    def cameras(self) -> list[str]:
+        return [key for key, feature in self.features.items() if feature.dtype == "video"]
+
+
 def read_layout(root: Path) -> Layout:
     """Read and check a dataset's description; data and videos are not touched.
 
     Raises:
         DatasetError: a file of ``meta/`` is missing or unusable, or the version is not supported.
     """
-    path = root / "meta/info.json"
     if not root.is_dir():
         raise DatasetError(f"dataset folder {root} does not exist; check the path.")
+    path = root / "meta/info.json"
     if not path.is_file() and (root / "meta/shards").is_dir():
         raise DatasetError(f"{root} has no meta/info.json because its collection is unfinished; run it again to go on.")
-    info = _load(path, lambda: json.loads(path.read_text()))
-    version = str(info.get("codebase_version")) if isinstance(info, dict) else "none"
+    plain = _load(root, path, lambda: json.loads(path.read_bytes()))
+    version = str(plain.get("codebase_version")) if isinstance(plain, dict) else "none"
     readers = {"v3.0": _v3, "v2.1": _v2, "v2.0": _v2}
     if version not in readers:
         raise DatasetError(
-            f"{path} says codebase_version {version}, expected one of {sorted(readers)}; "
+            f"{path} says codebase_version {version[:40]}, expected one of {sorted(readers)}; "
             "convert the dataset with LeRobot's own scripts."
         )
-    cameras = [k for k, f in info.get("features", {}).items() if f.get("dtype") == "video"]
     try:
-        tasks, episodes = readers[version](root, info, cameras)
-        fps, features = float(info["fps"]), dict(info["features"])
-    except DatasetError:
-        raise
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        info = _Info.model_validate(plain)
+    except ValidationError as error:
+        where, what = first_fault(error)
+        raise DatasetError(f"{path}: {where[:80]}: {what}; {_REPAIR}") from None
+    tasks, episodes = readers[version](root, info)
+    indices = [e.index for e in episodes]
+    if len(set(indices)) < len(indices):
+        twice = next(i for at, i in enumerate(indices) if i in indices[:at])
+        raise DatasetError(f"{root}/meta lists episode {twice} more than once; {_REPAIR}")
+    if not episodes or info.total_episodes not in (None, len(episodes)):
+        expected = info.total_episodes or "at least one"
+        raise DatasetError(f"{root}/meta lists {len(episodes)} episodes, expected {expected}; {_REPAIR}")
+    return Layout(version, info.robot_type or "unknown", info.fps, plain["features"], tasks, tuple(episodes))
+
+
+def inside(root: Path, path: str | Path) -> Path:
+    """The file that a dataset names by a path relative to its folder, provided that it lies there.
+
+    Links are followed first; those of a hub's snapshot folder may lead to the blobs beside it, as the hub lays them.
+
+    Raises:
+        DatasetError: it lies elsewhere.
+    """
+    home, found = root.resolve(), root / path
+    try:
+        real = found.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name that is none
+        raise DatasetError(f"{root} names a file that cannot be found ({str(error)[:80]}); {_REPAIR}") from None
+    blobs = [home.parents[1] / "blobs"] if home.parent.name == "snapshots" else []
+    if not any(real.is_relative_to(folder) for folder in (home, *blobs)):
         raise DatasetError(
-            f"the metadata of {root} lack or misuse {error}, expected as in {version}; {_REPAIR}"
-        ) from error
-    if not episodes or fps <= 0:
-        raise DatasetError(f"{root} has {len(episodes)} episodes at {fps} fps, expected at least one; {_REPAIR}")
-    return Layout(version, str(info.get("robot_type") or "unknown"), fps, features, tasks, tuple(episodes))
+            f"{root} names the file {str(path)[:80]!r}, which lies outside of its folder, expected all files of a "
+            "dataset in it; take this dataset from someone you trust, or mend meta/info.json."
+        )
+    return found
 
 
-def _load(path: Path, read: Callable[[], Any]) -> Any:
+def _place(root: Path, template: str | None, values: Mapping[str, Any]) -> Path:
+    """The file that a template of ``info.json`` leads to."""
+    template = template or ""
+    unknown = {name for name, _ in _PLACE.findall(template)} - values.keys()
+    if not template or len(template) > _MOST_LETTERS or unknown or set(_PLACE.sub("", template)) & set("{}"):
+        raise DatasetError(
+            f"{root}/meta/info.json has the path template {template[:80]!r}, expected one with some of "
+            f"{', '.join('{' + name + '}' for name in values)} and nothing else in braces; {_REPAIR}"
+        )
+
+    def fill(match: re.Match[str]) -> str:
+        value = values[match[1]]
+        return value if isinstance(value, str) else f"{value:0{int(match[2] or 0)}d}"
+
+    return inside(root, _PLACE.sub(fill, template))
+
+
+def _load(root: Path, path: Path, read: Callable[[], Any]) -> Any:
     """Run a read and turn everything that a bad file can raise into a DatasetError that names it."""
+    inside(root, path.relative_to(root))
     if not path.is_file():
         raise DatasetError(f"dataset file {path} is missing; {_REPAIR}")
     try:
         return read()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DatasetError(f"dataset file {path} is corrupt ({error}); {_REPAIR}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError, pa.ArrowException) as error:
+        raise DatasetError(f"dataset file {path} is corrupt ({str(error)[:200]}); {_REPAIR}") from error
 
 
-def _parquet_rows(path: Path, columns: Callable[[str], bool] = lambda name: True) -> list[dict[str, Any]]:
+def _parquet_rows(root: Path, path: Path, columns: Callable[[str], bool] = lambda name: True) -> list[dict[str, Any]]:
     def read() -> list[dict[str, Any]]:
         names = [n for n in pq.read_schema(path).names if columns(n)]
-        rows: list[dict[str, Any]] = pq.read_table(path, columns=names).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(path, columns=names, partitioning=None).to_pylist()
         return rows
 
-    rows: list[dict[str, Any]] = _load(path, read)
+    rows: list[dict[str, Any]] = _load(root, path, read)
     return rows
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
+def _json_lines(root: Path, name: str) -> list[dict[str, Any]]:
+    path = root / name
+
     def read() -> list[dict[str, Any]]:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        # Only "\n" ends a line: LeRobot leaves U+2028 and the like inside of strings as they are.
+        rows = [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a line is no JSON object")
+        return rows
 
-    rows: list[dict[str, Any]] = _load(path, read)
+    rows: list[dict[str, Any]] = _load(root, path, read)
     return rows
 
 
-def _v3(root: Path, info: dict[str, Any], cameras: list[str]) -> tuple[dict[int, str], list[EpisodeRecord]]:
-    rows = _parquet_rows(root / "meta/tasks.parquet")
+def _v3(root: Path, info: _Info) -> tuple[dict[int, str], list[EpisodeRecord]]:
     # pandas writes an unnamed index under this name
-    tasks = {int(r["task_index"]): str(r["task"] if "task" in r else r["__index_level_0__"]) for r in rows}
+    tasks = _tasks(root / "meta/tasks.parquet", _parquet_rows(root, root / "meta/tasks.parquet"), "__index_level_0__")
     files = sorted((root / "meta/episodes").glob("chunk-*/file-*.parquet"))
     if not files:
         raise DatasetError(f"{root}/meta/episodes holds no parquet file, expected at least one; {_REPAIR}")
-    episodes = []
-    for row in (r for path in files for r in _parquet_rows(path, lambda n: not n.startswith("stats/"))):
-        place = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
-        videos = {}
-        for key in cameras:
-            at = {k: row[f"videos/{key}/{k}"] for k in ("chunk_index", "file_index")}
-            path = root / info["video_path"].format(video_key=key, **at)
-            videos[key] = VideoSpan(path, float(row[f"videos/{key}/from_timestamp"]))
-        episodes.append(_record(row, tuple(row["tasks"]), root / info["data_path"].format(**place), videos))
-    return tasks, episodes
+    seeds: dict[int, dict[str, Any]] = {}
+    if (root / SEEDS).exists():
+        seeds = {row["episode_index"]: row for row in _parquet_rows(root, root / SEEDS)}
+    records, places = [], _Places(root, info)
+    for file in files:
+        for row in _parquet_rows(root, file, lambda n: not n.startswith("stats/")):
+            with _reading(file, row):
+                at = {k: _whole(row[f"data/{k}"]) for k in ("chunk_index", "file_index")}
+                videos = {}
+                for key in info.cameras:
+                    there = {k: _whole(row[f"videos/{key}/{k}"]) for k in ("chunk_index", "file_index")}
+                    start = _seconds(row[f"videos/{key}/from_timestamp"])
+                    videos[key] = VideoSpan(places.video(video_key=key, **there), start)
+                known = seeds.get(row["episode_index"], {})
+                if known.get("length") == row["length"]:  # else others have numbered the episodes anew
+                    row = known | row
+                records.append(_record(row, places.data(**at), videos))
+    return tasks, records
 
 
-def _v2(root: Path, info: dict[str, Any], cameras: list[str]) -> tuple[dict[int, str], list[EpisodeRecord]]:
-    tasks = {int(r["task_index"]): str(r["task"]) for r in _json_lines(root / "meta/tasks.jsonl")}
-    episodes = []
-    for row in _json_lines(root / "meta/episodes.jsonl"):
-        index = int(row["episode_index"])
-        place = {"episode_index": index, "episode_chunk": index // int(info["chunks_size"])}
-        videos = {k: VideoSpan(root / info["video_path"].format(video_key=k, **place), 0.0) for k in cameras}
-        episodes.append(_record(row, tuple(row["tasks"]), root / info["data_path"].format(**place), videos))
-    return tasks, episodes
+def _v2(root: Path, info: _Info) -> tuple[dict[int, str], list[EpisodeRecord]]:
+    tasks = _tasks(root / "meta/tasks.jsonl", _json_lines(root, "meta/tasks.jsonl"), "task")
+    records, places = [], _Places(root, info)
+    for row in _json_lines(root, "meta/episodes.jsonl"):
+        with _reading(root / "meta/episodes.jsonl", row):
+            index = _whole(row["episode_index"])
+            at = {"episode_index": index, "episode_chunk": index // info.chunks_size}
+            videos = {key: VideoSpan(places.video(video_key=key, **at), 0.0) for key in info.cameras}
+            records.append(_record(row, places.data(**at), videos))
+    return tasks, records
 
 
-def _record(row: dict[str, Any], tasks: tuple[str, ...], data: Path, videos: dict[str, VideoSpan]) -> EpisodeRecord:
-    seed = row.get("seed")
+class _Places:
+    """Fills in the templates of ``info.json``; a file that holds many episodes is looked for once."""
+
+    def __init__(self, root: Path, info: _Info) -> None:
+        self._root, self._info, self._known = root, info, dict[tuple[Any, ...], Path]()
+
+    def data(self, **at: Any) -> Path:
+        return self._find(self._info.data_path, at)
+
+    def video(self, **at: Any) -> Path:
+        return self._find(self._info.video_path, at)
+
+    def _find(self, template: str | None, at: dict[str, Any]) -> Path:
+        key = (template, *at.values())
+        if key not in self._known:
+            self._known[key] = _place(self._root, template, at)
+        return self._known[key]
+
+
+@contextmanager
+def _reading(file: Path, row: Mapping[str, Any]) -> Iterator[None]:
+    """Names file and episode where a row lacks or misuses a value."""
+    try:
+        yield
+    except DatasetError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else f"is unusable ({error})"
+        episode = str(row.get("episode_index"))[:20]
+        raise DatasetError(f"dataset file {file}: episode {episode} {what}; {_REPAIR}") from error
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or value is None or int(value) != value or not 0 <= value < _MOST_ROWS:
+        raise ValueError(f"{str(value)[:40]!r} is no count")
+    return int(value)
+
+
+def _seconds(value: Any) -> float:
+    if not math.isfinite(float(value)) or float(value) < 0:
+        raise ValueError(f"{value} is no time")
+    return float(value)
+
+
+def _tasks(path: Path, rows: list[dict[str, Any]], otherwise: str) -> dict[int, str]:
+    tasks: dict[int, str] = {}
+    for row in rows:
+        index, text = row.get("task_index"), row.get("task", row.get(otherwise))
+        if not isinstance(index, int) or not isinstance(text, str) or tasks.get(index, text) != text:
+            raise DatasetError(
+                f"dataset file {path} gives task {str(index)[:20]} as {str(text)[:40]!r}, expected one text for each "
+                f"whole number; {_REPAIR}"
+            )
+        tasks[index] = text
+    return tasks
+
+
+def _record(row: Mapping[str, Any], data: Path, videos: dict[str, VideoSpan]) -> EpisodeRecord:
+    tasks, seed = row.get("tasks"), row.get("seed")
+    texts = [tasks] if isinstance(tasks, str) else list(tasks if tasks is not None else ())
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"its tasks are {str(texts)[:40]}, no texts")
+    length = _whole(row["length"])
+    if not length:
+        raise ValueError("its length is 0")
+    mode = str(row.get("failure_mode") or "")
     return EpisodeRecord(
-        index=int(row["episode_index"]),
-        length=int(row["length"]),
-        tasks=tasks,
-        data=data,
-        videos=videos,
-        seed=None if seed is None else int(seed),
-        failure_mode=str(row.get("failure_mode") or ""),
+        _whole(row["episode_index"]), length, tuple(texts), data, videos, None if seed is None else int(seed), mode
     )

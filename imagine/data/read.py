@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,16 +17,16 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from imagine.data.format import EpisodeRecord, Layout, read_layout
+from imagine.data.format import EpisodeRecord, Layout, inside, read_layout
+from imagine.data.table import LABELS, TRUTH, Columns, Table, fault, read_table
 from imagine.data.video import decode, decode_picture, mp4_fault
-from imagine.embodiment import Embodiment
+from imagine.embodiment import Embodiment, Slice
 from imagine.types import DatasetError
 
-Columns = dict[str, np.ndarray]
 _SEEN = ("video", "image")  # dtypes of cameras
 _OPEN_TABLES = 2  # data files kept in memory; episodes are read in order
 _OTHER_BODY = "use the embodiment this dataset was recorded with."
-_REPAIR = "copy it again from where the dataset came from, or collect the episode again."
+_UNDECODABLE = (av.FFmpegError, EOFError, OSError, IndexError, ValueError, ArithmeticError, RuntimeError, MemoryError)
 
 
 def _selection(path: str | Path) -> tuple[Path, Callable[[int], Sequence[int]]]:
@@ -54,7 +54,7 @@ class LeRobotDataset:
 
     root: Path
     layout: Layout
-    _tables: OrderedDict[Path, Columns] = field(default_factory=OrderedDict, repr=False)
+    _tables: OrderedDict[Path, Table] = field(default_factory=OrderedDict, repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> LeRobotDataset:
@@ -95,40 +95,70 @@ class LeRobotDataset:
         return [k for k, f in self.layout.features.items() if f.get("dtype") in _SEEN]
 
     def features(self, i: int, keys: Sequence[str] | None = None) -> Columns:
-        """Per-row features of the i-th episode: ``{key: (T, d) or (T,)}``, ``keys`` only or all but the cameras.
+        """Per-row features of the i-th episode: ``{key: (T, d) or (T,)}``, ``keys`` only or all numbers there are.
 
         Rows are in the order of ``frame_index``, whatever their order in the file. Floating-point features of one
         number, which LeRobot stores as plain columns, are (T, 1); what it counts or flags, and its ``timestamp``, (T,).
 
         Raises:
-            DatasetError: the data file cannot be read, lacks a key, or holds another number of rows.
+            DatasetError: the data file cannot be read, lacks a key, holds it in another shape than ``info.json`` says,
+                or holds another number of rows.
         """
         record = self[i]
         table = self._table(record)
-        rows = self.rows_of(record, table)
-        for key in keys or ():
-            if key not in table:
-                raise _fault(record.data, record, f"has no column {key!r}, expected it among {sorted(table)}")
-        return {key: table[key][rows] for key in (table if keys is None else keys)}
+        rows = self._rows(record, table)
+        found = table.columns if keys is None else {key: self.column(record, table, key) for key in keys}
+        return {key: column[rows] for key, column in found.items()}
 
-    def rows_of(self, record: EpisodeRecord, table: Columns) -> np.ndarray:
+    def column(self, record: EpisodeRecord, table: Table, key: str) -> np.ndarray:
+        """A whole column of the data file that holds an episode.
+
+        Raises:
+            DatasetError: the file lacks it, or holds it in another shape than ``info.json`` says.
+        """
+        if key not in table.columns:
+            why = table.faults.get(key, f"it has {sorted(table.columns)}")
+            raise fault(record.data, record, f"has no usable column {key!r}: {why}")
+        column = table.columns[key]
+        declared = int(np.prod(self.layout.features.get(key, {}).get("shape", column.shape[1:])))
+        if column[:1].size not in (declared, 0):
+            what = f"holds {column[:1].size} numbers of {key!r} in a row, expected {declared} as in meta/info.json"
+            raise fault(record.data, record, what)
+        return column
+
+    def _rows(self, record: EpisodeRecord, table: Table) -> np.ndarray:
         """(T,) positions of an episode's rows in its data file, in the order of their ``frame_index``."""
-        rows = np.flatnonzero(table["episode_index"] == record.index)
-        if len(rows) != record.length:
-            raise _fault(record.data, record, f"holds {len(rows)} rows of it, expected {record.length}")
-        if "frame_index" in table:
-            rows = rows[np.argsort(table["frame_index"][rows], kind="stable")]
+        rows = self.rows_of(record, table)
+        if "frame_index" in table.columns:
+            frame = table.columns["frame_index"][rows]
+            order = np.argsort(frame, kind="stable")
+            rows = rows[order]
+            if (np.diff(frame[order]) != 1).any():
+                raise fault(record.data, record, "lost rows or has some twice: frame_index does not count up by 1")
         return rows
+
+    def rows_of(self, record: EpisodeRecord, table: Table) -> np.ndarray:
+        """(T,) positions of an episode's rows in its data file, as they lie there."""
+        rows = table.rows(record.index)
+        if len(rows) != record.length:
+            raise fault(record.data, record, f"holds {len(rows)} rows of it, expected {record.length}")
+        return rows
+
+    def keys(self, embodiment: Embodiment, *, has_state: bool, has_action: bool) -> list[str]:
+        """Keys of the features that a model of an embodiment is taught with."""
+        state = {*used_state(embodiment), embodiment.state[0]} if has_state else set()
+        action = embodiment.action if has_action else ()
+        return sorted({s.key for s in (*state, *action)} | ({*LABELS, TRUTH} & self.layout.features.keys()))
 
     def instructions(self, i: int) -> list[str]:
         """The instruction at every row of the i-th episode."""
         record = self[i]
-        if "task_index" not in self._table(record):
+        if "task_index" not in self.layout.features and "task_index" not in self._table(record).columns:
             return [record.tasks[0] if record.tasks else ""] * record.length
         ids = self.features(i, ["task_index"])["task_index"].tolist()
         unknown = set(ids) - set(self.layout.tasks)
         if unknown:
-            raise _fault(record.data, record, f"uses task_index {min(unknown)}, which the list of tasks lacks")
+            raise fault(record.data, record, f"uses task_index {min(unknown)}, which the list of tasks lacks")
         return [self.layout.tasks[t] for t in ids]
 
     def frames(
@@ -165,7 +195,7 @@ class LeRobotDataset:
                 yield from self._pictures(self[i], camera, np.asarray(rows, np.int64), size)
             return
         path = record.videos[camera].path
-        starts = [round(self[i].videos[camera].start * self.fps) for i, _ in wanted]
+        starts = [self[i].videos[camera].start * self.fps for i, _ in wanted]
         numbers = [start + int(r) for start, (_, rows) in zip(starts, wanted, strict=True) for r in rows]
         owner = [i for i, rows in wanted for _ in rows]
         done = 0
@@ -173,9 +203,9 @@ class LeRobotDataset:
             for frame in decode(path, self.fps, numbers, size):
                 done += 1
                 yield frame
-        except (av.FFmpegError, EOFError, OSError, IndexError) as error:
+        except _UNDECODABLE as error:
             record = self[owner[min(done, len(owner) - 1)]]
-            raise _fault(path, record, f"cannot be decoded ({error})") from error
+            raise fault(path, record, f"cannot be decoded ({error})") from error
 
     def _pictures(
         self, record: EpisodeRecord, camera: str, rows: np.ndarray, size: tuple[int, int] | None
@@ -184,13 +214,16 @@ class LeRobotDataset:
         try:
             own = ds.field("episode_index") == record.index  # in file order
             column = ds.dataset(record.data).to_table({camera: ds.field(camera)}, filter=own)[camera]
-            in_file = self.rows_of(record, self._table(record))
+            in_file = self._rows(record, self._table(record))
             for place in np.searchsorted(np.sort(in_file), in_file[rows]):
                 cell = column[int(place)].as_py()
-                data = cell["bytes"] if cell["bytes"] is not None else (self.root / cell["path"]).read_bytes()
-                yield decode_picture(data, size)
-        except (pa.ArrowException, av.FFmpegError, OSError, KeyError, TypeError, StopIteration) as error:
-            raise _fault(record.data, record, f"holds no usable images in column {camera!r} ({error})") from error
+                if isinstance(cell, dict):  # of the datasets library
+                    cell = cell["bytes"] if cell["bytes"] is not None else inside(self.root, cell["path"]).read_bytes()
+                yield decode_picture(cell, size)
+        except (pa.ArrowException, KeyError, TypeError, StopIteration, *_UNDECODABLE) as error:
+            if isinstance(error, DatasetError):
+                raise
+            raise fault(record.data, record, f"holds no usable images in column {camera!r} ({error})") from error
 
     def check_embodiment(self, embodiment: Embodiment) -> tuple[bool, bool]:
         """Whether the dataset has (state, action) as the embodiment wants them; without either it is video only.
@@ -211,15 +244,14 @@ class LeRobotDataset:
                 f"{self.root} is recorded at {self.fps:g} Hz, expected control_hz {embodiment.control_hz} of "
                 f"embodiment {embodiment.name!r}: actions per tick ({', '.join(deltas)}) can be read at no other rate."
             )
-        used = {a.relative_to for a in embodiment.action} | set(embodiment.proprio)
-        state = self._has({s.key: s.stop for s in embodiment.state if s.name in used}, embodiment.name)
-        stops: dict[str, int] = {}
-        for a in embodiment.action:
-            stops[a.key] = max(a.stop, stops.get(a.key, 0))
-        action = self._has(stops, embodiment.name)
+        state = self._has(used_state(embodiment), embodiment.name)
+        action = self._has(embodiment.action, embodiment.name)
         return state, state and action
 
-    def _has(self, stops: dict[str, int], embodiment: str) -> bool:
+    def _has(self, slices: Sequence[Slice], embodiment: str) -> bool:
+        stops: dict[str, int] = {}
+        for s in slices:
+            stops[s.key] = max(s.stop, stops.get(s.key, 0))
         features = {k: f for k, f in self.layout.features.items() if f.get("dtype") not in _SEEN}
         families = {key.rpartition(".")[0] or key for key in stops}
         related = [k for k in features if k in stops or any(k == f or k.startswith(f"{f}.") for f in families)]
@@ -243,42 +275,23 @@ class LeRobotDataset:
                 first.setdefault(path, record)
         for path, record in first.items():
             if not path.is_file():
-                raise _fault(path, record, "is missing")
-            fault = mp4_fault(path) if path not in rows else _parquet_fault(path, rows[path])
-            if fault:
-                raise _fault(path, record, fault)
+                raise fault(path, record, "is missing")
+            damage = mp4_fault(path) if path not in rows else _parquet_fault(path, rows[path])
+            if damage:
+                raise fault(path, record, damage)
 
-    def _table(self, record: EpisodeRecord) -> Columns:
+    def _table(self, record: EpisodeRecord) -> Table:
         if record.data not in self._tables:
-            self._tables[record.data] = read_columns(record)
+            self._tables[record.data] = read_table(record)
             while len(self._tables) > _OPEN_TABLES:
                 self._tables.popitem(last=False)
         return self._tables[record.data]
 
 
-def read_columns(record: EpisodeRecord, keys: Collection[str] | None = None) -> Columns:
-    """Columns of numbers of the data file that holds an episode: those of ``keys`` that it has, or all.
-
-    Raises:
-        DatasetError: it cannot be read, or does not say which row belongs to which episode.
-    """
-    try:
-        with pq.ParquetFile(record.data) as file:
-            numbers = [f.name for f in file.schema_arrow if _is_number(f.type) and (keys is None or f.name in keys)]
-            table = file.read(columns=numbers, use_threads=False)
-        columns = {name: _numpy(table[name]) for name in numbers}
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _fault(record.data, record, f"cannot be read ({error})") from error
-    if "episode_index" not in columns:
-        raise _fault(record.data, record, "has no column 'episode_index'")
-    for name, column in columns.items():
-        if column.ndim == 1 and column.dtype.kind == "f" and name != "timestamp":
-            columns[name] = column[:, None]
-    return columns
-
-
-def _fault(path: Path, record: EpisodeRecord, what: str) -> DatasetError:
-    return DatasetError(f"dataset file {path} (episode {record.index}) {what}; {_REPAIR}")
+def used_state(embodiment: Embodiment) -> list[Slice]:
+    """State slices that are proprioception or that an action is relative to; a dataset may lack others."""
+    used = {a.relative_to for a in embodiment.action} | set(embodiment.proprio)
+    return [s for s in embodiment.state if s.name in used]
 
 
 def _parquet_fault(path: Path, expected: int) -> str | None:
@@ -287,28 +300,3 @@ def _parquet_fault(path: Path, expected: int) -> str | None:
     except (pa.ArrowException, OSError) as error:
         return f"is truncated or corrupt ({error})"
     return None if found >= expected else f"has {found} rows, expected {expected}"
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
-
-
-def _numpy(column: pa.ChunkedArray) -> np.ndarray:
-    """(n,) or (n, d) array of a column of numbers or equally long lists of them."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # combine_chunks of an empty column
-        array = pa.concat_arrays(array.chunks)
-    if array.null_count:
-        raise ValueError("a column holds empty cells")
-    if _is_scalar(array.type):
-        return np.asarray(array.to_numpy(zero_copy_only=False))
-    values = np.asarray(array.flatten().to_numpy(zero_copy_only=False))
-    if len(values) % max(1, len(array)):
-        raise ValueError("a column holds lists of different lengths")
-    return values.reshape(len(array), -1)
-
-
-def _is_scalar(kind: pa.DataType) -> bool:
-    return not (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind))

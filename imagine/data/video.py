@@ -24,6 +24,9 @@ _X264 = {
 }
 
 
+_SAME = 1e-3  # of a frame: what rounding does to times
+
+
 class VideoWriter:
     """Appends episodes to one mp4 file; every episode starts with a key frame."""
 
@@ -74,8 +77,12 @@ class VideoWriter:
             self._container.close()
 
 
-def decode(path: Path, fps: float, wanted: Sequence[int], size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+def decode(
+    path: Path, fps: float, wanted: Sequence[float], size: tuple[int, int] | None = None
+) -> Iterator[np.ndarray]:
     """Yield chosen frames of a video as (h, w, 3) uint8 RGB, decoding once from the first to the last of them.
+
+    The frame nearest in time is chosen, as LeRobot does; where a stream has a gap, the newest that is not later.
 
     Args:
         path: the video.
@@ -84,32 +91,49 @@ def decode(path: Path, fps: float, wanted: Sequence[int], size: tuple[int, int] 
         size: (height, width) to resize to, or None.
 
     Raises:
-        EOFError: the video ends before the last wanted frame.
+        EOFError: the video ends before the last wanted frame, or begins after the first.
         av.FFmpegError: the file is no readable video.
     """
     if not len(wanted):
         return
-    reformat, k, previous, number = VideoReformatter(), 0, None, -1
+    reformat, k, shown = VideoReformatter(), 0, None
+    before, frame = None, None  # two neighbouring frames as (number, frame)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1  # parallelism is over files
         if wanted[0] > 0 and stream.time_base is not None:
             container.seek(int(wanted[0] / fps / stream.time_base), stream=stream, backward=True)
-        for frame in container.decode(stream):
-            number = round((frame.time or 0.0) * fps)
-            shown = None
-            while k < len(wanted) and wanted[k] <= number:
-                if shown is None:  # a stream with gaps shows the newest frame that is not later than the wanted one
-                    pick = frame if wanted[k] == number or previous is None else previous
-                    shown = _rgb(reformat, pick, size)
-                yield shown
+        for frame in _numbered(container.decode(stream), fps):
+            while k < len(wanted) and wanted[k] <= frame[0] + _SAME:
+                pick = _nearer(before, frame, wanted[k])
+                if shown is None or shown[0] is not pick:
+                    shown = (pick, _rgb(reformat, pick, size))
+                yield shown[1]
                 k += 1
-                if k < len(wanted) and wanted[k] != wanted[k - 1]:
-                    shown = None
             if k == len(wanted):
                 return
-            previous = frame
-    raise EOFError(f"video has frames up to {number}, expected {int(wanted[-1])}")
+            before = frame
+        while frame is not None and k < len(wanted) and wanted[k] < frame[0] + 0.5:
+            yield _rgb(reformat, frame[1], size)
+            k += 1
+    if k < len(wanted):
+        raise EOFError(f"video has frames up to {frame[0] if frame else -1:.0f}, expected {wanted[-1]:.0f}")
+
+
+def _numbered(frames: Iterator[av.VideoFrame], fps: float) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Frames with their times, in units of 1 / fps."""
+    for frame in frames:
+        yield (frame.time or 0.0) * fps, frame
+
+
+def _nearer(
+    before: tuple[float, av.VideoFrame] | None, after: tuple[float, av.VideoFrame], wanted: float
+) -> av.VideoFrame:
+    """The frame to show at a time that is not after ``after``."""
+    ahead = after[0] - wanted
+    if before is None and ahead >= 0.5:
+        raise EOFError(f"video begins at frame {after[0]:.0f}, expected {wanted:.0f}")
+    return after[1] if before is None or ahead < min(0.5, wanted - before[0]) else before[1]
 
 
 def decode_picture(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:

@@ -7,10 +7,7 @@ frame, that frame is repeated; after its last, the last is held and masked.
 from __future__ import annotations
 
 import copy
-import functools
-import json
 from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,61 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imagine.data.batches import WindowBatch
 from imagine.data.cache import Encode, build_cache
+from imagine.data.frames import FrameStore, read_caches
 from imagine.embodiment import Embodiment
-from imagine.types import Batched, DatasetError, ShapeError
+from imagine.types import DatasetError, ShapeError
 
 __all__ = ["Encode", "WindowBatch", "Windows", "build_cache", "statistics"]
 
 _STATISTICS_ROWS = 50_000
-
-
-@dataclass(frozen=True)
-class WindowBatch(Batched):
-    """B windows; the T context frames come first, oldest first, then the F future frames.
-
-    Attributes:
-        video: (B, T + F, C, h, w) float16 latents, or (B, T + F, H, W, 3) uint8 of a canvas cache.
-        start_video: (B, C, h, w) the frame at which the instruction of "now" was given, likewise; success is measured
-            from there. It is the episode's first frame unless the instruction changed on the way.
-        frame: (B, T + F) int64, numbers of the frames for :meth:`Windows.frames`.
-        start_proprio: (B, P) float32, robot units, at that frame.
-        proprio: (B, T + F, P) float32, robot units.
-        action: (B, K, A) float32, robot units: recorded action minus its anchor at "now".
-        video_valid: (B, F) bool, False on future frames after the episode's end.
-        proprio_valid: (B,) bool, False where the dataset has no state.
-        action_valid: (B, K) bool, False after the episode's end and where the dataset has no actions.
-        policy_valid: (B, K) bool, True up to the first tick that is no expert's, has another task than "now", or
-            lies after the episode's end. Without an ``is_expert`` feature every tick counts as the expert's.
-        instruction_id: (B,) int64, index into ``instructions``.
-        episode: (B,) int64, position of the episode in the cache.
-        success_now: (B,) bool.
-        success_future: (B, F) bool.
-        success_in: (B,) float32, seconds from "now" to the first success under the same task; infinite if none.
-        success_valid: (B,) bool, False where the dataset does not tell success.
-        instructions: every instruction of the caches.
-    """
-
-    video: Tensor
-    start_video: Tensor
-    frame: Tensor
-    start_proprio: Tensor
-    proprio: Tensor
-    action: Tensor
-    video_valid: Tensor
-    proprio_valid: Tensor
-    action_valid: Tensor
-    policy_valid: Tensor
-    instruction_id: Tensor
-    episode: Tensor
-    success_now: Tensor
-    success_future: Tensor
-    success_in: Tensor
-    success_valid: Tensor
-    instructions: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return self.frame.shape[0]
 
 
 class Windows:
@@ -98,37 +49,29 @@ class Windows:
             DatasetError: a cache is missing, unreadable, or of another embodiment or kind.
         """
         folders = [Path(c) for c in ([caches] if isinstance(caches, str | Path) else caches)]
-        self.embodiment, self.context_frames, self._folders = embodiment, context_frames, folders
-        abouts, arrays, videos = zip(*(_load(folder, embodiment) for folder in folders), strict=True)
-        kinds, shapes = [about["kind"] for about in abouts], [video.shape[1:] for video in videos]
-        if context_frames < 1 or len(set(kinds)) != 1 or len(set(shapes)) != 1:
+        self.embodiment, self.context_frames = embodiment, context_frames
+        if context_frames < 1:
+            raise ShapeError(f"context_frames is {context_frames}, expected at least 1.")
+        kind, self.instructions, self._a = read_caches(folders, embodiment)
+        self._store = FrameStore(folders, kind, in_memory=in_memory)
+        if len(self._store) != (expected := int(self._a["episode_frames"].sum())):
             raise DatasetError(
-                f"caches {[str(f) for f in folders]} hold {kinds} of shapes {shapes}, {context_frames} context frames, "
-                "expected one kind and shape and at least 1 frame; build them with the same encoder."
+                f"caches {[str(f) for f in folders]} hold {len(self._store)} frames, expected {expected}; "
+                "delete them and build them again."
             )
-        self.instructions, self._a = _joined(abouts, arrays)
-        self.kind, self._videos, self._in_memory = kinds[0], videos, in_memory
         self._index()
 
-    @functools.cached_property
+    @property
+    def kind(self) -> str:
+        """What the frames are: "canvas" or "latents"."""
+        return self._store.kind
+
+    @property
     def video(self) -> Any:
         """(frames, C, h, w) float16 latents or (frames, H, W, 3) uint8 canvases of all episodes: an array, or a tensor
         where :meth:`to` has put it.
         """
-        whole = self._in_memory or len(self._videos) > 1
-        return np.concatenate(self._videos) if whole else self._videos[0]
-
-    def _video_on(self, device: torch.device | str) -> Tensor:
-        """``video`` on a device, copied there cache by cache without a copy of the whole in memory."""
-        if isinstance(self.__dict__.get("video"), Tensor):
-            return self.video.to(device)
-        kind = torch.uint8 if self.kind == "canvas" else torch.float16
-        out = torch.empty((sum(map(len, self._videos)), *self._videos[0].shape[1:]), device=device, dtype=kind)
-        at = 0
-        for part in self._videos:
-            out[at : at + len(part)] = torch.from_numpy(np.array(part))
-            at += len(part)
-        return out
+        return self._store.array
 
     def _index(self) -> None:
         """Where episodes begin, where each window's "now" is, and how far from each tick a policy may imitate."""
@@ -168,13 +111,11 @@ class Windows:
 
     def frames(self, numbers: np.ndarray | Tensor) -> Tensor:
         """(n, C, h, w) float16 or (n, H, W, 3) uint8, frames by their numbers, where :meth:`to` has put the video."""
-        if isinstance(self.video, Tensor):
-            return self.video[torch.as_tensor(numbers, device=self.video.device)]
-        return torch.from_numpy(np.ascontiguousarray(self.video[np.asarray(numbers)]))
+        return self._store.frames(numbers)
 
     def to(self, device: torch.device | str) -> Windows:
         """Move the video to a device, where batches are then gathered; the rest is small and stays."""
-        self.video = self._video_on(device)
+        self._store.to(device)
         return self
 
     def encoded(
@@ -192,14 +133,8 @@ class Windows:
             batch: canvases per call.
             kept: latents of caches that were encoded before; those of the others are added.
         """
-        kept = {} if kept is None else kept
-        with torch.no_grad():
-            for folder, video in zip(self._folders, self._videos, strict=True):
-                if folder not in kept:
-                    parts = (torch.from_numpy(np.array(video[at : at + batch])) for at in range(0, len(video), batch))
-                    kept[folder] = torch.cat([encode(part.to(device)).to(torch.float16) for part in parts])
         latents = copy.copy(self)
-        latents.kind, latents.video = "latents", torch.cat([kept[folder] for folder in self._folders])
+        latents._store = self._store.encoded(encode, device, batch, kept)
         return latents
 
     def imitable(self, rows: np.ndarray) -> np.ndarray:
@@ -321,41 +256,6 @@ def _next(marked: np.ndarray) -> np.ndarray:
     """(n + 1,) int: the first marked position at or after each of 0 to n; n where there is none."""
     position = np.append(np.where(marked, np.arange(len(marked)), len(marked)), len(marked))
     return np.minimum.accumulate(position[::-1])[::-1]
-
-
-def _load(folder: Path, embodiment: Embodiment) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
-    try:
-        about = json.loads((folder / "cache.json").read_text())
-        with np.load(folder / "arrays.npz") as file:
-            arrays = dict(file)
-        video = np.load(folder / "video.npy", mmap_mode="r")
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DatasetError(f"{folder} is no usable cache ({error}); delete it and build it again.") from error
-    got = (arrays["tick_action"].shape[1], arrays["frame_proprio"].shape[1])
-    want = (embodiment.action_dim, embodiment.proprio_dim)
-    strides = -(-arrays["episode_ticks"] // embodiment.frame_stride)
-    if about["embodiment"] != embodiment.name or got != want or (strides != arrays["episode_frames"]).any():
-        raise DatasetError(
-            f"cache {folder} is of embodiment {about['embodiment']!r} with (A, P) = {got}, expected "
-            f"{embodiment.name!r} with {want} and {embodiment.frame_stride} ticks per frame; "
-            "build it again for this embodiment."
-        )
-    return about, arrays, video
-
-
-def _joined(
-    abouts: Sequence[dict[str, Any]], caches: Sequence[dict[str, np.ndarray]]
-) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Every instruction of some caches, and their arrays one after another, tasks renumbered to match."""
-    ids: dict[str, int] = {}
-    same = len({arrays["frame_truth"].shape[1] for arrays in caches}) == 1  # one dataset without it is enough
-    for about, arrays in zip(abouts, caches, strict=True):
-        new = np.array([ids.setdefault(text, len(ids)) for text in about["instructions"]])
-        arrays["tick_task"] = new[arrays["tick_task"]]
-        arrays["frame_truth"] = arrays["frame_truth"][:, : None if same else 0]
-        for flag in ("has_action", "has_state", "has_success"):
-            arrays[flag] = np.full(len(arrays["episode_ticks"]), about[flag])
-    return tuple(ids), {name: np.concatenate([arrays[name] for arrays in caches]) for name in caches[0]}
 
 
 def statistics(windows: Windows) -> dict[str, dict[str, np.ndarray]]:

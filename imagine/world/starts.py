@@ -174,7 +174,8 @@ class EpisodeStarts:
         body, data = self.body, self.dataset
         views = {v.name: data.frames(i, v.key, [0], (v.height, v.width))[0] for v in body.views}
         state, _ = data.check_embodiment(body)
-        row = {key: value[0] for key, value in data.features(i).items()}
+        keys = data.keys(body, has_state=state, has_action=False)
+        row = {key: value[0] for key, value in data.features(i, keys).items()}
         proprio = body.proprio_of(row) if state else np.zeros(body.proprio_dim, np.float32)
         return Start(body.tile(views), proprio, data.instructions(i)[0], self.ids[i])
 
