@@ -203,7 +203,7 @@ def test_judge_tiny_is_a_small_transformers_model_with_its_figures_beside_it() -
     assert sum(p.numel() for p in judge.backend.model.parameters()) <= 12_000_000
     assert set(JudgeSettings.read(folder).calibration) == {"real", "imagined"}
     figures = json.loads((folder / "metrics.json").read_text())
-    assert figures["real"]["n"] >= 64 and figures["negative_controls"]["n"] >= 16  # few as yet
+    assert figures["real"]["n"] >= 400 and figures["negative_controls"]["n"] >= 200
     assert {"auroc", "ece", "brier", "fpr", "fnr"} <= set(figures["imagined"])
 
 
@@ -215,11 +215,14 @@ def test_judge_tiny_tells_what_was_done_from_what_was_not() -> None:
     for seed in range(900_400, 900_420):
         task = world.reset(seed, families=("put_in_bowl", "pick_up", "push_left", "push_right"))
         film = [body.tile(world.views())]
+        done_at = 192
         for t in range(192):
             world.tick(expert_target(world, world.task))
             if t % 12 == 11:  # after 0.4 s nothing can be done yet; after 0.8 s a block may have been picked up
                 film.append(body.tile(world.views()))
             if world.success():
+                done_at = min(done_at, t)
+            if t >= done_at + 12:  # a chunk goes on, and is judged by its end
                 break
         film.append(body.tile(world.views()))
         other = next(c for c in world.colours if c != task.colour)
@@ -234,9 +237,8 @@ def test_judge_tiny_tells_what_was_done_from_what_was_not() -> None:
     score = judge.score(np.stack(films), told)
     said, truth = score.terminated.numpy(), np.array(label)
     assert score.valid.all()
-    # 5 of 40 were found with a calibration on 16 episodes; the first model's judge was held to 3.
-    assert (said & ~truth).sum() <= 6, "false alarms are the dear ones"
-    assert (said & truth).sum() >= 12
+    assert (said & ~truth).sum() <= 3, "false alarms are the dear ones"
+    assert (said & truth).sum() >= 15
     holding = VLMJudge(judge.backend, "imagine-rubric").score(np.stack(films), told).terms
     assert set(holding) == {"success", "progress", "holding", "contact", "safety"}
     assert holding["progress"][truth].mean() > holding["progress"][~truth].mean() + 0.2
