@@ -135,7 +135,7 @@ class Learner:
         )
         folder.mkdir(parents=True, exist_ok=True)
         self._peft.peft_config["default"].save_pretrained(str(folder))  # type: ignore[attr-defined]
-        about = {"format": "pt", _BASE: self._base}
+        about = {_BASE: self._base}  # one entry: safetensors writes several in any order, and files are to be equal
         atomic_write(
             folder / _WEIGHTS, save({k: v.detach().cpu().half().contiguous() for k, v in named.items()}, about)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from imagine.types import INSTRUCTION_BYTES, ShapeError, pack_instruction
 
 def describe(body: Embodiment, *, scores: bool) -> dict[str, Any]:
     """What a client is told on connecting: the embodiment, what requests may carry, and RoboArena's configuration."""
-    wrists = [v for v in body.views if "wrist" in v.name or "hand" in v.name]
+    wrists = [v for v in body.views if _is_wrist(v.name)]
     return {
         "embodiment": body.name,
         "control_hz": body.control_hz,
@@ -35,6 +36,10 @@ def describe(body: Embodiment, *, scores: bool) -> dict[str, Any]:
 def read_observation(request: Mapping[str, Any], body: Embodiment) -> dict[str, np.ndarray]:
     """A batch of one, as ``imagine.world.spaces`` describes it, from a request; of a film the newest frame.
 
+    Names are the embodiment's, or those of openpi's clients for DROID and LIBERO (``observation/exterior_image_1_left``,
+    ``observation/image``, ``observation/wrist_image``, ``observation/state``, ``observation/joint_position`` …), which
+    stand for the views and the proprioception in their order.
+
     Raises:
         ShapeError: something is missing, misshapen or not finite.
     """
@@ -43,8 +48,10 @@ def read_observation(request: Mapping[str, Any], body: Embodiment) -> dict[str, 
         return request[name] if name in request else request.get(f"observation/{name}")
 
     seen: dict[str, np.ndarray] = {}
+    openpi = _openpi_views(request, body)
     for view in body.views:
         image, want = find(view.name), (view.height, view.width, 3)
+        image = openpi.get(view.name) if image is None else image
         image = _newest(image, 3) if isinstance(image, np.ndarray) else image
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != want:
             got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
@@ -52,12 +59,28 @@ def read_observation(request: Mapping[str, Any], body: Embodiment) -> dict[str, 
             raise ShapeError(f"view {view.name!r}: got {got}, expected uint8 {want} of embodiment {body.name!r}.")
         seen[view.name] = image[None].copy()
     proprio = find("proprio")
-    if proprio is None and all(find(n) is not None for n in body.proprio):
-        proprio = np.concatenate([_newest(read_numbers(find(n), n), 1).ravel() for n in body.proprio])
+    for parts in (body.proprio, ("state",), ("joint_position", "gripper_position")):
+        if proprio is None and all(find(n) is not None for n in parts):
+            proprio = np.concatenate([_newest(read_numbers(find(n), n), 1).ravel() for n in parts])
     proprio = _newest(read_numbers(proprio, "proprio"), 1)
     seen["proprio"] = read_numbers(proprio, "proprio", (body.proprio_dim,))[None]
     seen["instruction"] = _instruction(request)[None]
     return seen
+
+
+def _openpi_views(request: Mapping[str, Any], body: Embodiment) -> dict[str, Any]:
+    """Images under openpi's names by the embodiment's, where there are as many as views at wrists, or elsewhere."""
+    found: dict[str, Any] = {}
+    for pattern, at_wrist in ((r"image|exterior_image_\d+_left", False), (r"wrist_image(_left|_right)?", True)):
+        names = [view.name for view in body.views if _is_wrist(view.name) == at_wrist]
+        theirs = sorted(k for k in map(str, request) if re.fullmatch(f"(observation/)?({pattern})", k))
+        if len(theirs) == len(names):
+            found |= {name: request[key] for name, key in zip(names, theirs, strict=True)}
+    return found
+
+
+def _is_wrist(view: str) -> bool:
+    return "wrist" in view or "hand" in view
 
 
 def read_candidates(given: Any, body: Embodiment) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from imagine import POLICY, CheckpointMismatch, Observation, WorldActionModel, sample
+from imagine import DYNAMICS, INVERSE, POLICY, CheckpointMismatch, Observation, WorldActionModel, sample
 from imagine.policy.adapter import Learner, is_adapter, merged, weights_hash
 
 WEIGHTS = "adapter_model.safetensors"
@@ -179,3 +179,24 @@ def test_a_file_of_nothing_but_nan_is_to_blame(tiny_model: WorldActionModel, tmp
     save_file(state | {name: torch.full_like(state[name], float("nan"))}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointMismatch, match=rf"model\.safetensors: {name} holds NaN"):
         WorldActionModel.from_pretrained(tmp_path)
+
+
+# ---------------------------------------------------------------------- half precision
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_answers_all_questions(
+    dtype: torch.dtype, tiny_model: WorldActionModel, tiny_observation: Observation
+) -> None:
+    def answers(model: WorldActionModel) -> list[Tensor]:
+        context = model.encode(tiny_observation, ["push the bowl"] * 3)
+        dreamt = sample(model, DYNAMICS, context, action=commanded, steps=1, seeds=[1, 2, 3])
+        assert dreamt.video is not None and dreamt.proprio is not None
+        next_ = model.after(context, dreamt.video, dreamt.proprio, dreamt.memory)
+        read = sample(model, INVERSE, next_, video=dreamt.video, proprio=dreamt.proprio, steps=1, seeds=[1, 2, 3])
+        return [action(model, tiny_observation), dreamt.video, dreamt.proprio, read.action, model.decode(dreamt.video)]
+
+    commanded = torch.randn(3, *tiny_model.chunk_shapes["action"], generator=torch.Generator().manual_seed(0))
+    half = copy.deepcopy(tiny_model).to(dtype)
+    assert torch.equal(half.action_std, tiny_model.action_std), "robot units keep their precision"
+    for got, want in zip(answers(half), answers(tiny_model), strict=True):
+        error = (got.float() - want.float()).square().mean().sqrt() / want.float().std()
+        assert got.dtype == want.dtype and error < 0.1

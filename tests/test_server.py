@@ -153,6 +153,11 @@ def test_openpis_client_is_answered_as_openpi_does(serving, tiny_model) -> None:
     [
         lambda o: {"observation/head": o["head"], "observation/proprio": o["proprio"], "prompt": o["prompt"]},
         lambda o: {**o, **{k: np.stack([0 * o[k], o[k]]) for k in ("head", "proprio")}},
+        lambda o: {"observation/image": o["head"], "observation/state": o["proprio"], "prompt": o["prompt"]},
+        lambda o: {
+            "observation/exterior_image_1_left": o["head"], "observation/joint_position": o["proprio"][:2],
+            "observation/gripper_position": o["proprio"][2:], "prompt": o["prompt"],
+        },
         lambda o: {"head": o["head"], "arm": o["proprio"][:2], "grip": o["proprio"][2:], "instruction": o["prompt"]},
         lambda o: {"head": o["head"], "proprio": o["proprio"].tolist(), "instruction": pack_instruction(o["prompt"])},
         lambda o: {**o, "proprio": o["proprio"].astype(np.float64), "prompt": np.str_(o["prompt"]), "unknown": 1},

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_wan import ZERO, in_original, prefixed, store, weights, zero_config
+from test_wan import PLAIN, ZERO, diffusers_config, in_original, prefixed, store, weights, zero_config
 from test_wan_encoders import Tokenizer, make_clip, make_t5, make_vae
 
 from imagine.data.windows import Windows
@@ -18,7 +18,7 @@ from imagine.data.write import DatasetWriter, EpisodeData
 from imagine.embodiment import Embodiment
 from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
-from imagine.questions import DYNAMICS, JOINT, QUESTIONS
+from imagine.questions import DYNAMICS, JOINT, QUESTIONS, VIDEO
 from imagine.sampler import sample
 from imagine.types import (
     CheckpointMismatch,
@@ -199,6 +199,37 @@ def test_an_adopted_checkpoint_stays_where_it_is(folder: Path, tmp_path: Path) -
     ):
         with pytest.raises(ImagineError, match=said):
             run(Args(out=tmp_path / "b", **asked | wrong))
+
+
+@torch.no_grad()
+def test_a_plain_wan_is_adopted_without_statistics(tmp_path: Path) -> None:
+    from imagine.configs.commands.adopt import Args, run
+    from imagine.model.config import ModelConfig
+
+    cfg = PLAIN.model_copy(update={"channels": 16})
+    store(tmp_path / "Wan" / "transformer", diffusers_config(cfg), weights(cfg), 2)
+    asked: dict[str, Any] = {"checkpoint": str(tmp_path / "Wan"), "embodiment": "agibot_g1", "prompt": "plain"}
+    assert run(Args(out=tmp_path / "a", **asked))["answers"] == ["VIDEO"]
+    read = ModelConfig.model_validate_json((tmp_path / "a" / "model" / "config.json").read_bytes())
+    assert len(read.statistics.action_mean) == 22 and read.dit.action_dim == 0
+
+    given = read.statistics.model_copy(update={"proprio_mean": (0.5,) * 20})
+    (tmp_path / "own.json").write_text(given.model_dump_json())
+    run(Args(out=tmp_path / "b", **asked, statistics=str(tmp_path / "own.json")))
+    again = ModelConfig.model_validate_json((tmp_path / "b" / "model" / "config.json").read_bytes())
+    assert again.statistics == given
+    (tmp_path / "own.json").write_text('{"proprio_mean": [1, "two"]}')
+    with pytest.raises(ImagineError, match=r"own\.json: proprio_mean\.1: Input should be a valid number"):
+        run(Args(out=tmp_path / "c", **asked, statistics=str(tmp_path / "own.json")))
+
+
+@torch.no_grad()
+def test_a_plain_wan_films(tmp_path: Path) -> None:
+    cfg = PLAIN.model_copy(update={"text_dim": 24})
+    store(tmp_path, diffusers_config(cfg), weights(cfg), 1)
+    model = loaded(tmp_path)
+    film = sample(model, VIDEO, model.encode(seen(), told()), steps=1, seeds=[0, 1])
+    assert film.video is not None and film.video.isfinite().all() and film.action is None
 
 
 @pytest.mark.parametrize("name", ["agibot_g1"])

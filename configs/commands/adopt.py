@@ -21,6 +21,8 @@ class Args(Common):
         checkpoint: folder or hub id: Wan in diffusers layout, DreamZero or DreamZero-5B in either.
         embodiment: the robot: agibot_g1, or a YAML file (docs/embodiment.md).
         prompt: what the model was trained to be told: agibot, droid, libero, or plain for the instruction alone.
+        statistics: a JSON file of proprio_mean, proprio_std, action_mean and action_std, where none lie beside the
+            checkpoint; a plain Wan needs none.
         parts: a Wan pipeline that has codec, text encoder and image encoder, where the checkpoint has none.
         answers: questions it was trained to answer; by default JOINT for a DreamZero, VIDEO for a Wan.
         parity: clean, or dreamzero for the released inference's quirks.
@@ -31,6 +33,7 @@ class Args(Common):
     checkpoint: str = ""
     embodiment: str = "agibot_g1"
     prompt: str = "agibot"
+    statistics: str = ""
     parts: str = ""
     answers: Words = ()
     parity: str = "clean"
@@ -51,6 +54,7 @@ def run(args: Args) -> dict[str, Any]:
     if args.skip_black and args.prompt not in LEFT_OUT:
         raise ImagineError(f"--skip-black knows the canvas of {', '.join(LEFT_OUT)}, got --prompt {args.prompt}.")
     from imagine.embodiment import Embodiment
+    from imagine.model.config import Statistics
     from imagine.questions import QUESTIONS
     from imagine.train.memory_estimate import count
     from imagine.wan.convert import PROMPTS, inspect
@@ -77,6 +81,7 @@ def run(args: Args) -> dict[str, Any]:
         args.checkpoint,
         body,
         folder.path / "model",
+        Statistics.load(args.statistics) if args.statistics else None,
         template="{task}" if args.prompt == "plain" else PROMPTS[args.prompt],
         parts=args.parts or None,
         answers=args.answers or None,

@@ -75,8 +75,7 @@ class Embedder(nn.Module):
 
     def time(self, sigma: Tensor, pooled: Tensor | None, steer: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Noise levels (B, G), and what else steers each group (B, G, D), to (B, G, D) and six modulations of it."""
-        waves = sinusoid(1000 * sigma, self.freq_dim).to(self.time_embedder.linear_1.weight.dtype)
-        emb = self.time_embedder(waves).to(self.time_proj.weight.dtype)
+        emb = self.time_embedder(sinusoid(1000 * sigma, self.freq_dim)).to(self.time_proj.weight.dtype)
         if self.pooled_text is not None and pooled is not None:
             emb = emb + self.pooled_text(pooled)[:, None]
         if steer is not None:
@@ -169,7 +168,7 @@ class Block(nn.Module):
         queries = self.attn1.queries(h, table)[:, : x.shape[1] - alone]
         seen = self.attn1.out(queries, *past(turned, value), alone=value[:, many:])
         x = self._add(x, seen, sizes, gate1)
-        h = self.norm2(x.float()).type_as(x)
+        h = self.norm2(x.to(self.norm2.weight.dtype)).type_as(x)
         x = x + self.attn2.out(self.attn2.queries(h), *text, image=image).type_as(x)
         h = self._norm(x, sizes, shift2, scale2)
         return self._add(x, self.ffn(h), sizes, gate2), key, value

@@ -76,21 +76,25 @@ class FrameCodec(nn.Module):
         self.register_buffer("mean", torch.zeros(cfg.channels))
         self.register_buffer("std", torch.ones(cfg.channels))
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.std.dtype
+
     def encode_raw(self, canvas: Tensor) -> Tensor:
         """uint8 canvases to latents before normalisation."""
         if canvas.dtype != torch.uint8 or canvas.ndim != 4 or canvas.shape[-1] != 3:
             raise ShapeError(f"codec got {canvas.dtype} {tuple(canvas.shape)}, expected uint8 (N, H, W, 3).")
         if canvas.shape[1] % self.cfg.factor or canvas.shape[2] % self.cfg.factor:
             raise ShapeError(f"canvas is {tuple(canvas.shape[1:3])}, expected multiples of {self.cfg.factor} pixels.")
-        return self.encoder(canvas.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        return self.encoder((canvas.permute(0, 3, 1, 2).float() / 127.5 - 1).to(self._dtype))
 
     def encode(self, canvas: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 to (N, C, h, w) float, zero mean and unit variance over the training frames."""
-        return (self.encode_raw(canvas) - self.mean[:, None, None]) / self.std[:, None, None]
+        """(N, H, W, 3) uint8 to (N, C, h, w) float32, zero mean and unit variance over the training frames."""
+        return ((self.encode_raw(canvas) - self.mean[:, None, None]) / self.std[:, None, None]).float()
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         """Unnormalised latents to (N, 3, H, W) float in about [-1, 1]."""
-        return self.decoder(latents)
+        return self.decoder(latents.to(self._dtype))
 
     def decode(self, latents: Tensor) -> Tensor:
         """(N, C, h, w) float latents to (N, H, W, 3) uint8."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from imagine.embodiment import Embodiment
 from imagine.model.codec import CodecConfig
 from imagine.model.dit import DiTConfig
 from imagine.model.text import TextConfig
 from imagine.questions import QUESTIONS
+from imagine.types import ImagineError, first_fault
 
 FORMAT = 1
 
@@ -22,6 +25,21 @@ class Statistics(BaseModel):
     proprio_std: tuple[float, ...]
     action_mean: tuple[float, ...]
     action_std: tuple[float, ...]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Statistics:
+        """Read a JSON file of the four lists.
+
+        Raises:
+            ImagineError: it cannot be read, or a list is missing or holds something else than numbers.
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except ValidationError as error:
+            where, what = first_fault(error)
+            raise ImagineError(f"statistics {path}: {where + ': ' if where else ''}{what}.") from None
+        except OSError as error:
+            raise ImagineError(f"statistics {path} cannot be read ({error.strerror}); give a JSON file.") from None
 
 
 class VideoCodecConfig(BaseModel):

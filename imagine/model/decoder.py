@@ -114,6 +114,7 @@ class SceneDecoder(nn.Module):
 
     def begin(self, last: Tensor) -> Tensor:
         """The memory (B, M, h, w) float32 of a scene of which one frame (B, C, h, w) has been seen."""
+        last = last.to(self.enter.weight.dtype)
         return self.open(torch.cat([last, _places(last)], 1)).float()
 
     def forward(
@@ -134,6 +135,7 @@ class SceneDecoder(nn.Module):
         """
         b, f, _, h, w = noisy.shape
         pt, ph, pw = self.patch
+        last = last.to(self.enter.weight.dtype)
         clear, place = noisy * expand(1 - sigma, noisy), _places(last)
         spread = last.new_zeros(b, f // pt, 1, h, w)
         if tokens is not None:

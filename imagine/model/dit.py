@@ -92,8 +92,7 @@ class JointDiT(TokenEmbedder):
     # ------------------------------------------------------------------ passes
     def read(self, context: Context) -> ContextCache:
         """Encode instruction, image tokens, condition and state, not yet the observed frames."""
-        embed = self.condition_embedder.text_embedder
-        words = embed(context.text.to(embed.linear_1.weight.dtype))
+        words = self.condition_embedder.text_embedder(context.text)
         text = [block.attn2.keys_values(words) for block in self.blocks]  # type: ignore[operator, union-attr]
         cache = ContextCache(
             [k for k, _ in text], [v for _, v in text], words.mean(1) if self.cfg.pooled_text else None

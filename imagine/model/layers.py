@@ -185,8 +185,8 @@ class TwoLinear(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_dim) to (..., out_dim)."""
-        x = self.linear_1(x)
+        """(..., in_dim) to (..., out_dim), in the weights' own precision."""
+        x = self.linear_1(x.to(self.linear_1.weight.dtype))
         if self.activation == "relu":
             return self.linear_2(F.relu(x))
         x = F.silu(x) if self.activation == "silu" else F.gelu(x, approximate="tanh")

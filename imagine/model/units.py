@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +39,14 @@ class RobotUnits(nn.Module):
         anchors = body.anchors_in_proprio()
         self.register_buffer("anchor", torch.tensor([max(i, 0) for i in anchors]), persistent=False)
         self.register_buffer("anchored", torch.tensor([float(i >= 0) for i in anchors]), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> RobotUnits:
+        """As of any module, but units keep their precision: a robot is not to be commanded in bfloat16."""
+        exact = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, value in exact.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
 
     @property
     def device(self) -> torch.device:

@@ -47,7 +47,8 @@ def describe(
     Args:
         folder: Wan in diffusers layout, DreamZero or DreamZero-5B in either; a folder or a hub id.
         embodiment: the robot, or the file that describes it; its chunk must be the checkpoint's.
-        statistics: of the robot's numbers; None reads those beside a DreamZero checkpoint (``experiment_cfg``).
+        statistics: of the robot's numbers; None reads those beside a DreamZero checkpoint (``experiment_cfg``), and takes
+            the embodiment's bounds for a plain Wan, which sees neither states nor actions.
         template: the prompts that the model was trained on, around ``{task}``; see :data:`imagine.wan.convert.PROMPTS`.
         parts: a Wan pipeline in diffusers layout with codec, text and image encoder; None takes the folder's own.
         answers: questions it was trained to answer; by default JOINT for a DreamZero and VIDEO for a Wan.
@@ -78,23 +79,30 @@ def describe(
         dit=DiTConfig.model_validate(network.model_dump()),
         codec=VideoCodecConfig(source=source, channels=network.channels, factor=factor),
         text=PromptConfig(source=source, template=template, length=length, dim=network.text_dim),
-        statistics=read_statistics(where, body) if statistics is None else statistics,
+        statistics=statistics or (read_statistics(where, body) if zero else _of_bounds(body)),
         context_frames=remembered(network),
         answers=tuple(answers) if answers is not None else ("JOINT",) if zero else ("VIDEO",),
         schedule_shift=SHIFT,
     )
 
 
-def adopt(folder: str | Path, embodiment: Embodiment | str | Path, out: str | Path, **more: Any) -> ModelConfig:
+def adopt(
+    folder: str | Path,
+    embodiment: Embodiment | str | Path,
+    out: str | Path,
+    statistics: Statistics | None = None,
+    **more: Any,
+) -> ModelConfig:
     """Write a model folder that points at a foreign checkpoint, for ``WorldActionModel.from_pretrained``.
 
     Args:
         folder: see :func:`describe`.
         embodiment: see :func:`describe`.
         out: folder for ``config.json``; the weights stay where they are.
+        statistics: see :func:`describe`.
         more: as :func:`describe`.
     """
-    cfg, out = describe(folder, embodiment, **more), Path(out)
+    cfg, out = describe(folder, embodiment, statistics, **more), Path(out)
     atomic_write(out / "config.json", cfg.model_dump_json(indent=1))
     return cfg
 
@@ -211,7 +219,8 @@ def read_statistics(folder: Path, body: Embodiment) -> Statistics:
         found = next((t[name] for t in tables if name in t), None)
         if not found or len(found.get("q01", ())) != size or len(found.get("q99", ())) != size:
             raise CheckpointMismatch(
-                f"statistics in {folder} have no quantiles of {size} numbers for {name!r}; give `statistics`."
+                f"statistics in {folder} have no quantiles of {size} numbers for {name!r}; give `statistics` "
+                "(--statistics FILE.json)."
             )
         low, high = found["q01"], found["q99"]
         mean = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
@@ -224,10 +233,19 @@ def read_statistics(folder: Path, body: Embodiment) -> Statistics:
     return Statistics(proprio_mean=flat[0], proprio_std=flat[1], action_mean=flat[2], action_std=flat[3])
 
 
+def _of_bounds(body: Embodiment) -> Statistics:
+    low, high = body.action_low.astype(float), body.action_high.astype(float)
+    middle, half = tuple(((low + high) / 2).tolist()), tuple(((high - low) / 2).clip(1e-6).tolist())
+    p = body.proprio_dim
+    return Statistics(proprio_mean=(0.0,) * p, proprio_std=(1.0,) * p, action_mean=middle, action_std=half)
+
+
 def _one(folder: Path, name: str) -> Path:
     found = sorted(folder.rglob(name))
     if not found:
-        raise CheckpointMismatch(f"{folder} has no {name}, so nothing says what its numbers mean; give `statistics`.")
+        raise CheckpointMismatch(
+            f"{folder} has no {name}, so nothing says what its numbers mean; give `statistics` (--statistics FILE.json)."
+        )
     return found[0]
 
 
