@@ -17,7 +17,12 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from imagine.policy.wire import LARGEST, WireError, pack, unpack
+from imagine.policy.wire import WireError, pack, unpack
+
+LARGEST_ANSWER = 2**24
+"""Bytes of the largest answer taken."""
+LONGEST_QUOTE = 500
+"""Characters that are repeated of the sentence in which a server refuses; of a traceback, twenty times as many."""
 
 SLACK_MS = 20.0
 """How long a verdict may be under way beyond its deadline, there and back, before it is given up."""
@@ -161,10 +166,9 @@ class RemotePolicy:
             unknown = np.full(n, np.nan, np.float32)
             note = f"no answer within {deadline_ms:g} ms; the first of {n} candidates is preferred."
             return Ranking(0, True, unknown, unknown, unknown, {}, note)
-        try:
-            return Ranking(**{name: answer[name] for name in Ranking.__dataclass_fields__})
-        except (KeyError, TypeError):
-            raise RemoteError(f"{self.url} answered a score request with {_what(answer)}.") from None
+        if (ranking := _ranking(answer, len(candidates))) is None:
+            raise RemoteError(f"{self.url} answered a score request with {_what(answer)}, expected a ranking.")
+        return ranking
 
     # ------------------------------------------------------------------ the connection
     def close(self) -> None:
@@ -179,7 +183,8 @@ class RemotePolicy:
 
     @property
     def _accepts(self) -> Sequence[str]:
-        return self.metadata.get("accepts", ())
+        accepts = self.metadata.get("accepts")
+        return accepts if isinstance(accepts, list) else ()
 
     @property
     def _has_memory(self) -> bool:
@@ -209,7 +214,7 @@ class RemotePolicy:
         try:
             connection = self._stack.enter_context(
                 connect(
-                    self.url, compression=None, max_size=LARGEST, open_timeout=self.timeout, close_timeout=1,
+                    self.url, compression=None, max_size=LARGEST_ANSWER, open_timeout=self.timeout, close_timeout=1,
                     ping_interval=None,  # openpi's server is deaf to pings while it thinks; our timeout notices instead
                     additional_headers=self._headers, proxy=None,
                 )
@@ -227,8 +232,10 @@ class RemotePolicy:
             raise RemoteError(f"{self.url} began with {_what(self.metadata)}, expected a dict; is it a policy server?")
         theirs = self.metadata.get("action_dim", self.action_dim)
         if self.action_dim is not None and theirs != self.action_dim:
-            robot = self.metadata.get("embodiment", "another embodiment")
-            raise RemoteError(f"{self.url} serves {robot} with {theirs} action values, expected {self.action_dim}.")
+            robot = str(self.metadata.get("embodiment", "another embodiment"))[:LONGEST_QUOTE]
+            raise RemoteError(
+                f"{self.url} serves {robot} with {str(theirs)[:40]} action values, expected {self.action_dim}."
+            )
         return connection
 
     def _ask(self, message: Mapping[str, Any], patience: float | None = None) -> Any:
@@ -282,9 +289,22 @@ def _binary(message: str | bytes) -> bytes:
     """What is not an error; a text frame is one, of several lines where it is a traceback."""
     if isinstance(message, bytes):
         return message
-    error = RemoteError(f"the policy server refused: {(message.strip().splitlines() or ['it did not say why'])[-1]}")
-    error.add_note(message)
+    last = (message.strip().splitlines() or ["it did not say why"])[-1]
+    error = RemoteError(f"the policy server refused: {last[:LONGEST_QUOTE]}")
+    error.add_note(message[-20 * LONGEST_QUOTE :])
     raise error
+
+
+def _ranking(answer: Any, n: int) -> Ranking | None:
+    """What a server says of ``n`` candidates, if that is what it says."""
+    fields: list[Any] = [answer.get(name) for name in Ranking.__dataclass_fields__] if isinstance(answer, dict) else [None] * 7
+    preferred, late, *columns, terms, note = fields
+    if not isinstance(preferred, int) or not 0 <= preferred < n or not isinstance(terms, dict):
+        return None
+    if not all(isinstance(x, np.ndarray) and x.shape == (n,) for x in (*columns, *terms.values())):
+        return None
+    scores, spread, hallucination = columns
+    return Ranking(preferred, bool(late), scores, spread, hallucination, terms, str(note)[:LONGEST_QUOTE])
 
 
 def _what(value: Any) -> str:

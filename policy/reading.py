@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from imagine.embodiment import Embodiment
+from imagine.policy.wire import LARGEST
 from imagine.types import INSTRUCTION_BYTES, ShapeError, pack_instruction
+
+MOST_CANDIDATES = 1024
+"""Candidates scored in one request."""
+FILM_FRAMES = 32
+"""Frames of a film whose newest is looked at."""
+LONGEST_NAME = 128
+"""Characters of a session's name."""
 
 
 def describe(body: Embodiment, *, scores: bool) -> dict[str, Any]:
@@ -31,6 +39,31 @@ def describe(body: Embodiment, *, scores: bool) -> dict[str, Any]:
         "needs_session_id": False,
         "action_space": body.action[0].name,
     }
+
+
+def observation_bytes(body: Embodiment) -> int:
+    """Bytes of one observation, float32 and uint8."""
+    return sum(3 * v.height * v.width for v in body.views) + 4 * body.proprio_dim + INSTRUCTION_BYTES
+
+
+def request_bytes(body: Embodiment) -> int:
+    """Bytes of the largest request taken: films and many candidates, or a picture of a wrong size, to be told of."""
+    candidates = 8 * MOST_CANDIDATES * body.chunk_actions * body.action_dim
+    return min(LARGEST, max(2**23, 2 * FILM_FRAMES * observation_bytes(body) + candidates))
+
+
+def read_session(given: Any) -> str | None:
+    """The name of an episode; None where none is given.
+
+    Raises:
+        ShapeError: neither a number nor a text of a name's length.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, str | int | np.integer) or len(str(given)) > LONGEST_NAME:
+        got = f"a {type(given).__name__}" if not isinstance(given, str) else f"{len(given)} characters"
+        raise ShapeError(f"session_id: got {got}, expected a number or at most {LONGEST_NAME} characters.")
+    return str(given)
 
 
 def read_observation(request: Mapping[str, Any], body: Embodiment) -> dict[str, np.ndarray]:
@@ -91,10 +124,10 @@ def read_candidates(given: Any, body: Embodiment) -> np.ndarray:
     """
     chunks = read_numbers(given, "candidates", finite=False)
     want = (body.chunk_actions, body.action_dim)
-    if chunks.ndim != 3 or len(chunks) < 1 or chunks.shape[1:] != want:
+    if chunks.ndim != 3 or not 1 <= len(chunks) <= MOST_CANDIDATES or chunks.shape[1:] != want:
         raise ShapeError(
-            f"candidates have shape {chunks.shape}, expected (N, {want[0]}, {want[1]}) with N at least 1, chunks of "
-            f"embodiment {body.name!r}."
+            f"candidates have shape {chunks.shape}, expected (N, {want[0]}, {want[1]}) with N at least 1 and at most "
+            f"{MOST_CANDIDATES}, chunks of embodiment {body.name!r}."
         )
     return body.check_action(chunks)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from math import inf
-from threading import TIMEOUT_MAX
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,14 +36,14 @@ class TimedScorer:
     """Scores slice by slice, and stops where the next slice would end too late.
 
     Every call of the scorer runs on ``executor``, so that others get their turn between two slices.
-    A call that has started and takes too long is no longer waited for.
+    A call that has started and takes too long is no longer waited for; cancelled, no further one is made.
     """
 
     def __init__(self, scorer: Scorer, executor: Executor, *, slice_size: int, clock: Callable[[], float]):
         self.scorer, self.executor, self.slice_size, self.clock = scorer, executor, slice_size, clock
         self._cost = 0.0  # seconds that a slice took when last measured; at first it is worth a try
 
-    def __call__(
+    async def __call__(
         self,
         observation: dict[str, np.ndarray],
         start: dict[str, np.ndarray],
@@ -59,10 +59,10 @@ class TimedScorer:
         """
         n, at = len(candidates), 0
         columns = {"scores": np.full(n, np.nan, np.float32)}
-        judge = self._in_time(lambda: self.scorer(observation, start), until)
+        judge = await self._in_time(lambda: self.scorer(observation, start), until)
         while judge is not None and at < n and self._affordable(until):
             part = candidates[at : at + self.slice_size]
-            verdict = self._in_time(lambda part=part: self._timed(judge, part), until)  # type: ignore[misc]
+            verdict = await self._in_time(lambda part=part: self._timed(judge, part), until)  # type: ignore[misc]
             if verdict is None:
                 break
             for name, column in {"scores": verdict[0], **verdict[1]}.items():
@@ -96,16 +96,15 @@ class TimedScorer:
             self._cost = seconds
         return verdict
 
-    def _in_time(self, call: Callable[[], Any], until: float) -> Any:
+    async def _in_time(self, call: Callable[[], Any], until: float) -> Any:
         """What a call on the executor returns, or None if it has not by then."""
         left = until - self.clock()
         if left <= 0:
             return None
-        future = self.executor.submit(call)
+        answering = asyncio.get_running_loop().run_in_executor(self.executor, call)
         try:
-            answer = future.result(left if left < TIMEOUT_MAX else None)
+            answer = await asyncio.wait_for(answering, None if left == inf else left)
         except TimeoutError:
-            future.cancel()
             return None
         return answer if self.clock() <= until else None
 

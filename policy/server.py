@@ -12,17 +12,23 @@ before, ``prompt`` for the instruction, or proprioception slice by slice). ``see
 ``session_id`` begins an episode. A refused request is answered by one sentence as a text frame and the connection
 lives on; a failure of ours by the traceback, and the connection is closed with code 1011, as openpi does.
 
+What a client can cost the others is bounded: the number of connections and what each may send and hold, the time for
+which one is waited for that does not read. Work for a client that has left is not begun, and refusing messages takes a
+small share of the time. Web pages are refused by their ``Origin``.
+
 Source: openpi ``WebsocketPolicyServer``; dreamzero ``eval_utils/policy_server.py`` (RoboArena).
 """
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import count
@@ -31,16 +37,26 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
-from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
-from websockets.sync.server import ServerConnection, serve
+from websockets.protocol import State
 
 from imagine.embodiment import Embodiment
-from imagine.policy.reading import describe, read_candidates, read_numbers, read_observation
+from imagine.policy.connections import Room, last_words, leave, listen, unless_left
+from imagine.policy.reading import (
+    describe,
+    observation_bytes,
+    read_candidates,
+    read_numbers,
+    read_observation,
+    read_session,
+    request_bytes,
+)
 from imagine.policy.scoring import Scorer as Scorer
 from imagine.policy.scoring import TimedScorer
-from imagine.policy.wire import LARGEST, WireError, pack, unpack
+from imagine.policy.wire import WireError, pack, unpack
+from imagine.policy.worker import Worker
 from imagine.seeds import Stream, derive
 from imagine.types import ImagineError, Policy, ShapeError
 
@@ -55,10 +71,20 @@ class ServerConfig(BaseModel):
     seed: int = 0  # of the noise where a request brings none
     slice_size: Annotated[int, Field(gt=0)] = 8  # candidates judged at once; between two slices others get their turn
     patience: float = 600.0  # seconds without a pong after which a client is given up; DreamZero's
+    clients: Annotated[int, Field(gt=0)] = 64  # connections at a time; one more is refused with HTTP status 503
+    send_timeout: Annotated[float, Field(gt=0)] = 5.0  # seconds for which a client is waited for that does not read
+    grace: Annotated[float, Field(ge=0)] = 5.0  # seconds in which requests under way are answered when it is closed
 
 
-REMEMBERED = 64
-"""Episodes under way that a server remembers per connection; the oldest is forgotten first."""
+REMEMBERED, REMEMBERED_BYTES = 64, 2**25
+"""Episodes under way that a server remembers per connection, and bytes of their first observations, whichever are
+fewer; the oldest is forgotten first."""
+LONGEST_REFUSAL = 500
+"""Characters of the sentence that refuses a request: what it quotes comes from the client."""
+REFUSALS_COST, LONGEST_PAUSE = 50.0, 1.0
+"""After a refusal a connection waits this many times as long as that took, at most so many seconds."""
+ARRIVING = 0.2
+"""Seconds in which a closing server still takes the request that a client may just be sending."""
 
 
 @dataclass(frozen=True)
@@ -114,26 +140,19 @@ class PolicyServer:
         """
         self.policy, self.body, self.cfg, self.clock = policy, body, cfg or ServerConfig(), clock
         self.counts: Counter[str] = Counter()
-        self._numbers = count()
-        self._worker, self._lock = ThreadPoolExecutor(1, "worker"), threading.Lock()
+        self._numbers, self._worker = count(), Worker()
         size = self.cfg.slice_size
         self._score = None if scorer is None else TimedScorer(scorer, self._worker, slice_size=size, clock=clock)
         self.metadata = describe(body, scores=scorer is not None)
-        self._open: set[ServerConnection] = set()
-        self._closing = False
-        try:
-            self._server = serve(
-                self._converse, self.cfg.host, self.cfg.port, compression=None, max_size=LARGEST, close_timeout=1,
-                ping_interval=60, ping_timeout=self.cfg.patience, process_request=_health,
-            )  # fmt: skip
-        except OSError as error:
-            where = f"{self.cfg.host}:{self.cfg.port}"
-            raise ImagineError(
-                f"cannot listen on {where} ({error.strerror or error}); choose another address."
-            ) from None
-        self._port = self._server.socket.getsockname()[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name="listen")
+        self._remembered = max(1, min(REMEMBERED, REMEMBERED_BYTES // observation_bytes(body)))
+        self._room = Room(self.cfg.clients, self.cfg.send_timeout)
+        listening = listen(self.cfg.host, self.cfg.port)
+        self._port = listening.getsockname()[1]
+        begun: Future[None] = Future()
+        run = lambda: asyncio.run(self._serve(listening, begun))  # noqa: E731
+        self._thread = threading.Thread(target=run, name="listen", daemon=True)
         self._thread.start()
+        begun.result()
 
     @property
     def url(self) -> str:
@@ -142,14 +161,11 @@ class PolicyServer:
         return f"ws://{host}:{self._port}"
 
     def close(self) -> None:
-        """Stop listening, finish the request under way, and close every connection."""
-        with self._lock:
-            self._closing, leaving = True, list(self._open)
-        for connection in leaving:
-            connection.close(CloseCode.GOING_AWAY, "the server stops")
-        self._worker.shutdown(wait=False, cancel_futures=True)
-        self._server.shutdown()
-        self._thread.join()
+        """Stop listening, answer the requests under way within ``cfg.grace`` seconds, and close every connection."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+        self._worker.shutdown()
 
     def __enter__(self) -> PolicyServer:
         return self
@@ -157,45 +173,80 @@ class PolicyServer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _count(self, what: str) -> None:
-        with self._lock:
-            self.counts[what] += 1
+    # ------------------------------------------------------------------ all of it below runs in the thread that listens
+    async def _serve(self, listening: socket.socket, begun: Future[None]) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        server = await serve(
+            self._converse, sock=listening, compression=None, origins=[None], process_request=self._welcome,
+            max_size=request_bytes(self.body), max_queue=2, ping_interval=60, ping_timeout=self.cfg.patience,
+            close_timeout=1, create_connection=self._room.connection,  # type: ignore[arg-type]
+        )  # fmt: skip
+        begun.set_result(None)
+        await self._stop.wait()
+        server.close(close_connections=False)
+        closed = asyncio.ensure_future(server.wait_closed())
+        await asyncio.wait({closed}, timeout=self.cfg.grace)
+        for left in list(self._room.sockets):
+            self._loop.create_task(leave(left))
+        await asyncio.wait({closed}, timeout=2)
+        for left in list(self._room.sockets):
+            left.hang_up()
+        await closed
 
-    def _converse(self, connection: ServerConnection) -> None:
+    def _welcome(self, connection: ServerConnection, request: Request) -> Response | None:
+        """What is answered before a websocket is opened."""
+        if request.path == "/healthz":
+            return connection.respond(HTTPStatus.OK, "OK\n")
+        if self._room.is_full:
+            self.counts["turned away"] += 1
+            full = f"{self.cfg.clients} clients are connected, which is all that are served at a time; try again.\n"
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, full)
+        return None
+
+    async def _converse(self, connection: ServerConnection) -> None:
         session = Connection()
-        self._count("clients")
-        with self._lock:
-            self._open.add(connection)
+        self.counts["clients"] += 1
         try:
-            connection.send(pack(self.metadata))
-            for message in connection:
+            await connection.send(pack(self.metadata))
+            while (message := await self._next(connection)) is not None:
                 begin = self.clock()
-                try:
-                    answer = self._answer(message, session, begin)
-                except (ImagineError, WireError) as refusal:
-                    self._count("refused")
-                    answer = str(refusal)
-                connection.send(answer)
+                await connection.send(await self._answer_or_refuse(connection, message, session, begin))
                 session.previous_ms = 1000 * (self.clock() - begin)
+            await leave(connection)
         except ConnectionClosed:
             pass
         except Exception:
-            if not self._closing:  # then only the worker has stopped
-                self._count("failed")
-                self._last_words(connection, traceback.format_exc())
+            self.counts["failed"] += 1
+            await last_words(connection, traceback.format_exc())
         finally:
-            with self._lock:
-                self._open.discard(connection)
             self._forget(session)
 
-    def _last_words(self, connection: ServerConnection, said: str) -> None:
-        try:
-            connection.send(said)
-            connection.close(CloseCode.INTERNAL_ERROR, "the server failed; the previous frame holds the traceback")
-        except ConnectionClosed:
-            pass  # nobody is left to hear it
+    async def _next(self, connection: ServerConnection) -> str | bytes | None:
+        """The next message; None once the server stops and none is arriving any more, or the client leaves."""
+        if self._stop.is_set():
+            return None
+        receiving, stopping = asyncio.ensure_future(connection.recv()), asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait({receiving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        await asyncio.wait({receiving}, timeout=ARRIVING)
+        if not receiving.done():
+            receiving.cancel()
+            return None
+        return receiving.result() if connection.state is State.OPEN else None
 
-    def _answer(self, message: str | bytes, session: Connection, begin: float) -> str | bytes:
+    async def _answer_or_refuse(
+        self, connection: ServerConnection, message: str | bytes, session: Connection, begin: float
+    ) -> str | bytes:
+        since = time.monotonic()
+        try:
+            return await unless_left(connection, self._answer(message, session, begin))
+        except (ImagineError, WireError) as refusal:
+            self.counts["refused"] += 1
+            await asyncio.sleep(min(LONGEST_PAUSE, REFUSALS_COST * (time.monotonic() - since)))
+            said = str(refusal)
+            return said if len(said) <= LONGEST_REFUSAL else said[: LONGEST_REFUSAL - 2] + " …"
+
+    async def _answer(self, message: str | bytes, session: Connection, begin: float) -> str | bytes:
         """The answer to one message; a refused one leaves the session as it was."""
         request = unpack(message) if isinstance(message, bytes) else message
         if not isinstance(request, dict):
@@ -207,16 +258,16 @@ class PolicyServer:
             self._forget(session)
             return "reset successful"
         observation = read_observation(request, self.body)
-        name = None if request.get("session_id") is None else str(request["session_id"])
+        name = read_session(request.get("session_id"))
         episode = session.episodes.get(name) or Episode(next(self._numbers), observation)
         if endpoint == "score":
-            answer: Any = self._judge(request, observation, episode.start, begin)
+            answer: Any = await self._judge(request, observation, episode.start, begin)
         else:
-            answer = {"actions": self._act(request, observation, session, episode.number)}
+            answer = {"actions": await self._act(request, observation, session, episode.number)}
         session.episodes[name] = episode
-        if len(session.episodes) > REMEMBERED:
+        if len(session.episodes) > self._remembered:
             self._forget(session, next(iter(session.episodes)))
-        self._count("scored" if endpoint == "score" else "acted")
+        self.counts["scored" if endpoint == "score" else "acted"] += 1
         timing = {"infer_ms": 1000 * (self.clock() - begin)}
         if session.previous_ms is not None:
             timing["prev_total_ms"] = session.previous_ms
@@ -225,10 +276,10 @@ class PolicyServer:
     def _forget(self, session: Connection, *names: str | None) -> None:
         """Episodes of these names, or all of a connection, are over."""
         over = [session.episodes.pop(name).number for name in names or tuple(session.episodes)]
-        if over and not self._closing:
+        if over:
             self._worker.submit(self.policy.reset, over)
 
-    def _act(
+    async def _act(
         self, request: Mapping[str, Any], observation: dict[str, np.ndarray], session: Connection, episode: int
     ) -> np.ndarray:
         seed = request.get("seed")
@@ -236,13 +287,14 @@ class PolicyServer:
             seed = derive(self.cfg.seed, session.calls, Stream.POLICY)
         elif isinstance(seed, bool) or not isinstance(seed, int | np.integer):
             raise ShapeError(f"seed is {str(seed)[:40]!r}, expected a whole number.")
-        chunk = self._worker.submit(self.policy.act, observation, [int(seed)], [episode]).result()[0]
+        ask = lambda: self.policy.act(observation, [int(seed)], [episode])[0]  # noqa: E731
+        chunk = await asyncio.get_running_loop().run_in_executor(self._worker, ask)
         if not np.isfinite(chunk).all():
             raise ImagineError("the policy answered NaN or infinity, which no robot should be sent; check the model.")
         session.calls += request.get("seed") is None
         return chunk
 
-    def _judge(
+    async def _judge(
         self,
         request: Mapping[str, Any],
         observation: dict[str, np.ndarray],
@@ -257,8 +309,4 @@ class PolicyServer:
             if deadline <= 0:
                 raise ShapeError(f"deadline_ms is {deadline}, expected more than 0 milliseconds.")
         candidates = read_candidates(request.get("candidates"), self.body)
-        return self._score(observation, start, candidates, inf if deadline is None else begin + deadline / 1000)
-
-
-def _health(connection: ServerConnection, request: Request) -> Response | None:
-    return connection.respond(HTTPStatus.OK, "OK\n") if request.path == "/healthz" else None
+        return await self._score(observation, start, candidates, inf if deadline is None else begin + deadline / 1000)

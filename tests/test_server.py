@@ -497,6 +497,36 @@ def test_the_client_refuses_what_is_no_chunk(answer: Any, expected: str) -> None
     server.shutdown()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"preferred": 5}, {"preferred": "best"}, {"scores": np.zeros(3)}, {"terms": [1]}, {"spread": [0.0, 0.0]}, None],
+)
+def test_the_client_refuses_what_is_no_ranking(change: dict | None) -> None:
+    whole = {k: np.zeros(2, np.float32) for k in ("scores", "spread", "hallucination")}
+    whole |= {"preferred": 0, "late": False, "terms": {}, "note": ""}
+    server, url = elsewhere(lambda seen: 7 if change is None else whole | change, {"accepts": ["score"]})
+    with RemotePolicy(url, K, A) as policy, pytest.raises(RemoteError, match="expected a ranking"):
+        policy.score({k: v[0] for k, v in batch(0).items()}, "push", candidates(0.1, 0.2), 5000)
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (msgpack.packb({b"__npgeneric__": True, b"data": 2**33, b"dtype": "S1"}), "is not sent"),
+        (b"\xdd" + (2**22).to_bytes(4, "big") + b"\x80" * 2**22, "more than"),
+        (b"\0" * 2**25, "hung up"),
+        ("no " * 2**20, "refused: no no"),
+    ],
+)
+def test_a_hostile_server_costs_its_client_one_sentence(said: Any, expected: str) -> None:
+    server, url = elsewhere(lambda seen: said, {"accepts": 7})
+    with RemotePolicy(url, K, A) as policy, pytest.raises(wire.WireError, match=expected) as refused:
+        policy.act(batch(0))
+    server.shutdown()
+    assert len(str(refused.value)) < 600
+
+
 def test_the_client_connects_anew_when_the_server_was_started_again(serving, tiny_model) -> None:
     server = serving()
     policy = RemotePolicy(server.url, K, A)

@@ -1,0 +1,123 @@
+"""The connections of a server: how many there may be, what each may hold, and how each ends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Coroutine
+from typing import Any
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+from websockets.protocol import State
+
+from imagine.types import ImagineError
+
+
+class Room:
+    """The connections of a server: how many there are, and how many there may be.
+
+    Attributes:
+        clients: connections at most; one more is refused.
+        send_timeout: seconds after which a client that does not read what it is sent is hung up on.
+    """
+
+    def __init__(self, clients: int, send_timeout: float) -> None:
+        self.clients, self.send_timeout = clients, send_timeout
+        self.sockets: set[BoundedConnection] = set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many clients are connected as may be; those that have not said hello do not count."""
+        return sum(socket.state is State.OPEN for socket in self.sockets) >= self.clients
+
+    @property
+    def is_overrun(self) -> bool:
+        """Whether there are so many sockets that no more hellos are waited for."""
+        return len(self.sockets) > 4 * self.clients
+
+    def connection(self, *args: Any, **options: Any) -> ServerConnection:
+        """A new one, as ``websockets`` makes them."""
+        return BoundedConnection(self, *args, **options)
+
+
+class BoundedConnection(ServerConnection):
+    """A connection that holds little: while its client does not read, it is not read from, and not for long."""
+
+    def __init__(self, room: Room, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.room = room
+        self._hanging_up: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        super().connection_made(transport)
+        self.room.sockets.add(self)
+        if self.room.is_overrun:
+            self.hang_up()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by asyncio."""
+        self.room.sockets.discard(self)
+        if self._hanging_up is not None:
+            self._hanging_up.cancel()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Called by asyncio when more waits to be sent than a few answers, pongs among them."""
+        super().pause_writing()
+        self.transport.pause_reading()
+        self._hanging_up = self.loop.call_later(self.room.send_timeout, self.hang_up)
+
+    def resume_writing(self) -> None:
+        """Called by asyncio once the client has read most of it."""
+        if self._hanging_up is not None:
+            self._hanging_up.cancel()
+        if not self.recv_messages.paused:
+            self.transport.resume_reading()
+        super().resume_writing()
+
+    def hang_up(self) -> None:
+        """End the connection at once, without a word."""
+        self.transport.abort()
+
+
+async def unless_left(connection: ServerConnection, answering: Coroutine[Any, Any, str | bytes]) -> str | bytes:
+    """The answer; work for it is not begun, or not gone on with, once the client has left."""
+    work, left = asyncio.ensure_future(answering), asyncio.ensure_future(connection.wait_closed())
+    await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+    left.cancel()
+    if not work.done():
+        work.cancel()
+        await asyncio.wait({work})
+        raise connection.protocol.close_exc
+    return work.result()
+
+
+async def leave(connection: ServerConnection) -> None:
+    """Tell a client that the server stops."""
+    await connection.close(CloseCode.GOING_AWAY, "the server stops")
+
+
+async def last_words(connection: ServerConnection, said: str) -> None:
+    """Send a traceback, and end the connection."""
+    try:
+        await connection.send(said)
+        await connection.close(CloseCode.INTERNAL_ERROR, "the server failed; the previous frame holds the traceback")
+    except ConnectionClosed:
+        pass  # nobody is left to hear it
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections at an address.
+
+    Raises:
+        ImagineError: the address cannot be had.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ImagineError(
+            f"cannot listen on {host}:{port} ({error.strerror or error}); choose another address."
+        ) from None
