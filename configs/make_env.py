@@ -24,6 +24,9 @@ from imagine.policy.robots.registry import DEFAULT as ROBOT
 from imagine.policy.robots.registry import load_robot
 from imagine.types import ImagineError
 from imagine.world.env import EnvConfig, World, WorldModelEnv, WorldModelVectorEnv
+from imagine.world.observed import Observed
+from imagine.world.robot_env import RobotEnv
+from imagine.world.spaces import ObservationType
 from imagine.world.starts import FewStarts
 
 LATENT_HORIZON = 4  # chunks
@@ -49,6 +52,8 @@ def make_env(
     autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     render_mode: str | None = None,
     max_episode_steps: int | None = None,
+    obs_type: str | None = None,
+    view_size: int | tuple[int, int] | None = None,
 ) -> WorldModelEnv | WorldModelVectorEnv:
     """An environment that is dreamt by a model: an action is a chunk, a reward is what a judge thinks of it.
 
@@ -74,8 +79,11 @@ def make_env(
         horizon: chunks per episode; by default 8, and 4 with ``steer``.
         truncate_unbelievable: end an episode that can no longer be believed.
         autoreset_mode: of a vector environment, see :class:`imagine.world.env.WorldModelVectorEnv`.
-        render_mode: None or ``rgb_array``.
-        max_episode_steps: chunks, overrides ``horizon``; Gymnasium passes it.
+        render_mode: None or ``rgb_array``; ``gymnasium.make`` makes ``human`` and ``rgb_array_list`` of it.
+        max_episode_steps: chunks, overrides ``horizon``; ``gymnasium.make_vec`` passes it.
+        obs_type: ``dict``, ``pixels`` or ``proprio``, see :class:`imagine.world.spaces.ObservationType`; None: all of
+            it by name, and with ``steer`` one vector.
+        view_size: pixels, or (height, width), of every picture that is observed; None: as the robot has them.
 
     Raises:
         ImagineError: something cannot be had, or an option is out of range.
@@ -91,8 +99,11 @@ def make_env(
         begin = FewStarts(begin, scenes)
     how: dict[str, Any] = {"judge": judge, "guarded": guarded, "shaping": shaping, "starts": begin}
     world: World = build.dream(loaded, cfg, **how)
+    seen = world
     if steer is not None:
         world = _steered(world, loaded, steer)
+    if obs_type is not None or view_size is not None:
+        world = Observed(world, seen, ObservationType(loaded.model.body, obs_type or "dict", view_size))
     default = HORIZON if steer is None else LATENT_HORIZON
     horizon = default if horizon is None else horizon
     env = EnvConfig(horizon=horizon, truncate_unbelievable=truncate_unbelievable, min_chunks=2)
@@ -138,6 +149,8 @@ def make_sim_env(
     embodiment: str | Path | Embodiment | None = None,
     horizon: int = HORIZON,
     render_mode: str | None = None,
+    obs_type: str = "dict",
+    view_size: int | tuple[int, int] | None = None,
     **options: Any,
 ) -> gym.Env[Any, Any]:
     """A robot's simulator, with the spaces of its dream; it knows the truth.
@@ -146,7 +159,9 @@ def make_sim_env(
         robot: a plug-in's name, ``module:object`` or a YAML file.
         embodiment: which views, state and action slices are used; None: the robot's own.
         horizon: chunks until ``truncated``.
-        render_mode: None or ``rgb_array``.
+        render_mode: as of :func:`make_env`.
+        obs_type: ``dict``, ``pixels`` or ``proprio``.
+        view_size: as of :func:`make_env`.
         options: of the robot.
 
     Raises:
@@ -161,7 +176,7 @@ def make_sim_env(
     if render_mode not in (None, *env.metadata.get("render_modes", ())):
         raise ImagineError(f"render_mode {render_mode!r} is unknown to robot {plugin.name!r}; leave it out.")
     env.unwrapped.render_mode = render_mode
-    return env
+    return RobotEnv(env, ObservationType(body, obs_type, view_size), horizon)
 
 
 def make_real_env(**options: Any) -> gym.Env[Any, Any]:
@@ -172,3 +187,8 @@ def make_real_env(**options: Any) -> gym.Env[Any, Any]:
         stacklevel=2,
     )
     return make_sim_env(**options)
+
+
+_entries: list[Any] = [make_env, make_latent_env, make_sim_env, make_real_env]
+for _entry in _entries:  # where gymnasium.make looks before it calls
+    _entry.metadata = {"render_modes": ["rgb_array"]}

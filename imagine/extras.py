@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from threading import RLock
 from typing import Any
 
 from imagine.types import ImagineError
@@ -17,6 +18,11 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "sim": ("mujoco",),
 }
 """Import names by extra; what is in several is told by its first unless :func:`extra` names another."""
+
+
+TRANSFORMERS_LOADING = RLock()
+"""Held while ``from_pretrained`` of transformers runs: it changes switches of the whole process and puts them back, and
+two threads that do so together leave them wrong for good."""
 
 
 class MissingExtra(ImagineError, ImportError):

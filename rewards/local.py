@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagine.extras import extra
+from imagine.extras import TRANSFORMERS_LOADING, extra
+from imagine.memo import Memo
 from imagine.rewards.pictures import Pictures, pictures_of
 from imagine.types import CheckpointMismatch, ImagineError, ShapeError
 
@@ -87,11 +87,11 @@ class LocalVLM:
         self.model, self.tokenizer, self.pictures, self.slot = model.eval(), tokenizer, pictures, slot
         self.kind: str = model.config.model_type
         self._padding = int(tokenizer.pad_token_id or 0)
-        self._words = lru_cache(256)(self._word_ids)
-        self._rendered = lru_cache(4096)(self._render)
-        self._plain_ids = lru_cache(4096)(lambda text: tokenizer.encode(text, add_special_tokens=False))
-        self._alone = lru_cache(4096)(self._placed)
-        self._pack = lru_cache(4096)(self._packed)
+        self._words = Memo(self._word_ids, 256)
+        self._rendered = Memo(self._render, 4096)
+        self._plain_ids = Memo(self._encode_plain, 4096)
+        self._alone = Memo(self._placed, 4096)
+        self._pack = Memo(self._packed, 4096)
 
     @classmethod
     def load(
@@ -108,29 +108,8 @@ class LocalVLM:
         Raises:
             CheckpointMismatch: it is missing, incomplete, or no image-text-to-text model.
         """
-        with extra("vlm"):
-            from transformers import AutoModelForImageTextToText, AutoTokenizer
-            from transformers.utils import logging
-
-        bars, on_cpu = logging.is_progress_bar_enabled(), torch.device(device).type == "cpu"
-        if on_cpu:
-            logging.disable_progress_bar()  # small enough to load at once; a bar would only stand among our own
-            dtype = torch.float32 if dtype == "auto" else dtype
-        try:
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                path, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
-            )
-            model, report = loaded
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            pictures = pictures_of(model, tokenizer, path)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            raise CheckpointMismatch(
-                f"no usable image-text-to-text model at {path}: {' '.join(str(error).split())[:300]}; expected a "
-                "transformers folder or hub id with config, weights, tokenizer and chat template."
-            ) from None
-        finally:
-            if bars:
-                logging.enable_progress_bar()
+        with TRANSFORMERS_LOADING:
+            model, tokenizer, pictures, report = _load(path, torch.device(device).type == "cpu", dtype)
         if lacking := sorted(report["missing_keys"]):
             raise CheckpointMismatch(
                 f"{path} lacks {len(lacking)} weights, first {lacking[0]}; fetch the whole checkpoint."
@@ -247,6 +226,9 @@ class LocalVLM:
             )
         return torch.tensor(single, device=self.model.device)
 
+    def _encode_plain(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
     def _understands(self, asks: Sequence[Ask]) -> bool:
         unknown = self.tokenizer.unk_token_id
         return unknown is None or all(unknown not in self._plain_ids(q.text) for q in asks)
@@ -305,6 +287,33 @@ class LocalVLM:
             "position_ids": torch.from_numpy(positions if axes > 1 else positions[0]),
             "logits_to_keep": torch.from_numpy(starts[1:] - 1),
         }
+
+
+def _load(path: str | Path, on_cpu: bool, dtype: torch.dtype | str) -> tuple[Any, Any, Pictures, dict[str, Any]]:
+    """Model, tokenizer, pictures, and what transformers reports of its loading."""
+    with extra("vlm"):
+        from transformers import AutoModelForImageTextToText, AutoTokenizer
+        from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    if on_cpu:
+        logging.disable_progress_bar()  # small enough to load at once; a bar would only stand among our own
+        dtype = torch.float32 if dtype == "auto" else dtype
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+        )
+        model, report = loaded
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        return model, tokenizer, pictures_of(model, tokenizer, path), report
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise CheckpointMismatch(
+            f"no usable image-text-to-text model at {path}: {' '.join(str(error).split())[:300]}; expected a "
+            "transformers folder or hub id with config, weights, tokenizer and chat template."
+        ) from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from imagine.files import atomic_write
+from imagine.memo import Memo
 from imagine.rewards.local import LocalVLM
 from imagine.rewards.pictures import QwenPictures
 from imagine.rewards.robometer_heads import (
@@ -79,7 +79,7 @@ class RobometerJudge:
             )
         self.vlm, self.cfg, self.pictures, self._token = vlm, cfg, vlm.pictures, int(token[0])
         self.heads = heads.to(vlm.model.device).eval()
-        self._prompt = lru_cache(1024)(self._rendered)
+        self._prompt = Memo(self._rendered, 1024)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> RobometerJudge:

@@ -47,7 +47,14 @@ def layer(module: str) -> str | None:
     parts = module.split(".")
     if parts[0] != "imagine":
         return None
-    if module in ("imagine.limits", "imagine.seeds", "imagine.files", "imagine.extras", "imagine.labels"):
+    if module in (
+        "imagine.limits",
+        "imagine.seeds",
+        "imagine.files",
+        "imagine.extras",
+        "imagine.labels",
+        "imagine.memo",
+    ):
         return "types"
     if module == "imagine.train.fit":
         return "fit"  # the training loop knows no model, so judges are taught in it too
@@ -55,7 +62,7 @@ def layer(module: str) -> str | None:
         return "spaces"  # knows Gymnasium, and our environments by name alone
     if module in ("imagine.types", "imagine.world.spaces"):
         return parts[-1]
-    if module in ("imagine.world.env", "imagine.world.interface", "imagine.world.dream"):
+    if module.removeprefix("imagine.world.") in ("env", "interface", "dream", "observed", "robot_env"):
         return "env"  # the world behind the environment belongs to its layer
     if module == "imagine.policy.robots.plugin":
         return "plugin"  # what may be asked of a robot; no robot

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from imagine.extras import extra
+from imagine.extras import TRANSFORMERS_LOADING, extra
 from imagine.types import CheckpointMismatch, ShapeError, UnknownWord
 from imagine.wan import encoder_names
 from imagine.wan.vae import Frozen, WanCodec
@@ -215,13 +215,14 @@ def _from_pipeline(kind: Any, source: str | Path, part: str, dtype: torch.dtype)
     """``kind`` from the folder of one part of a pipeline; safetensors only, and nothing left at random."""
     where = _place(source)
     try:
-        model, report = kind.from_pretrained(
-            where,
-            subfolder=part,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are named rather than raised without their names
-        )
+        with TRANSFORMERS_LOADING:
+            model, report = kind.from_pretrained(
+                where,
+                subfolder=part,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are named rather than raised without their names
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointMismatch(f"{part} of {where!r} cannot be loaded: {error}") from None
     wrong = [f"{name} is missing" for name in sorted(report["missing_keys"])]

@@ -20,6 +20,7 @@ from imagine.seeds import Stream, derive
 from imagine.types import Context, ImagineError, RewardModel, ShapeError, pack_instruction
 from imagine.world.env import Outcome
 from imagine.world.history import HistoryCache
+from imagine.world.interface import one_each
 from imagine.world.spaces import action_space, observation_space
 from imagine.world.starts import Start, Starts
 from imagine.world.step import DreamConfig, EpisodeStart, Prediction, judge_clip, predict_chunk
@@ -114,10 +115,13 @@ class Dream:
         Args:
             envs: (M,) int indices.
             seeds: one per environment, in [0, 2^63); chooses the start and all noise of the episode.
-            options: ``instruction`` (one text, or one per environment) to follow instead of the starts' own.
+            options: ``instruction`` (one text, or one per environment) to follow instead of the starts' own; the rest
+                goes to the starts.
+
+        Raises:
+            ImagineError: the starts do not know an option, or a value of one.
         """
-        asked = options.get("instruction")
-        each = [asked] * len(envs) if asked is None or isinstance(asked, str) else list(asked)
+        each = one_each(options.get("instruction"), len(envs))
         starts = [self.starts(int(s), {**options, "instruction": i}) for s, i in zip(seeds, each, strict=True)]
         packed = np.stack([pack_instruction(s.instruction) for s in starts])
         numbers = np.asarray(seeds, np.int64)
@@ -286,18 +290,30 @@ class Dream:
         self.instruction = list(state["instruction"])
 
     def _check_snapshot(self, state: Mapping[str, Any]) -> None:
-        own = {k: getattr(self, k) for k in (*self._STATE, "shaping", "history")}
-        if wrong := sorted({*own, "instruction"} ^ set(state)):
+        if not isinstance(state, Mapping):
+            raise ShapeError(f"the snapshot is a {type(state).__name__}, expected what a dream's snapshot() returned.")
+        own: dict[str, Any] = {k: getattr(self, k) for k in (*self._STATE, "instruction")}
+        own["shaping"] = None if self.shaping is None else self.shaping.snapshot()
+        own["history"] = None if self.history is None else []
+        if wrong := sorted(set(own) ^ set(state)):
             raise ShapeError(f"the snapshot differs from this dream in {wrong}; restore it in the dream it is from.")
         for name, mine in own.items():
             theirs, optional = state[name], name in ("image", "condition", "memory")
             if optional and (mine is None or theirs is None):
                 continue
-            a, b = (None if x is None else tuple(getattr(x, "shape", ())) for x in (mine, theirs))
-            if (a != b) if name in self._STATE else ((a is None) != (b is None)):
+            if (a := _kind(mine)) != (b := _kind(theirs)):
                 raise ShapeError(
                     f"the snapshot's {name} is {b}, expected {a}; restore it in the dream that it was taken of."
                 )
+        one_each(state["instruction"], len(self.seeds))
+        if self.history is not None:
+            self.history.check(state["history"])
+
+
+def _kind(value: Any) -> str:
+    """What two moments of one dream have in common."""
+    name = type(value).__name__
+    return f"{name} {value.dtype} {tuple(value.shape)}" if hasattr(value, "dtype") else name
 
 
 def _copy(value: Any) -> Any:

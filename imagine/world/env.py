@@ -13,13 +13,27 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from imagine.types import ImagineError, ShapeError
 from imagine.world.infos import masked, pick, row_of, scatter, single
-from imagine.world.interface import EnvConfig, EnvState, Outcome, World, episode_seed
+from imagine.world.interface import (
+    EnvConfig,
+    EnvState,
+    Outcome,
+    World,
+    as_numbers,
+    checked_options,
+    episode_seed,
+    is_seed,
+    next_episode,
+    require_begun,
+    require_going,
+    with_horizon,
+)
 
 __all__ = ["EnvConfig", "EnvState", "Outcome", "World", "WorldModelEnv", "WorldModelVectorEnv", "episode_seed"]
 
@@ -64,8 +78,13 @@ class WorldModelVectorEnv(gym.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
             raise ImagineError(f"autoreset_mode {autoreset_mode!r} is unknown, expected one of {', '.join(modes)}.")
         self.world, self.num_envs, self.render_mode = world, num_envs, render_mode
         self.cfg = cfg.model_copy(update={"horizon": horizon})
-        self._mode, self._begun = AutoresetMode(autoreset_mode), False
-        self.metadata = {"render_fps": 1, **world.metadata, **type(self).metadata, "autoreset_mode": self._mode}
+        self.autoreset_mode, self._begun = AutoresetMode(autoreset_mode), False
+        self.metadata = {
+            "render_fps": 1,
+            **world.metadata,
+            **type(self).metadata,
+            "autoreset_mode": self.autoreset_mode,
+        }
         self.single_observation_space = world.single_observation_space
         self.single_action_space = world.single_action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -73,6 +92,7 @@ class WorldModelVectorEnv(gym.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
         self._action_shape, self._everywhere = self.action_space.shape, np.ones(num_envs, bool)
         self._episodes: list[tuple[int, int] | None] = [None] * num_envs
         self._elapsed = np.zeros(num_envs, np.int64)
+        self._spec: EnvSpec | None = None
         self._over: np.ndarray | None = None
         self._lost: np.ndarray | None = None
         world.allocate(num_envs)
@@ -94,7 +114,7 @@ class WorldModelVectorEnv(gym.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
             ResetNeeded: the first reset leaves environments out.
         """
         self._require_open()
-        rest = dict(options or {})
+        rest = checked_options(options)
         mask, seeds = self._checked_mask(rest.pop("reset_mask", None)), self._first_seeds(seed)
         # Drawn from a copy, so that a world that refuses leaves np_random as it was.
         generator = copy.deepcopy(self.np_random) if seeds[0] is None else seeding.np_random(seeds[0])[0]
@@ -126,7 +146,7 @@ class WorldModelVectorEnv(gym.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
         reward, terminated, truncated, info = self._advance(actions)
         done = terminated | truncated
         if True in done.tobytes():
-            if self._mode is AutoresetMode.SAME_STEP:
+            if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 infos = self._set_aside(done, info)
                 return self.world.observe(), reward, terminated, truncated, infos
             self._over = done
@@ -152,31 +172,43 @@ class WorldModelVectorEnv(gym.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
             ShapeError: it is of another number of environments, or of another world.
         """
         self._require_open()
-        if (n := len(state.episodes)) != self.num_envs:
-            raise ShapeError(f"the snapshot has {n} environments, expected {self.num_envs}; restore it where taken.")
+        if not isinstance(state, EnvState):
+            raise ShapeError(f"the snapshot is a {type(state).__name__}, expected what snapshot() returned.")
+        masks = [mask for mask in (state.over, state.lost) if mask is not None]
+        known = [e for e in state.episodes if e is not None]
+        if not all(isinstance(e, tuple) and len(e) == 2 and all(map(is_seed, e)) for e in known):
+            raise ShapeError(f"the snapshot's episodes are {known}, expected pairs of first seed and number.")
+        lengths = {len(state.episodes), len(state.elapsed), *map(len, masks)}
+        if lengths != {self.num_envs}:
+            got = " and ".join(map(str, sorted(lengths)))
+            raise ShapeError(f"the snapshot has {got} environments, expected {self.num_envs}; restore it where taken.")
+        generator = copy.deepcopy(self.np_random)
+        try:
+            generator.bit_generator.state = copy.deepcopy(state.generator)
+        except (TypeError, ValueError, KeyError) as error:
+            raise ShapeError(f"the snapshot's generator is no state of numpy's ({error}); take it again.") from None
         self.world.restore(state.world)
         self._episodes, self._elapsed = list(state.episodes), state.elapsed.copy()
         self._over, self._lost = state.over, state.lost
-        self.np_random.bit_generator.state = copy.deepcopy(state.generator)
-        self._begun = True
+        self._np_random, self._begun = generator, True
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+        """What Gymnasium made it of; it says how long episodes are."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = with_horizon(spec, self.cfg.horizon)
 
     def _require_open(self) -> None:
-        if self.closed:
-            raise gym.error.ClosedEnvironmentError("this environment is closed; build a new one.")
+        require_begun("reset", True, self.closed)
 
     def _require_begun(self, what: str) -> None:
-        self._require_open()
-        if not self._begun:
-            raise gym.error.ResetNeeded(f"{what} was called before reset; call reset first.")
+        require_begun(what, self._begun, self.closed)
 
     def _checked(self, actions: Any) -> np.ndarray:
-        want = self._action_shape
-        try:
-            array = np.asarray(actions, np.float32)
-        except (TypeError, ValueError) as error:
-            raise ShapeError(f"actions are no array of numbers ({error}), expected float32 {want}.") from None
-        if array.shape != want:
-            raise ShapeError(f"actions have shape {array.shape}, expected {want}; give one chunk per environment.")
+        array = as_numbers(actions, self._action_shape)
         if False in np.isfinite(array).tobytes():  # a search in bytes costs a fraction of .all()
             envs = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1)).tolist()
             raise ShapeError(f"actions of environments {envs} hold NaN or infinity, expected numbers; see the policy.")
@@ -196,11 +228,10 @@ class WorldModelVectorEnv(gym.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
         """N seeds, None for an environment that was given none."""
         if isinstance(seed, (int, np.integer)):
             seed = [int(seed) + i for i in range(self.num_envs)]
-        given = [None] * self.num_envs if seed is None else seed
-        seeds = [None if s is None else int(s) for s in given]
-        if len(seeds) != self.num_envs or any(s is not None and not 0 <= s < 2**63 for s in seeds):
-            raise ShapeError(f"seeds are {seeds}, expected {self.num_envs} in [0, 2^63); give one each, or an int.")
-        return seeds
+        seeds = [None] * self.num_envs if seed is None else seed
+        if not isinstance(seeds, Sequence | np.ndarray) or len(seeds) != self.num_envs or not all(map(is_seed, seeds)):
+            raise ShapeError(f"seeds are {seeds!r}, expected {self.num_envs} in [0, 2^63); give one each, or an int.")
+        return [None if s is None else int(s) for s in seeds]
 
     def _begin(
         self, mask: np.ndarray, options: Mapping[str, Any], seeds: Sequence[int | None], generator: np.random.Generator
@@ -210,7 +241,7 @@ class WorldModelVectorEnv(gym.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
         Seeds of those that never had one are drawn from ``generator``. Returns info of length M.
         """
         envs = np.flatnonzero(mask)
-        episodes = [self._next_episode(i, seeds[i], generator) for i in envs.tolist()]
+        episodes = [next_episode(self._episodes[i], seeds[i], generator) for i in envs.tolist()]
         info = self.world.reset(envs, [episode_seed(*episode) for episode in episodes], options)
         for i, episode in zip(envs.tolist(), episodes, strict=True):
             self._episodes[i] = episode
@@ -218,12 +249,6 @@ class WorldModelVectorEnv(gym.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
         if self._lost is not None:
             self._lost = left if (left := self._lost & ~mask).any() else None
         return {**info, "elapsed_chunks": self._elapsed[envs]}
-
-    def _next_episode(self, env: int, first: int | None, generator: np.random.Generator) -> tuple[int, int]:
-        last = self._episodes[env]
-        if first is not None or last is None:
-            return (int(generator.integers(2**31)) if first is None else first), 0
-        return last[0], last[1] + 1
 
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One chunk in all environments: reward, terminated, truncated, and info without masks."""
@@ -247,9 +272,8 @@ class WorldModelVectorEnv(gym.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
 
     def _step_and_restart(self, actions: np.ndarray, over: np.ndarray) -> tuple[Any, ...]:
         """NEXT_STEP: environments that are over ignore their action and begin anew; the others go on."""
-        if self._mode is AutoresetMode.DISABLED:
-            envs = np.flatnonzero(over).tolist()
-            raise gym.error.ResetNeeded(f"environments {envs} are over; reset them by options['reset_mask'] first.")
+        if self.autoreset_mode is AutoresetMode.DISABLED:
+            require_going(over)
         going = ~over
         reward = np.zeros(self.num_envs, np.float32)
         terminated, truncated = np.zeros((2, self.num_envs), bool)
@@ -301,9 +325,19 @@ class WorldModelEnv(gym.Env[Any, np.ndarray]):
         observation, reward, terminated, truncated, infos = self.vector.step(np.asarray(action)[None])
         return row_of(observation, 0), float(reward[0]), bool(terminated[0]), bool(truncated[0]), single(infos)
 
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+        """What Gymnasium made it of; it says how long episodes are."""
+        return self.vector.spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self.vector.spec = spec
+
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         """The newest frame (H, W, 3) uint8; None without a render mode."""
-        return self.vector.render()[0] if self.render_mode else None  # type: ignore[index]
+        frames = self.vector.render()
+        return None if frames is None else frames[0]
 
     def snapshot(self) -> EnvState:
         """Keep this moment of the dream, as ``WorldModelVectorEnv.snapshot``."""

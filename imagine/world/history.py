@@ -93,12 +93,16 @@ class HistoryCache:
         """A copy of all caches."""
         return [cache._map(torch.clone) for cache in self.caches]
 
-    def restore(self, state: list[ContextCache]) -> None:
-        """Go back to a snapshot; it can be restored any number of times.
+    def check(self, state: list[ContextCache]) -> None:
+        """Refuse what is no snapshot of such caches.
 
         Raises:
-            ShapeError: it holds another number of caches.
+            ShapeError: it holds another number of caches, or something else.
         """
-        if len(state) != len(self.rows):
+        if len(state) != len(self.rows) or not all(isinstance(cache, ContextCache) for cache in state):
             raise ShapeError(f"the snapshot holds {len(state)} caches, expected {len(self.rows)} tiles of this dream.")
+
+    def restore(self, state: list[ContextCache]) -> None:
+        """Go back to a snapshot; it can be restored any number of times."""
+        self.check(state)
         self.caches = [cache._map(torch.clone) for cache in state]

@@ -42,6 +42,11 @@ def row_of(observation: Any, env: int) -> Any:
 
 
 def single(infos: Mapping[str, Any]) -> dict[str, Any]:
-    """What a scalar environment reports: entries of environment 0 without masks."""
+    """What a scalar environment reports: entries of environment 0 without masks, numbers as Python has them."""
     own = {k: v for k, v in infos.items() if infos.get("_" + k, (False,))[0]}
-    return {k: single(v) if isinstance(v, dict) else v[0] for k, v in own.items()}
+    return {k: single(v) if isinstance(v, dict) else plain(v[0]) for k, v in own.items()}
+
+
+def plain(value: Any) -> Any:
+    """A numpy number as Python's own; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value

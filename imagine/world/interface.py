@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from pydantic import BaseModel, ConfigDict, Field
+
+from imagine.types import ImagineError, ShapeError
 
 
 @dataclass(slots=True)
@@ -84,3 +87,91 @@ def episode_seed(first: int, number: int) -> int:
     if number == 0:
         return first
     return int(np.random.SeedSequence(first, spawn_key=(number,)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def is_seed(seed: Any) -> bool:
+    """Whether an environment takes this seed: a whole number in [0, 2^63), or None for the next episode."""
+    return seed is None or (isinstance(seed, int | np.integer) and 0 <= int(seed) < 2**63)
+
+
+def checked_options(options: Any) -> dict[str, Any]:
+    """A copy of a reset's options, {} for None; which of them are known is for the world to say.
+
+    Raises:
+        ShapeError: they are no mapping.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise ShapeError(f"reset options are {options!r}, expected a dict, as {{'instruction': text}}, or None.")
+    return dict(options or {})
+
+
+def next_episode(
+    last: tuple[int, int] | None, first: int | None, generator: np.random.Generator
+) -> tuple[int, int]:  # fmt: skip
+    """First seed and number of the episode that a reset begins.
+
+    Args:
+        last: those of the episode before; None if there was none.
+        first: the seed of the reset; None goes on to the next episode.
+        generator: draws the seed of an environment that never had one.
+    """
+    if first is not None or last is None:
+        return (int(generator.integers(2**31)) if first is None else int(first)), 0
+    return last[0], last[1] + 1
+
+
+def as_numbers(actions: Any, want: tuple[int, ...] | None) -> np.ndarray:
+    """Actions as float32 of a shape.
+
+    Raises:
+        ShapeError: they are no numbers, or of another shape.
+    """
+    try:
+        array = np.asarray(actions, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(f"actions are no array of numbers ({error}), expected float32 {want}.") from None
+    if array.shape != want:
+        raise ShapeError(f"actions have shape {array.shape}, expected {want}; give one chunk per environment.")
+    return array
+
+
+def require_begun(what: str, begun: bool, closed: bool) -> None:
+    """Refuse a call to an environment that is closed, or that was never reset.
+
+    Raises:
+        ClosedEnvironmentError: it is closed.
+        ResetNeeded: it has not ``begun``.
+    """
+    if closed:
+        raise gym.error.ClosedEnvironmentError("this environment is closed; build a new one.")
+    if not begun:
+        raise gym.error.ResetNeeded(f"{what} was called before reset; call reset first.")
+
+
+def require_going(over: np.ndarray) -> None:
+    """Refuse a step where episodes are ``over``, (N,) bool.
+
+    Raises:
+        ResetNeeded: some are.
+    """
+    if over.any():
+        envs = np.flatnonzero(over).tolist()
+        raise gym.error.ResetNeeded(f"environments {envs} are over; reset them first, some by options['reset_mask'].")
+
+
+def with_horizon(spec: EnvSpec | None, horizon: int) -> EnvSpec | None:
+    """A spec that says after how many steps (chunks) episodes are truncated, as clients look it up there."""
+    return None if spec is None else replace(spec, max_episode_steps=horizon)
+
+
+def one_each(instruction: Any, n: int) -> list[str | None]:
+    """A reset's instruction as one text for each of ``n`` environments; None where the start's own is to be followed.
+
+    Raises:
+        ImagineError: it is something else, or empty.
+    """
+    alone = instruction is None or isinstance(instruction, str)
+    each = [instruction] * n if alone else list(instruction) if isinstance(instruction, Sequence | np.ndarray) else []
+    if len(each) != n or not all(text is None or (isinstance(text, str) and text.strip()) for text in each):
+        raise ImagineError(f"instruction is {instruction!r}, expected a text, or one for each of {n} environments.")
+    return each

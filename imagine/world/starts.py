@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +17,7 @@ from imagine.data.read import LeRobotDataset
 from imagine.data.windows import Windows, build_cache
 from imagine.embodiment import Embodiment
 from imagine.files import atomic_write
+from imagine.memo import Memo
 from imagine.seeds import Stream, derive
 from imagine.types import CheckpointMismatch, DatasetError, ImagineError, ShapeError, unpack_instruction
 
@@ -59,9 +59,12 @@ class SimStarts:
         self.env, self.body = env, body
 
     def __call__(self, seed: int, options: Mapping[str, Any]) -> Start:
-        """Reset the simulator and look."""
-        instruction = options.get("instruction")
-        seen, _ = self.env.reset(seed=seed, options={"instruction": instruction} if instruction else {})
+        """Reset the simulator and look; it takes the options that it takes of anybody.
+
+        Raises:
+            ImagineError: it does not know one of them.
+        """
+        seen, _ = self.env.reset(seed=seed, options={k: v for k, v in options.items() if v is not None})
         return start_of(seen, self.body, f"seed-{seed}")
 
 
@@ -88,8 +91,7 @@ class SavedStarts:
 
     def __call__(self, seed: int, options: Mapping[str, Any]) -> Start:
         """Start number ``seed`` modulo their number."""
-        start = self.starts[seed % len(self.starts)]
-        return replace(start, instruction=options.get("instruction") or start.instruction)
+        return _told(self.starts[seed % len(self.starts)], options)
 
     @classmethod
     def is_in(cls, folder: str | Path) -> bool:
@@ -155,7 +157,7 @@ class EpisodeStarts:
         """
         dataset.check_embodiment(body)
         self.dataset, self.body = dataset, body
-        self._read = lru_cache(maxsize=256)(self._first)
+        self._read = Memo(self._first, 256)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -167,8 +169,7 @@ class EpisodeStarts:
 
     def __call__(self, seed: int, options: Mapping[str, Any]) -> Start:
         """Episode number ``seed`` modulo their number."""
-        start = self._read(seed % len(self.dataset))
-        return replace(start, instruction=options.get("instruction") or start.instruction)
+        return _told(self._read(seed % len(self.dataset)), options)
 
     def _first(self, i: int) -> Start:
         body, data = self.body, self.dataset
@@ -304,5 +305,13 @@ class DatasetStarts:
         n = len(self.rows)
         row = int(self.rows[seed % n if self.in_order else np.random.default_rng(seed).integers(n)])
         batch = self.windows.batch(np.array([row]))
-        instruction = options.get("instruction") or self.windows.instructions[int(batch.instruction_id[0])]
-        return Start(batch.video[0, 0].numpy(), batch.proprio[0, 0].numpy(), instruction, f"row-{row}")
+        instruction = self.windows.instructions[int(batch.instruction_id[0])]
+        start = Start(batch.video[0, 0].numpy(), batch.proprio[0, 0].numpy(), instruction, f"row-{row}")
+        return _told(start, options)
+
+
+def _told(start: Start, options: Mapping[str, Any]) -> Start:
+    """A recorded start under another instruction; nothing else of it can be varied."""
+    if unknown := sorted(set(options) - {"instruction"}):
+        raise ImagineError(f"reset option {unknown[0]!r} is unknown, expected instruction; these starts are recorded.")
+    return replace(start, instruction=options.get("instruction") or start.instruction)
