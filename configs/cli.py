@@ -35,6 +35,7 @@ COMMANDS = {
     "learn": "train a stock RL library's agent on the dream",
     "evaluate": "estimate a policy's success rate, with its confidence interval",
     "plan": "choose actions by imagining candidates and judging them",
+    "drive": "drive a robot in real time, with a guard before its motors",
     "serve": "serve a policy to robots over websockets, and score what other policies propose",
     "calibrate": "measure how far the judge can be believed, and make its probabilities honest",
     "fidelity": "measure how far a dream can be believed",

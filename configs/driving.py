@@ -24,12 +24,13 @@ from imagine.configs.loaded import Loaded, load
 from imagine.configs.policies import load_policy
 from imagine.configs.runfolder import RunFolder
 from imagine.policy.client import RemotePolicy
-from imagine.policy.drive import Clock, Drive, DriveConfig, Driver, Think, TickRobot, WallClock, SimulatedClock, thinker
+from imagine.policy.clock import Clock, SimulatedClock, WallClock
+from imagine.policy.drive import Drive, DriveConfig, Driver, Think, thinker
 from imagine.policy.guard import Guard, GuardConfig
 from imagine.policy.policy import JointPolicy
 from imagine.policy.robot_process import RobotProcess
 from imagine.progress import Progress
-from imagine.types import ImagineError
+from imagine.types import ImagineError, TickRobot
 
 DREAMT = ("hallucination", "surprise", "success")
 """What a guard can only know where the plan is dreamt."""
@@ -106,7 +107,9 @@ def _thinking(args: Any, loaded: Loaded, dreamt: bool, stack: ExitStack) -> Call
     dreamt = dreamt or args.plan > 1
     if args.policy.startswith(("ws://", "wss://")):
         if dreamt:
-            raise ImagineError("--plan and what --guard asks of dreams need the model here; name a policy of its folder.")
+            raise ImagineError(
+                "--plan and what --guard asks of dreams need the model here; name a policy of its folder."
+            )
         body = loaded.model.body
         remote = stack.enter_context(RemotePolicy(args.policy, body.chunk_actions, body.action_dim))
         return lambda seed: thinker(remote, seed, seed)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Bounds = tuple[float | None, ...]
+
+SLACK = 1e-3
+"""A breach smaller than this share of its allowance is rounding (a float32 command on its limit), not a breach."""
 
 
 class Limits(BaseModel):
@@ -67,6 +71,61 @@ class Limits(BaseModel):
         if self.apart and len(self.hands) != 2:
             raise ValueError(f"apart is {self.apart} m with {len(self.hands)} hand(s); expected 2 hands, or apart 0.")
         return self
+
+    def breaches(self, path: np.ndarray) -> dict[str, np.ndarray]:
+        """How far commands break the limits, at the worst moment, as a share of the allowance.
+
+        With p_0 ... p_T the path and ``worst`` over all ticks but the first and all checked entries:
+
+        - ``joint_limit``: worst of max(low - p, p - high) / (high - low). 0.1 is a tenth of the range beyond its end.
+        - ``velocity``: worst of abs(p_t - p_(t-1)) hz / velocity - 1. 1 is twice the allowed speed.
+        - ``jerk``: worst of abs(third difference of p) hz^3 / jerk - 1; of fewer than four points there is none.
+        - ``workspace``: as ``joint_limit``, for each hand's position in the box.
+        - ``two_arms``: 1 - d / apart, with d the least distance of the hands at any tick; 1 is one inside the other.
+          Between ticks nothing is checked.
+
+        Everything below :data:`SLACK` is 0: clean. p_0 is where the robot is, was not commanded and breaks no rule.
+
+        Args:
+            path: (..., T + 1, A) finite, absolute, robot units (rad, m); hands in m in one common frame.
+
+        Returns:
+            The five by name, each (...) float64, at least 0; ``two_arms`` at most 1.
+        """
+        # Third differences cancel leading digits and are multiplied by hz^3, hence double precision.
+        path = np.asarray(path, np.float64)
+        command, hz = path[..., 1:, :], self.control_hz
+        hands = [command[..., start:stop] for start, stop in self.hands]
+        boxed = [_outside(hand, self.workspace_low, self.workspace_high) for hand in hands]
+        near = [1 - np.linalg.norm(hands[0] - hands[1], axis=-1) / self.apart] if self.apart else []
+        return {
+            "joint_limit": _worst(path, _outside(command, self.low, self.high)),
+            "velocity": _worst(path, _beyond(np.diff(path, axis=-2) * hz, self.velocity)),
+            "jerk": _worst(path, _beyond(np.diff(path, n=3, axis=-2) * hz**3, self.jerk)),
+            "workspace": _worst(path, *boxed),
+            "two_arms": _worst(path, *near),
+        }
+
+
+def _outside(x: np.ndarray, low: Bounds, high: Bounds) -> np.ndarray:
+    """(..., checked entries): distance beyond the nearer end as a share of the range; negative inside."""
+    at = [i for i, bound in enumerate(low) if bound is not None]
+    down, up = (np.array([b[i] for i in at], np.float64) for b in (low, high))
+    return np.asarray(np.maximum(down - x[..., at], x[..., at] - up) / (up - down))
+
+
+def _beyond(rate: np.ndarray, most: Bounds) -> np.ndarray:
+    """(..., checked entries): how far a rate exceeds its limit, as a share of the limit; negative within."""
+    at = [i for i, bound in enumerate(most) if bound is not None]
+    return np.asarray(np.abs(rate[..., at]) / np.array([most[i] for i in at], np.float64) - 1)
+
+
+def _worst(path: np.ndarray, *excess: np.ndarray) -> np.ndarray:
+    """The largest excess of each path (...), 0 where there is none."""
+    lead = path.shape[:-2]
+    flat = [x.reshape(*lead, -1) for x in excess]
+    worst = np.concatenate([*flat, np.zeros((*lead, 1))], -1).max(-1)  # a rule that is not checked has no entries
+    return np.where(worst > SLACK, worst, 0.0)
 
 
 def _box(names: str, low: Bounds, high: Bounds) -> None:

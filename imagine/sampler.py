@@ -44,6 +44,28 @@ def euler(step: int, x: Tensor, velocity: Tensor, sigma: float, to: float) -> Te
     return x + (to - sigma) * velocity
 
 
+class Inpaint:
+    """Euler steps at whose levels the beginning of a chunk is what is known of it, so that the rest goes on from there.
+
+    One object serves one call of :func:`sample`: what the known part is mixed with is the noise that it starts from.
+
+    Source: Lugmayr et al. (2022), RePaint, arXiv:2201.09865, on the straight paths of flow matching.
+    """
+
+    def __init__(self, known: Tensor) -> None:
+        """``known`` (B, D, ...) clean, normalised: the first D entries of the chunk."""
+        self.known = known
+        self._noise: Tensor | None = None
+
+    def __call__(self, step: int, x: Tensor, velocity: Tensor, sigma: float, to: float) -> Tensor:
+        """See :data:`Transition`."""
+        size = self.known.shape[1]
+        if self._noise is None:
+            self._noise = x[:, :size]
+        moved = euler(step, x, velocity, sigma, to)
+        return torch.cat([(1 - to) * self.known + to * self._noise, moved[:, size:]], 1)
+
+
 def draw_noise(
     shape: tuple[int, ...], n: int, seeds: Sequence[int] | None, generator: torch.Generator | None
 ) -> Tensor:

@@ -256,6 +256,35 @@ class Robot(Protocol):
         ...
 
 
+class TickRobot(Protocol):
+    """A robot, or the simulator in its place, one control tick at a time."""
+
+    @property
+    def success(self) -> bool:
+        """The instruction has been carried out since the reset; always False where nobody knows."""
+        ...
+
+    def reset(self, seed: int, instruction: str | None = None) -> Any:
+        """Begin an episode; a simulator's is a function of the seed."""
+        ...
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """What is seen and felt now, one observation without batch axis (``imagine.world.spaces``)."""
+        ...
+
+    def anchor(self) -> np.ndarray:
+        """(A,) float32, what relative actions that begin now are measured from (``Embodiment.anchor_of``)."""
+        ...
+
+    def tick(self, move: np.ndarray) -> None:
+        """Carry out one tick; ``move`` (A,) float32 is absolute, in robot units."""
+        ...
+
+    def close(self) -> None:
+        """Let the robot go."""
+        ...
+
+
 def pack_instruction(text: str) -> np.ndarray:
     """UTF-8 bytes of an instruction, zero padded to (512,) uint8, so that it can live in an observation.
 

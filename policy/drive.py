@@ -10,50 +10,20 @@ Source: real-time chunking, Black et al. (2025), arXiv:2506.07339; here the pref
 
 from __future__ import annotations
 
-import math
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagine.embodiment import Embodiment
+from imagine.policy.clock import Clock, Pending
 from imagine.policy.guard import Event, Guard
+from imagine.types import TickRobot
 
 Execution = Literal["overlap", "restart", "wait"]
-
-
-class TickRobot(Protocol):
-    """A robot, or the simulator in its place, one control tick at a time."""
-
-    @property
-    def success(self) -> bool:
-        """The instruction has been carried out since the reset; always False where nobody knows."""
-        ...
-
-    def reset(self, seed: int, instruction: str | None = None) -> Any:
-        """Begin an episode; a simulator's is a function of the seed."""
-        ...
-
-    def observe(self) -> dict[str, np.ndarray]:
-        """What is seen and felt now, one observation without batch axis (``imagine.world.spaces``)."""
-        ...
-
-    def anchor(self) -> np.ndarray:
-        """(A,) float32, what relative actions that begin now are measured from (``Embodiment.anchor_of``)."""
-        ...
-
-    def tick(self, move: np.ndarray) -> None:
-        """Carry out one tick; ``move`` (A,) float32 is absolute, in robot units."""
-        ...
-
-    def close(self) -> None:
-        """Let the robot go."""
-        ...
 
 
 class DriveConfig(BaseModel):
@@ -63,7 +33,7 @@ class DriveConfig(BaseModel):
         seconds: longest episode.
         every: ticks of a chunk that are carried out before the next one is asked for.
         execution: ``overlap``: think while moving, and go on from what is committed. ``restart``: think while moving,
-            answers know nothing of what was done meanwhile. ``wait``: hold until the answer is there, then carry it out.
+            knowing nothing of it. ``wait``: hold until the answer is there, then carry it out.
         stop_on_success: end the episode as soon as the instruction has been carried out.
     """
 
@@ -96,111 +66,6 @@ class Answer:
 
 Think = Callable[[dict[str, np.ndarray], np.ndarray, int], Answer]
 """(an observation without batch axis, what is committed (D, A) in robot units, number of the request) to an answer."""
-
-
-class Pending(Protocol):
-    """An answer that is on its way."""
-
-    def ready(self, tick: int) -> bool:
-        """Whether it is there at a tick."""
-        ...
-
-    def result(self) -> Answer:
-        """The answer, once it is there."""
-        ...
-
-
-class Clock(Protocol):
-    """When ticks begin, and how long thinking takes."""
-
-    def start(self) -> None:
-        """Tick 0 begins now."""
-        ...
-
-    def wait(self, tick: int) -> float:
-        """Return when a tick begins, and by how many seconds that is too late."""
-        ...
-
-    def submit(self, work: Callable[[], Answer], tick: int) -> Pending:
-        """Have a question answered that was asked at a tick."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Ready:
-    answer: Answer
-    at: int
-
-    def ready(self, tick: int) -> bool:
-        return tick >= self.at
-
-    def result(self) -> Answer:
-        return self.answer
-
-
-class SimulatedClock:
-    """Ticks follow each other as fast as they can; thinking takes as many of them as is said."""
-
-    def __init__(self, hz: float, latency: float = 0.0) -> None:
-        """``latency`` in seconds, rounded up to ticks."""
-        self.delay = math.ceil(latency * hz - 1e-9)
-
-    def start(self) -> None:
-        """See :class:`Clock`."""
-
-    def wait(self, tick: int) -> float:
-        """See :class:`Clock`."""
-        return 0.0
-
-    def submit(self, work: Callable[[], Answer], tick: int) -> Pending:
-        """See :class:`Clock`."""
-        return _Ready(work(), tick + self.delay)
-
-
-class WallClock:
-    """Ticks begin when they are due; thinking goes on in a thread beside them."""
-
-    def __init__(self, hz: float, latency: float = 0.0) -> None:
-        """``latency``: seconds that every answer takes at least, to try what a slower machine or network does."""
-        self.hz, self.latency = hz, latency
-        self._worker = ThreadPoolExecutor(1, "think")
-
-    def start(self) -> None:
-        """See :class:`Clock`."""
-        self._begin = time.monotonic()
-
-    def wait(self, tick: int) -> float:
-        """See :class:`Clock`."""
-        due = self._begin + tick / self.hz
-        if (left := due - time.monotonic()) > 0:
-            time.sleep(left)
-        return max(0.0, time.monotonic() - due)
-
-    def submit(self, work: Callable[[], Answer], tick: int) -> Pending:
-        """See :class:`Clock`."""
-        asked = time.monotonic()
-
-        def answered() -> Answer:
-            answer = work()
-            time.sleep(max(0.0, asked + self.latency - time.monotonic()))
-            return answer
-
-        return _InThread(self._worker.submit(answered))
-
-    def close(self) -> None:
-        """Wait for the thread."""
-        self._worker.shutdown(cancel_futures=True)
-
-
-@dataclass(frozen=True)
-class _InThread:
-    future: Future[Answer]
-
-    def ready(self, tick: int) -> bool:
-        return self.future.done()
-
-    def result(self) -> Answer:
-        return self.future.result()
 
 
 @dataclass
@@ -340,7 +205,7 @@ class _Asked:
     """The question under way, and what the last answer expected."""
 
     def __init__(self, think: Think) -> None:
-        self.think, self.pending = think, cast("Pending | None", None)
+        self.think, self.pending = think, cast("Pending[Answer] | None", None)
         self.tick, self.number = 0, 0
         self.anchor: np.ndarray = np.zeros(0)
         self.frames: np.ndarray | None = None

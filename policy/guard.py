@@ -48,7 +48,7 @@ class Event:
         tick: of the episode.
         rule: what was broken: ``finite``, a rule of :meth:`imagine.limits.Limits.breaches`, ``late`` (there was no
             command), ``hallucination``, ``surprise``, ``success`` or ``patience``.
-        response: ``slow``, a part of the way was commanded; ``hold``, the last command again, or a plan was thrown away;
+        response: ``slow``, a part of the way was commanded; ``hold``, the last command again, or a plan was dropped;
             ``refuse``, nothing moves until the next reset.
         excess: by how much, as a share of what is allowed.
     """

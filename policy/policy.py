@@ -12,7 +12,7 @@ from imagine.model.batching import in_tiles
 from imagine.model.kv_cache import ContextCache
 from imagine.model.model import WorldActionModel, as_observation
 from imagine.questions import JOINT, POLICY
-from imagine.sampler import sample
+from imagine.sampler import Inpaint, euler, sample
 from imagine.seeds import FreshSeeds, Stream, derive
 from imagine.types import Chunk, Context, ShapeError, unpack_instruction
 
@@ -32,7 +32,10 @@ class JointPolicy:
         question: what it is asked.
         steps: denoising steps; each costs the action tokens only.
         temperature: scale of the initial noise; below 1 the policy is more decided, above 1 more varied.
+        takes_committed: :meth:`act` takes the beginning of its answer.
     """
+
+    takes_committed = True
 
     def __init__(self, model: WorldActionModel, *, steps: int = 4, temperature: float = 1.0):
         self.model, self.steps, self.temperature = model, steps, temperature
@@ -70,9 +73,17 @@ class JointPolicy:
         observation: dict[str, np.ndarray],
         seeds: Sequence[int] | None = None,
         episodes: Sequence[int] | None = None,
+        committed: np.ndarray | None = None,
     ) -> np.ndarray:
-        """One chunk (B, K, A) float32 in robot units per row; see :class:`imagine.types.Policy`."""
-        return self.act_on(self.context(observation), seeds)
+        """One chunk (B, K, A) float32 in robot units per row; see :class:`imagine.types.Policy`.
+
+        Args:
+            observation: as there.
+            seeds: as there.
+            episodes: as there.
+            committed: (B, D, A) robot units, D at most K: what will be done first; the rest goes on from it.
+        """
+        return self.act_on(self.context(observation), seeds, committed=committed)
 
     @torch.inference_mode()
     def act_on(
@@ -81,6 +92,7 @@ class JointPolicy:
         seeds: Sequence[int] | None = None,
         cache: ContextCache | None = None,
         noise: Tensor | None = None,
+        committed: np.ndarray | None = None,
     ) -> np.ndarray:
         """As :meth:`act`, for a context that is at hand already.
 
@@ -89,7 +101,9 @@ class JointPolicy:
             seeds: one per row; all noise that is not given is derived from them. None: fresh noise.
             cache: ``model.prefill(context)``, if at hand.
             noise: (B, K, A) what the action starts from, already scaled by the temperature.
+            committed: see :meth:`act`.
         """
+        known = None if committed is None else self._known(committed)
         each = self._fresh(len(context)) if seeds is None else list(seeds)
 
         def answer(rows: Tensor) -> tuple[Tensor, ...]:
@@ -97,15 +111,32 @@ class JointPolicy:
                 self.model, self.question, context.index(rows), steps=self.steps, temperature=self.temperature,
                 seeds=[each[i] for i in rows.tolist()], cache=None if cache is None else cache.index(rows),
                 noise=None if noise is None else Chunk(action=noise[rows]),
+                move=euler if known is None else {"action": Inpaint(known[rows]), "video": euler, "proprio": euler},
             )  # fmt: skip
             assert chunk.action is not None
             return (self.model.restore_action(chunk.action),)
 
         return in_tiles(answer, len(context))[0].cpu().numpy()
 
+    def _known(self, committed: np.ndarray) -> Tensor:
+        """(B, D, A) robot units, normalised.
+
+        Raises:
+            ShapeError: it is no beginning of a chunk.
+        """
+        most, width = self.model.body.chunk_actions, self.model.body.action_dim
+        if committed.ndim != 3 or committed.shape[1] > most or committed.shape[2] != width:
+            raise ShapeError(f"committed has shape {committed.shape}, expected (rows, at most {most}, {width}).")
+        return self.model.normalise_action(torch.as_tensor(committed, dtype=torch.float32, device=self.model.device))
+
     @torch.inference_mode()
     def propose(
-        self, context: Context, seeds: Sequence[int], candidates: Sequence[int], cache: ContextCache | None = None
+        self,
+        context: Context,
+        seeds: Sequence[int],
+        candidates: Sequence[int],
+        cache: ContextCache | None = None,
+        committed: np.ndarray | None = None,
     ) -> np.ndarray:
         """Some candidate chunks per row.
 
@@ -114,13 +145,16 @@ class JointPolicy:
             seeds: one per row, of the decision.
             candidates: numbers of n candidates; number 0 is what :meth:`act` does with the same seed.
             cache: ``model.prefill(context)``, if at hand.
+            committed: see :meth:`act`; the same for all candidates of a row.
 
         Returns:
             (B, n, K, A) float32 in robot units.
         """
         n = len(candidates)
         known = None if cache is None else cache.repeat(n)
-        chunks = self.act_on(context.repeat(n), [candidate_seed(int(s), k) for s in seeds for k in candidates], known)
+        each = [candidate_seed(int(s), k) for s in seeds for k in candidates]
+        begun = None if committed is None else np.repeat(committed, n, 0)
+        chunks = self.act_on(context.repeat(n), each, known, committed=begun)
         return chunks.reshape(len(context), n, *chunks.shape[1:])
 
     def reset(self, episodes: Sequence[int] | None = None) -> None:

@@ -8,20 +8,20 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-from imagine.policy.drive import TickRobot
-from imagine.types import ImagineError
+from imagine.types import ImagineError, TickRobot
 
 PATIENCE = 60.0
 """Seconds that an answer of the process may take; making a simulator is the longest."""
 
 
 class RobotProcess:
-    """An ``imagine.policy.drive.TickRobot`` that lives elsewhere."""
+    """An ``imagine.types.TickRobot`` that lives elsewhere."""
 
     def __init__(self, make: Callable[[], TickRobot]) -> None:
         """Start it.
@@ -55,7 +55,7 @@ class RobotProcess:
         return found
 
     def anchor(self) -> np.ndarray:
-        """See :class:`imagine.policy.drive.TickRobot`."""
+        """See :class:`imagine.types.TickRobot`."""
         return np.asarray(self._ask("anchor"))
 
     def tick(self, move: np.ndarray) -> None:
@@ -64,10 +64,8 @@ class RobotProcess:
 
     def close(self) -> None:
         """End the process."""
-        try:
+        with suppress(OSError):  # it may have gone by itself
             self._here.send(("close",))
-        except OSError:
-            pass  # it has gone by itself
         self._process.join(2)
         self._process.kill()
         self._here.close()

@@ -10,14 +10,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from imagine.limits import Bounds, Limits
+from imagine.limits import Limits
 from imagine.types import ShapeError
-
-SLACK = 1e-3
-"""A breach smaller than this share of its allowance is rounding (a float32 command on its limit), not a breach."""
 
 STILL = 0.25
 """Mean absolute change between two frames, in grey levels of 255, below which the picture stands still."""
@@ -29,19 +25,9 @@ _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as every sharpness measure b
 
 
 def check_actions(action: Tensor, pose: Tensor, limits: Limits) -> dict[str, Tensor]:
-    """How far each commanded chunk breaks the robot's limits, at its worst moment, as a share of the allowance.
+    """How far each commanded chunk breaks the robot's limits, see :meth:`imagine.limits.Limits.breaches`.
 
-    With p_0 = ``pose``, p_1 ... p_K = ``action`` and ``worst`` over all ticks and checked entries:
-
-    - ``joint_limit``: worst of max(low - p, p - high) / (high - low). 0.1 is a tenth of the range beyond its end.
-    - ``velocity``: worst of abs(p_k - p_(k-1)) hz / velocity - 1. 1 is twice the allowed speed.
-    - ``jerk``: worst of abs(third difference of p) hz^3 / jerk - 1. With K < 3 there is none, and the term is 0. What
-      came before ``pose`` is not known, so the first difference that counts is that of p_0 ... p_3.
-    - ``workspace``: as ``joint_limit``, for each hand's position in the box.
-    - ``two_arms``: 1 - d / apart, with d the least distance of the hands at any tick; 1 is one inside the other.
-      Between ticks nothing is checked.
-
-    Everything below 0, and below ``SLACK``, is 0: clean. ``pose`` itself was not commanded and breaks no rule.
+    What came before ``pose`` is not known, so the first difference that counts is that of p_0 ... p_3.
 
     Args:
         action: (B, K, A) float, absolute, robot units (rad, m); hands' positions in m in one common frame.
@@ -55,19 +41,8 @@ def check_actions(action: Tensor, pose: Tensor, limits: Limits) -> dict[str, Ten
         ShapeError: wrong shape or dtype, an empty chunk, NaN or infinity, or limits for another number of actions.
     """
     _check_chunk(action, pose, limits)
-    # Third differences cancel leading digits and are multiplied by hz^3, hence double precision.
-    path = torch.cat([pose[:, None].to(action), action], 1).double()
-    command, hz = path[:, 1:], limits.control_hz
-    hands = [command[..., start:stop] for start, stop in limits.hands]
-    boxed = [_outside(hand, limits.workspace_low, limits.workspace_high) for hand in hands]
-    near = [1 - (hands[0] - hands[1]).norm(dim=-1) / limits.apart] if limits.apart else []
-    return {
-        "joint_limit": _worst(_outside(command, limits.low, limits.high)),
-        "velocity": _worst(_beyond(path.diff(dim=1) * hz, limits.velocity)),
-        "jerk": _worst(_beyond(path.diff(n=3, dim=1) * hz**3, limits.jerk)),
-        "workspace": _worst(torch.cat([x.flatten(1) for x in [*boxed, command[:, :0]]], 1)),
-        "two_arms": _worst(near[0] if near else command[:, :0]),
-    }
+    path = torch.cat([pose[:, None].to(action), action], 1).detach().cpu().double().numpy()
+    return {name: torch.from_numpy(x).float().to(action.device) for name, x in limits.breaches(path).items()}
 
 
 def frozen(frames: Tensor, moved: Tensor, *, still: float = STILL, least: float = MOVED) -> Tensor:
@@ -157,26 +132,6 @@ def _both_sharpnesses(frames: Tensor, reference: Tensor) -> tuple[Tensor, Tensor
 
 
 # -------------------------------------------------------------------- parts
-
-
-def _outside(x: Tensor, low: Bounds, high: Bounds) -> Tensor:
-    """(B, K, checked entries): distance beyond the nearer end as a share of the range; negative inside."""
-    at = [i for i, bound in enumerate(low) if bound is not None]
-    down, up = (torch.tensor([b[i] for i in at], dtype=x.dtype, device=x.device) for b in (low, high))
-    return torch.maximum(down - x[..., at], x[..., at] - up) / (up - down)
-
-
-def _beyond(rate: Tensor, most: Bounds) -> Tensor:
-    """(B, ticks, checked entries): how far a rate exceeds its limit, as a share of the limit; negative within."""
-    at = [i for i, bound in enumerate(most) if bound is not None]
-    return rate[..., at].abs() / torch.tensor([most[i] for i in at], dtype=rate.dtype, device=rate.device) - 1
-
-
-def _worst(excess: Tensor) -> Tensor:
-    """(B, ...) excess to its largest, (B,) float32, 0 where there is none."""
-    flat = F.pad(excess.flatten(1), (0, 1))  # a rule that is not checked has no entries, and no largest one
-    worst = flat.amax(1)
-    return torch.where(worst > SLACK, worst, torch.zeros_like(worst)).float()
 
 
 def _sharpness(picture: Tensor) -> Tensor:

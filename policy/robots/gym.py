@@ -93,6 +93,14 @@ class GymRobot(RobotPlugin):
         """
         return ChunkEnv(self, body, horizon=horizon, tasks=self.chosen(options))
 
+    def make_ticks(self, body: Embodiment, **options: Any) -> GymTicks:
+        """See :class:`GymTicks`.
+
+        Raises:
+            ImagineError: an option is unknown, or a task.
+        """
+        return GymTicks(ChunkEnv(self, body, horizon=1, tasks=self.chosen(options)))
+
     def chosen(self, options: Mapping[str, Any]) -> tuple[Task, ...]:
         """The tasks that options leave.
 
@@ -192,7 +200,7 @@ class ChunkEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self.ticks, self._chunks = self._made[task.instruction], 0
         self._seed, self._moves = start % 2**32, list[np.ndarray]()  # what simulators take
         self.ticks.reset(self._seed)
-        self._newest = self._observe()
+        self._newest = self.observe()
         return self._newest, self._info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
@@ -203,7 +211,7 @@ class ChunkEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         """
         body, ticks, before = self.body, self.ticks, self.ticks.reward
         seen: list[dict[str, np.ndarray]] = []
-        self.execute(action, lambda: seen.append(seen[-1] if ticks.over and seen else self._observe()))
+        self.execute(action, lambda: seen.append(seen[-1] if ticks.over and seen else self.observe()))
         self._newest, self._chunks = seen[-1], self._chunks + 1
         info = self._info()
         info["frames"] = np.stack([body.tile({v.name: o[v.name] for v in body.views}) for o in seen])
@@ -244,13 +252,46 @@ class ChunkEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         for ticks in (*self._made.values(), *(shown.ticks for shown in self._shown.values())):
             ticks.env.close()
 
-    def _observe(self) -> dict[str, np.ndarray]:
+    def observe(self) -> dict[str, np.ndarray]:
+        """What is seen and felt now, one observation without batch axis."""
         proprio = self.body.proprio_of(self.ticks.features())
         return {**self.ticks.views(), "proprio": proprio, "instruction": pack_instruction(self.ticks.task.instruction)}
 
     def _info(self) -> dict[str, Any]:
         instruction = self.ticks.task.instruction
         return {"instruction": instruction, "is_success": bool(self.ticks.success), "state": self.ticks.state()}
+
+
+class GymTicks:
+    """An ``imagine.types.TickRobot``: the environment of an episode's task, one control tick at a time."""
+
+    def __init__(self, env: ChunkEnv) -> None:
+        self.env = env
+
+    @property
+    def success(self) -> bool:
+        """The instruction has been carried out since the reset."""
+        return bool(self.env.ticks.success)
+
+    def reset(self, seed: int, instruction: str | None = None) -> None:
+        """Begin an episode; the seed draws the task too, unless an instruction names it."""
+        self.env.reset(seed=seed, options=None if instruction is None else {"instruction": instruction})
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """What is seen and felt now, one observation without batch axis."""
+        return self.env.observe()
+
+    def anchor(self) -> np.ndarray:
+        """(A,) float32, what relative actions that begin now are measured from."""
+        return self.env.ticks.anchor()
+
+    def tick(self, move: np.ndarray) -> None:
+        """Carry out one tick; ``move`` (A,) is absolute."""
+        self.env.ticks.tick(move)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.env.close()
 
 
 def chunked(env: gym.Env[Any, Any]) -> ChunkEnv:

@@ -16,7 +16,7 @@ import numpy as np
 
 from imagine.embodiment import QUATERNIONS, Embodiment
 from imagine.limits import Limits
-from imagine.types import ImagineError
+from imagine.types import ImagineError, TickRobot
 
 if TYPE_CHECKING:
     from imagine.world.objects import ObjectMasks
@@ -77,6 +77,18 @@ class RobotPlugin:
             f"robot {self.name!r} has no environment to act in; use recordings (--dataset) or the imagined world, or "
             "give the plug-in a make_env (docs/own_robot.md)."
         )
+
+    def make_ticks(self, body: Embodiment, **options: Any) -> TickRobot:
+        """The same robot, one control tick at a time, for ``imagine drive``.
+
+        Args:
+            body: which views, state and action slices are used.
+            options: as :meth:`options` names them.
+
+        Raises:
+            ImagineError: this robot cannot be driven tick by tick.
+        """
+        raise ImagineError(f"robot {self.name!r} is not driven tick by tick; give the plug-in a make_ticks method.")
 
     @property
     def has_env(self) -> bool:

@@ -87,12 +87,11 @@ class TableRobot:
         if chunk.ndim != 2:
             raise ShapeError(f"action chunk has shape {chunk.shape}, expected two axes (actions, dimensions).")
         body = self.body
-        anchor = body.anchor_of({body.state[0].key: self.world.state()})
-        moves = body.absolute_action(body.check_action(chunk[None])[0], anchor)
+        moves = body.absolute_action(body.check_action(chunk[None])[0], self.anchor())
         seen, done = [], False
         self.succeeded, self.moments = [], []
         for k, move in enumerate(moves, 1):
-            self._tick(move)
+            self.tick(move)
             done = done or self.world.success()
             if k % body.frame_stride == 0:
                 if look:
@@ -101,7 +100,11 @@ class TableRobot:
                 self.succeeded.append(done)
         return seen
 
-    def _tick(self, move: np.ndarray) -> None:
+    def anchor(self) -> np.ndarray:
+        """(A,) float32, what relative actions that begin now are measured from."""
+        return self.body.anchor_of({self.body.state[0].key: self.world.state()})
+
+    def tick(self, move: np.ndarray) -> None:
         """One tick; ``move`` (A,) is absolute. What the embodiment does not command keeps its last target."""
         row = self.world.command()
         at = 0
@@ -112,6 +115,32 @@ class TableRobot:
             self.world.tick(np.array([*row[22:25], row[14], *row[25:28], row[15]]))
         else:
             self.world.tick_joints(row[:14], row[14:16])
+
+
+class TableTicks(TableRobot):
+    """An ``imagine.types.TickRobot``.
+
+    Attributes:
+        success: the instruction has been carried out at any tick since the reset.
+    """
+
+    def __init__(self, body: Embodiment, renderer: str = "ray", **options: Any) -> None:
+        """``options`` as of :meth:`TableRobot.reset`."""
+        super().__init__(body, renderer)
+        self.success, self._options = False, options
+
+    def reset(self, seed: int, instruction: str | None = None, **options: Any) -> dict[str, np.ndarray]:
+        """Begin an episode, a function of the arguments alone."""
+        self.success = False
+        return super().reset(seed, instruction, **{**self._options, **options})
+
+    def tick(self, move: np.ndarray) -> None:
+        """One tick; ``move`` (A,) is absolute."""
+        super().tick(move)
+        self.success = self.success or self.world.success()
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 class G1TableEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):

@@ -14,7 +14,7 @@ import numpy as np
 from imagine.policy.robots.g1_table.scene import BOWL_RADIUS, REST_Z, TABLE_Z
 from imagine.policy.robots.g1_table.starts import HOME
 from imagine.policy.robots.g1_table.tasks import BOWL_INSIDE, PUT_FAMILIES, Task
-from imagine.policy.robots.g1_table.world import G1Table
+from imagine.policy.robots.g1_table.world import HAND_HIGH, HAND_LOW, G1Table
 
 REACH = 0.028  # m a target leads the measured hand; about 0.4 m/s through the servos' lag
 GRASP_Z = REST_Z + 0.002
@@ -41,13 +41,14 @@ def expert_target(world: G1Table, task: Task, offset: tuple[float, float, float]
         offset: added to the block's true x, y, z (m), to make a hand that misses.
 
     Returns:
-        (8,) float64 absolute targets, as ``G1Table.tick`` takes them.
+        (8,) float64 absolute targets, as ``G1Table.tick`` takes them, within the workspace.
     """
     i = present_block(world, task)
     arm = choose_arm(world, i)
     target = np.empty((2, 4))
     target[arm] = _act(world, task, i, arm, np.array(offset))
     target[1 - arm] = _rest(world, 1 - arm)
+    target[:, :3] = np.clip(target[:, :3], HAND_LOW, HAND_HIGH)  # where the robot would stop by itself
     return target.ravel()
 
 

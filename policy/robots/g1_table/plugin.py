@@ -10,7 +10,7 @@ import numpy as np
 
 from imagine.embodiment import Embodiment
 from imagine.limits import Limits
-from imagine.policy.robots.g1_table.env import FOLDER, G1TableEnv
+from imagine.policy.robots.g1_table.env import FOLDER, G1TableEnv, TableTicks
 from imagine.policy.robots.g1_table.episodes import BLOCKS, FAILURE_SHARE
 from imagine.policy.robots.g1_table.hide import hiding_chunk
 from imagine.policy.robots.g1_table.labels import TableLabels
@@ -51,6 +51,14 @@ class G1TablePlugin(TableLabels):
             ImagineError: an option is unknown or out of range, or the embodiment wants a camera the table has not.
         """
         return G1TableEnv(body, max_chunks=horizon, **self._checked(options))
+
+    def make_ticks(self, body: Embodiment, **options: Any) -> TableTicks:
+        """See :class:`imagine.policy.robots.g1_table.env.TableTicks`.
+
+        Raises:
+            ImagineError: an option is unknown or out of range.
+        """
+        return TableTicks(body, **self._checked(options))
 
     def options(self, understands: Callable[[str], bool] | None = None) -> dict[str, Any]:
         """All that the table knows; of the families those whose every word a model understands."""
