@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # a robot's own computer speaks these words without torch
+    import torch
+    from torch import Tensor
 
 INSTRUCTION_BYTES = 512
 """Room for an instruction in an observation, UTF-8 bytes; recorded task sentences take 20 to 300."""
@@ -58,6 +60,8 @@ class Batched:
     """Tensor fields share a leading batch axis; adds ``to``, ``index`` and ``repeat``."""
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Any:
+        from torch import Tensor
+
         new = {}
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
@@ -312,4 +316,6 @@ def seeded(seed: int) -> torch.Generator:
     Args:
         seed: in [0, 2^63), as :func:`imagine.seeds.derive` gives.
     """
+    import torch
+
     return torch.Generator().manual_seed(int(seed))

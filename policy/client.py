@@ -297,7 +297,9 @@ def _binary(message: str | bytes) -> bytes:
 
 def _ranking(answer: Any, n: int) -> Ranking | None:
     """What a server says of ``n`` candidates, if that is what it says."""
-    fields: list[Any] = [answer.get(name) for name in Ranking.__dataclass_fields__] if isinstance(answer, dict) else [None] * 7
+    fields: list[Any] = (
+        [answer.get(name) for name in Ranking.__dataclass_fields__] if isinstance(answer, dict) else [None] * 7
+    )
     preferred, late, *columns, terms, note = fields
     if not isinstance(preferred, int) or not 0 <= preferred < n or not isinstance(terms, dict):
         return None

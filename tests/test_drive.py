@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ from imagine.limits import Limits
 from imagine.policy.clock import SimulatedClock, WallClock
 from imagine.policy.drive import Answer, DriveConfig, Driver
 from imagine.policy.guard import Guard, GuardConfig, surprise
+from imagine.policy.robots.g1_table.env import FOLDER
 from imagine.policy.robots.registry import DEFAULT, load_robot
 
 ROBOT = load_robot(DEFAULT)
@@ -265,3 +269,43 @@ def test_the_command_drives_on_either_clock_and_plans(tmp_path, capsys):
     assert run["ticks"] <= HZ
     for wrong in (["--execution", "hope"], ["--latency", "soon"], ["--guard", "calm=1"]):
         assert main(["drive", *wrong, "--out", str(tmp_path / "wrong")]) == 2
+
+
+def test_a_robots_own_computer_needs_no_torch():
+    """The loop, the guard, the client and the embodiment, on a machine that has numpy, pydantic and websockets."""
+    code = f"""
+import sys
+sys.modules["torch"] = None
+import numpy as np
+from imagine.embodiment import Embodiment
+from imagine.limits import Limits
+from imagine.policy.client import RemotePolicy
+from imagine.policy.clock import SimulatedClock
+from imagine.policy.drive import DriveConfig, Driver, thinker
+from imagine.policy.guard import Guard
+from imagine.types import pack_instruction
+
+body = Embodiment.load({str(FOLDER / "g1_eef.yaml")!r})
+
+class Robot:
+    success, moved = False, 0
+    def reset(self, seed, instruction=None): pass
+    def observe(self):
+        views = {{v.name: np.zeros((v.height, v.width, 3), np.uint8) for v in body.views}}
+        proprio = np.zeros(sum(s.size for s in body.state if s.name in body.proprio), np.float32)
+        return {{**views, "proprio": proprio, "instruction": pack_instruction("wave")}}
+    def anchor(self): return np.zeros(body.action_dim, np.float32)
+    def tick(self, move): self.moved += 1
+
+class Still:
+    def act(self, observation, seeds, episodes):
+        return body.hold(observation["proprio"])
+
+robot = Robot()
+guard = Guard(body, Limits(control_hz=body.control_hz))
+driver = Driver(robot, body, guard, SimulatedClock(body.control_hz, 0.1), DriveConfig(seconds=1))
+driver.episode(thinker(Still(), 0, 0), 0)
+print(robot.moved)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == str(HZ), done.stdout + done.stderr
