@@ -206,6 +206,11 @@ class Score:
         object.__setattr__(self, "terminated", ends & self.valid)
 
 
+def takes_committed(policy: object) -> bool:
+    """Whether a policy's ``act`` takes ``committed``, (B, D, A) in robot units: how its chunks begin in any case."""
+    return bool(getattr(policy, "takes_committed", False))
+
+
 @runtime_checkable
 class RewardModel(Protocol):
     """Judges clips. Implementations live in ``rewards`` and know only this module."""

@@ -113,6 +113,7 @@ class RemotePolicy:
         observation: dict[str, np.ndarray],
         seeds: Sequence[int] | None = None,
         episodes: Sequence[int] | None = None,
+        committed: np.ndarray | None = None,
     ) -> np.ndarray:
         """One chunk (B, K, A) float32 in robot units per row.
 
@@ -120,6 +121,7 @@ class RemotePolicy:
             observation: batched, as ``imagine.world.spaces.observation_space`` describes.
             seeds: one per row; passed on to servers that take them.
             episodes: one per row: each has a session of its own, where the server knows sessions.
+            committed: (B, D, A) how each chunk begins in any case; for servers that take it (:attr:`takes_committed`).
 
         Raises:
             RemoteError: the server cannot be reached, refused, or its answer is no chunk of this embodiment.
@@ -136,6 +138,8 @@ class RemotePolicy:
             message = self._message({name: values[i] for name, values in observation.items()}, episode)
             if seeds is not None and "seed" in self._accepts:
                 message["seed"] = int(seeds[i])
+            if committed is not None:
+                message["committed"] = np.asarray(committed[i], np.float32)
             chunks.append(self._chunk(self._ask(message)))
         return np.stack(chunks)
 
@@ -180,6 +184,11 @@ class RemotePolicy:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def takes_committed(self) -> bool:
+        """Whether the server's policy goes on from what is committed."""
+        return "committed" in self._accepts
 
     @property
     def _accepts(self) -> Sequence[str]:

@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from imagine.embodiment import Embodiment
 from imagine.policy.clock import Clock, Pending
 from imagine.policy.guard import Event, Guard
-from imagine.types import TickRobot
+from imagine.seeds import Stream, derive
+from imagine.types import TickRobot, takes_committed
 
 Execution = Literal["overlap", "restart", "wait"]
 
@@ -234,9 +235,7 @@ def thinker(policy: Any, seed: int, episode: int) -> Think:
         seed: a decision's noise is derived from it and the number of the request.
         episode: what the policy knows the episode by.
     """
-    from imagine.seeds import Stream, derive
-
-    takes = bool(getattr(policy, "takes_committed", False))
+    takes = takes_committed(policy)
 
     def think(observation: dict[str, np.ndarray], committed: np.ndarray, number: int) -> Answer:
         batch = {name: value[None] for name, value in observation.items()}

@@ -20,8 +20,15 @@ LONGEST_NAME = 128
 """Characters of a session's name."""
 
 
-def describe(body: Embodiment, *, scores: bool) -> dict[str, Any]:
-    """What a client is told on connecting: the embodiment, what requests may carry, and RoboArena's configuration."""
+def describe(body: Embodiment, *, scores: bool, goes_on: bool) -> dict[str, Any]:
+    """What a client is told on connecting: the embodiment, what requests may carry, and RoboArena's configuration.
+
+    Args:
+        body: whose robot is served.
+        scores: candidates are scored.
+        goes_on: the policy goes on from what is ``committed``.
+    """
+    more = [name for name, known in (("score", scores), ("committed", goes_on)) if known]
     wrists = [v for v in body.views if _is_wrist(v.name)]
     return {
         "embodiment": body.name,
@@ -31,7 +38,7 @@ def describe(body: Embodiment, *, scores: bool) -> dict[str, Any]:
         "action_names": body.action_names,
         "proprio_dim": body.proprio_dim,
         "views": {v.name: [v.height, v.width] for v in body.views},
-        "accepts": ["seed", "session_id", *(["score"] if scores else [])],
+        "accepts": ["seed", "session_id", *more],
         "image_resolution": [body.views[0].height, body.views[0].width],
         "needs_wrist_camera": bool(wrists),
         "n_external_cameras": len(body.views) - len(wrists),
@@ -69,9 +76,9 @@ def read_session(given: Any) -> str | None:
 def read_observation(request: Mapping[str, Any], body: Embodiment) -> dict[str, np.ndarray]:
     """A batch of one, as ``imagine.world.spaces`` describes it, from a request; of a film the newest frame.
 
-    Names are the embodiment's, or those of openpi's clients for DROID and LIBERO (``observation/exterior_image_1_left``,
-    ``observation/image``, ``observation/wrist_image``, ``observation/state``, ``observation/joint_position`` …), which
-    stand for the views and the proprioception in their order.
+    Names are the embodiment's, or those of openpi's clients for DROID and LIBERO
+    (``observation/exterior_image_1_left``, ``observation/image``, ``observation/wrist_image``, ``observation/state``,
+    ``observation/joint_position`` …), which stand for the views and the proprioception in their order.
 
     Raises:
         ShapeError: something is missing, misshapen or not finite.
@@ -130,6 +137,19 @@ def read_candidates(given: Any, body: Embodiment) -> np.ndarray:
             f"{MOST_CANDIDATES}, chunks of embodiment {body.name!r}."
         )
     return body.check_action(chunks)
+
+
+def read_committed(given: Any, body: Embodiment) -> np.ndarray:
+    """(1, D, A) float32 in robot units, clipped to the embodiment's bounds: how the chunk begins in any case.
+
+    Raises:
+        ShapeError: it is another robot's, longer than a chunk, not finite, or far out of bounds.
+    """
+    begin, most = read_numbers(given, "committed"), body.chunk_actions
+    if begin.ndim != 2 or not 1 <= len(begin) <= most or begin.shape[1] != body.action_dim:
+        raise ShapeError(f"committed has shape {begin.shape}, expected (1 to {most}, {body.action_dim}).")
+    padded = np.concatenate([begin, np.repeat(begin[-1:], most - len(begin), 0)])
+    return body.check_action(padded[None])[:, : len(begin)]
 
 
 def _newest(values: np.ndarray, axes: int) -> np.ndarray:

@@ -9,8 +9,9 @@ msgpack dict (:mod:`imagine.policy.wire`) and gets one answer:
 
 An observation is named as in the embodiment (``top_head``, ``proprio``, ``instruction``; also with ``observation/``
 before, ``prompt`` for the instruction, or proprioception slice by slice). ``seed`` chooses the noise; a new
-``session_id`` begins an episode. A refused request is answered by one sentence as a text frame and the connection
-lives on; a failure of ours by the traceback, and the connection is closed with code 1011, as openpi does.
+``session_id`` begins an episode; ``committed`` (D, A) is how the chunk begins in any case, for policies that go on
+from it. A refused request is answered by one sentence as a text frame and the connection lives on; a failure of ours
+by the traceback, and the connection is closed with code 1011, as openpi does.
 
 What a client can cost the others is bounded: the number of connections and what each may send and hold, the time for
 which one is waited for that does not read. Work for a client that has left is not begun, and refusing messages takes a
@@ -48,6 +49,7 @@ from imagine.policy.reading import (
     describe,
     observation_bytes,
     read_candidates,
+    read_committed,
     read_numbers,
     read_observation,
     read_session,
@@ -58,7 +60,7 @@ from imagine.policy.scoring import TimedScorer
 from imagine.policy.wire import WireError, pack, unpack
 from imagine.policy.worker import Worker
 from imagine.seeds import Stream, derive
-from imagine.types import ImagineError, Policy, ShapeError
+from imagine.types import ImagineError, Policy, ShapeError, takes_committed
 
 
 class ServerConfig(BaseModel):
@@ -143,7 +145,7 @@ class PolicyServer:
         self._numbers, self._worker = count(), Worker()
         size = self.cfg.slice_size
         self._score = None if scorer is None else TimedScorer(scorer, self._worker, slice_size=size, clock=clock)
-        self.metadata = describe(body, scores=scorer is not None)
+        self.metadata = describe(body, scores=scorer is not None, goes_on=takes_committed(policy))
         self._remembered = max(1, min(REMEMBERED, REMEMBERED_BYTES // observation_bytes(body)))
         self._room = Room(self.cfg.clients, self.cfg.send_timeout)
         listening = listen(self.cfg.host, self.cfg.port)
@@ -287,7 +289,12 @@ class PolicyServer:
             seed = derive(self.cfg.seed, session.calls, Stream.POLICY)
         elif isinstance(seed, bool) or not isinstance(seed, int | np.integer):
             raise ShapeError(f"seed is {str(seed)[:40]!r}, expected a whole number.")
-        ask = lambda: self.policy.act(observation, [int(seed)], [episode])[0]  # noqa: E731
+        begun = request.get("committed")
+        if begun is not None and not takes_committed(self.policy):
+            raise ImagineError("this server's policy cannot go on from what is committed; ask without it.")
+        more = {} if begun is None else {"committed": read_committed(begun, self.body)}
+        act: Any = self.policy.act
+        ask = lambda: act(observation, [int(seed)], [episode], **more)[0]  # noqa: E731
         chunk = await asyncio.get_running_loop().run_in_executor(self._worker, ask)
         if not np.isfinite(chunk).all():
             raise ImagineError("the policy answered NaN or infinity, which no robot should be sent; check the model.")

@@ -26,7 +26,7 @@ from imagine.agents.planner import PlanningState
 from imagine.agents.serving import DreamJudge
 from imagine.policy import wire
 from imagine.policy.client import RemoteError, RemotePolicy
-from imagine.policy.policy import JointPolicy
+from imagine.policy.policy import JointPolicy, RandomPolicy
 from imagine.policy.server import PolicyServer, ServerConfig
 from imagine.seeds import Stream, derive
 from imagine.types import Clip, ImagineError, Policy, Score, pack_instruction
@@ -574,6 +574,24 @@ def test_where_nobody_listens_or_another_robot_is_served_the_client_says_so(serv
             RemotePolicy(address)
     with pytest.raises(RemoteError, match="serves tiny with 2 action values, expected 14"):
         RemotePolicy(serving().url, K, 14)
+
+
+def test_what_is_committed_goes_over_the_wire(serving, tiny_model) -> None:
+    """A remote policy continues what is committed exactly as the same policy here; others say that they cannot."""
+    here, body = JointPolicy(tiny_model), tiny_model.body
+    begin = np.clip(here.act(batch(0, 1), [3, 4])[:, :2] + 0.01, body.action_low, body.action_high)
+    with RemotePolicy(serving().url, K, A) as remote:
+        assert remote.takes_committed
+        said = remote.act(batch(0, 1), [7, 8], committed=begin)
+        assert said.tobytes() == here.act(batch(0, 1), [7, 8], committed=begin).tobytes()
+        for wrong in (begin[:, :, :1], np.repeat(begin, K, 1), begin + np.nan):
+            with pytest.raises(RemoteError, match="committed"):
+                remote.act(batch(0, 1), [7, 8], committed=wrong)
+    fixed = RandomPolicy(body.action_low, body.action_high, K)
+    with RemotePolicy(serving(policy=fixed).url, K, A) as remote:
+        assert not remote.takes_committed
+        with pytest.raises(RemoteError, match="cannot go on"):
+            remote.act(batch(0), [7], committed=begin[:1])
 
 
 def test_the_client_needs_no_torch() -> None:

@@ -47,8 +47,8 @@ def describe(
     Args:
         folder: Wan in diffusers layout, DreamZero or DreamZero-5B in either; a folder or a hub id.
         embodiment: the robot, or the file that describes it; its chunk must be the checkpoint's.
-        statistics: of the robot's numbers; None reads those beside a DreamZero checkpoint (``experiment_cfg``), and takes
-            the embodiment's bounds for a plain Wan, which sees neither states nor actions.
+        statistics: of the robot's numbers; None reads those beside a DreamZero checkpoint (``experiment_cfg``), and
+            takes the embodiment's bounds for a plain Wan, which sees neither states nor actions.
         template: the prompts that the model was trained on, around ``{task}``; see :data:`imagine.wan.convert.PROMPTS`.
         parts: a Wan pipeline in diffusers layout with codec, text and image encoder; None takes the folder's own.
         answers: questions it was trained to answer; by default JOINT for a DreamZero and VIDEO for a Wan.
@@ -244,7 +244,7 @@ def _one(folder: Path, name: str) -> Path:
     found = sorted(folder.rglob(name))
     if not found:
         raise CheckpointMismatch(
-            f"{folder} has no {name}, so nothing says what its numbers mean; give `statistics` (--statistics FILE.json)."
+            f"{folder} has no {name}, so nothing says what its numbers mean; give `statistics` (--statistics FILE)."
         )
     return found[0]
 
