@@ -13,8 +13,8 @@ from imagine.types import ImagineError
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "train": ("accelerate", "peft", "tensorboard"),
     "rl": ("stable_baselines3", "ray"),
-    "vlm": ("transformers", "openai"),
-    "wan": ("diffusers", "transformers", "accelerate"),
+    "vlm": ("openai",),
+    "wan": ("diffusers", "accelerate"),
     "sim": ("mujoco",),
 }
 """Import names by extra; what is in several is told by its first unless :func:`extra` names another."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagine.extras import TRANSFORMERS_LOADING, extra
+from imagine.extras import TRANSFORMERS_LOADING
 from imagine.memo import Memo
 from imagine.rewards.pictures import Pictures, pictures_of
 from imagine.types import CheckpointMismatch, ImagineError, ShapeError
@@ -291,9 +291,8 @@ class LocalVLM:
 
 def _load(path: str | Path, on_cpu: bool, dtype: torch.dtype | str) -> tuple[Any, Any, Pictures, dict[str, Any]]:
     """Model, tokenizer, pictures, and what transformers reports of its loading."""
-    with extra("vlm"):
-        from transformers import AutoModelForImageTextToText, AutoTokenizer
-        from transformers.utils import logging
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+    from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
     if on_cpu:

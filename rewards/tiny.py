@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from imagine.extras import extra
 from imagine.rewards.local import LocalVLM
 from imagine.rewards.pictures import QwenPictures
 
@@ -41,8 +40,7 @@ class TinyConfig(BaseModel):
 
 def build_tiny(cfg: TinyConfig, sentences: Iterable[str]) -> LocalVLM:
     """A random judge-tiny that knows the words of some sentences, and no others."""
-    with extra("vlm"):
-        from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     tokenizer = word_tokenizer(sentences)
     token = tokenizer.convert_tokens_to_ids

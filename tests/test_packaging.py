@@ -45,14 +45,14 @@ def test_extras_are_those_of_pyproject() -> None:
 
 
 def test_a_missing_library_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
     with (
         pytest.raises(
-            MissingExtra, match=r'^transformers is not installed; `pip install "imagine-wam\[wan\]"` brings it.$'
+            MissingExtra, match=r'^diffusers is not installed; `pip install "imagine-wam\[wan\]"` brings it.$'
         ),
         extra("wan"),
     ):
-        import transformers  # noqa: F401
+        import diffusers  # noqa: F401
     with pytest.raises(ModuleNotFoundError, match="nobody_ships_this"), extra("wan"):
         import nobody_ships_this  # noqa: F401
     assert explained(ModuleNotFoundError(name="numpy")) is None

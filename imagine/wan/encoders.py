@@ -163,8 +163,7 @@ def load_prompts(
     Raises:
         CheckpointMismatch: nothing there, or names and shapes disagree; it names them.
     """
-    with extra("wan"):
-        from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+    from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
     inside = {}
     if tokenizer is None and isinstance(source, str | Path):
@@ -194,8 +193,7 @@ def load_image_encoder(source: Source, *, dtype: torch.dtype = torch.float32, he
     Raises:
         CheckpointMismatch: nothing there, or names and shapes disagree; it names them.
     """
-    with extra("wan"):
-        from transformers import CLIPVisionConfig, CLIPVisionModel
+    from transformers import CLIPVisionConfig, CLIPVisionModel
 
     if isinstance(source, str | Path):
         return ImageEncoder(_from_pipeline(CLIPVisionModel, source, "image_encoder", dtype))
