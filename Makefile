@@ -1,6 +1,7 @@
 # The commands of the project. Needs Python >= 3.11 and make; everything else goes into .venv.
 #   make demo    see it work            make test    every test, minutes on two cores
 #   make bench   measure it             make check   format, lint, types
+#   make lerobot   LeRobot itself on datasets of ours, in environments of its own
 #   make gpu     on a lent GPU, with a python3 that has torch: all of training in two calls (benchmarks/train_gpu.py)
 # Pass options on with ARGS, as in: make test ARGS="-k sampler"
 
@@ -13,7 +14,7 @@ READY  := $(VENV)/.ready-$(HASH)
 READY_BENCH := $(VENV)/.ready-bench-$(HASH)
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check bench gpu install clean
+.PHONY: demo test check bench gpu lerobot install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -30,6 +31,9 @@ check: install
 
 bench: $(READY_BENCH)
 	$(BIN)/imagine bench $(ARGS)
+
+lerobot: install
+	$(BIN)/python benchmarks/interop_lerobot.py $(ARGS)
 
 gpu:
 	$(PYTHON) benchmarks/train_gpu.py model $(ARGS)

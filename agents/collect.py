@@ -88,6 +88,7 @@ def collect(
         path.unlink()
     _check_source(out, {"episode": episode_fn_path, "options": dict(options or {}), "shard_size": shard_size})
     writer = DatasetWriter(out, robot_type, fps, shard_size, names or {})
+    writer.refuse_changed()
     shards = {
         i: range(first_seed + a, first_seed + min(a + shard_size, episodes))
         for i, a in enumerate(range(0, episodes, shard_size))

@@ -230,6 +230,24 @@ def test_a_dataset_can_grow_and_finalizing_twice_changes_nothing(tmp_path: Path)
     check_equal(dataset, EPISODES - 1, random_episode(EPISODES - 1))
 
 
+def test_a_dataset_that_others_have_added_to_is_not_written_over(tmp_path: Path) -> None:
+    written(tmp_path / "d", episodes=4).finalize()
+    path = tmp_path / "d/meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"total_episodes": 5}))
+    with pytest.raises(DatasetError, match="has 5 episodes, expected the 4 that were collected"):
+        record(tmp_path / "d", workers=1)
+
+
+def test_a_feature_of_one_number_is_written_as_lerobot_keeps_it(tmp_path: Path) -> None:
+    grip = np.linspace(0, 1, 30, dtype=np.float32)[:, None]
+    views = {"observation.images.c": np.zeros((1, 16, 16, 3), np.uint8)}
+    writer = DatasetWriter(tmp_path, "tiny", 30, SHARD)
+    writer.write_shard(0, [EpisodeData({"action": grip}, ["close"] * 30, views, np.zeros(30, int))])
+    writer.finalize()
+    assert pq.read_schema(tmp_path / "data/chunk-000/file-000.parquet").field("action").type == pa.float32()
+    np.testing.assert_array_equal(LeRobotDataset.open(tmp_path).features(0)["action"], grip)
+
+
 def test_a_failing_episode_is_named_and_other_shards_are_kept(tmp_path: Path) -> None:
     with pytest.raises(ImagineError, match="seed 4 failed: RuntimeError: the robot fell over"):
         record(tmp_path / "d", workers=1, fail_at=4)
@@ -280,6 +298,14 @@ def test_metadata_follow_the_layout_of_lerobot(dataset: LeRobotDataset) -> None:
     assert tasks.index.name == "task" and tasks.loc["put it down", "task_index"] == 1
     episodes = pq.read_table(dataset.root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
     assert [e["dataset_to_index"] for e in episodes[:-1]] == [e["dataset_from_index"] for e in episodes[1:]]
+    kinds = dict.fromkeys(name.partition("/")[0] for name in episodes[0])  # in LeRobot's order, and nothing of ours
+    first = ["episode_index", "tasks", "length", "data", "dataset_from_index", "dataset_to_index", "videos"]
+    assert list(kinds) == [*first, "stats", "meta"]
+    counted = {name.split("/")[1] for name in episodes[0] if name.startswith("stats/")}
+    assert counted == set(info["features"]) >= {"index", "task_index", "timestamp"}
+    assert episodes[3]["stats/episode_index/min"] == [3.0] and episodes[3]["stats/index/count"] == [
+        episodes[3]["length"]
+    ]
     stats = json.loads((dataset.root / "meta/stats.json").read_text())
     state = np.concatenate([random_episode(i).state for i in range(EPISODES)])
     np.testing.assert_allclose(stats["observation.state"]["mean"], state.mean(0), atol=1e-6)

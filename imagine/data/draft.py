@@ -244,7 +244,8 @@ def _views(dataset: LeRobotDataset) -> tuple[tuple[View, ...], int, int]:
     for key in dataset.cameras:
         feature = dataset.layout.features[key]
         sides = [int(n) for n in feature.get("shape", ()) if n not in (1, 3, 4)]
-        if len(sides) == 2 and not (feature.get("info") or {}).get("video.is_depth_map"):
+        about = feature.get("info") or {}
+        if len(sides) == 2 and not (about.get("is_depth_map") or about.get("video.is_depth_map")):
             cameras[key] = (sides[0], sides[1])
     if not cameras:
         raise DatasetError(f"{dataset.root} has no colour camera among {dataset.cameras}; an embodiment needs one.")

@@ -137,8 +137,8 @@ def describe(episode: EpisodeData, names: Mapping[str, Sequence[str]]) -> dict[s
 
 
 def _column(value: np.ndarray) -> pa.Array:
-    if value.ndim == 1:
-        return pa.array(value)
+    if value.size == len(value):  # LeRobot keeps features of one number as plain columns
+        return pa.array(value.reshape(-1))
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(value).reshape(-1)), value.shape[1])
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from imagine.data.format import SEEDS
 from imagine.data.shard import (
     CHUNK_FILES,
     DATA_PATH,
@@ -40,6 +41,17 @@ __all__ = ["DatasetWriter", "EpisodeData"]
 _QUANTILE_ROWS_PER_SHARD = 2000
 _DEFAULTS = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64"}
 _DEFAULTS |= {"task_index": "int64"}
+_ORDER: tuple[str, ...] = (
+    "episode_index",
+    "tasks",
+    "length",
+    "seed",
+    "failure_mode",
+    "data",
+    "dataset_from_index",
+    "dataset_to_index",
+)
+_ORDER += ("videos", "stats", "meta")  # of the columns of meta/episodes, as LeRobot writes them
 
 
 class DatasetWriter(DatasetSpec):
@@ -69,6 +81,17 @@ class DatasetWriter(DatasetSpec):
             )
         return whole and len(found) >= len(seeds)
 
+    def refuse_changed(self) -> None:
+        """Raise DatasetError if others have added or removed episodes since: shards would be written over theirs."""
+        info, seeds = self.root / "meta/info.json", self.root / SEEDS
+        if info.is_file() and seeds.is_file():
+            found, own = json.loads(info.read_bytes())["total_episodes"], pq.read_metadata(seeds).num_rows
+            if found != own:
+                raise DatasetError(
+                    f"{self.root} has {found} episodes, expected the {own} that were collected into it; others have "
+                    "changed it since, so collect into another folder and merge the two with LeRobot."
+                )
+
     def write_shard(self, shard: int, episodes: Iterable[EpisodeData]) -> int:
         """Write one shard under temporary names, then rename it into place; returns its number of ticks.
 
@@ -88,8 +111,10 @@ class DatasetWriter(DatasetSpec):
         """Merge all complete shards into a valid dataset; returns what is in ``info.json``. Safe to repeat.
 
         Raises:
-            DatasetError: there is no shard, one is missing among the others, or two disagree on features.
+            DatasetError: there is no shard, one is missing among the others, two disagree on features, or others have
+                changed the dataset.
         """
+        self.refuse_changed()
         spec, shards = _markers(self.root)
         tasks: dict[str, int] = {}
         rows, parts, samples, start = [], [], [], 0
@@ -99,13 +124,16 @@ class DatasetWriter(DatasetSpec):
             parts.append({name: array_stats(values) for name, values in columns.items()})
             step = max(1, len(columns["index"]) // _QUANTILE_ROWS_PER_SHARD)
             samples.append({name: values[::step] for name, values in columns.items()})
-            for row in episodes:
-                row |= {"dataset_from_index": start, "dataset_to_index": start + row["length"]}
-                row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
+            for row, group in zip(episodes, groups, strict=True):
+                rows.append(_episode_row(row, group, start))
                 start += row["length"]
-                rows.append(row)
         stats = _stats(parts, samples) | _image_stats(rows, spec)
+        # Columns of ours in LeRobot's own table would keep LeRobot from adding episodes to it.
+        origin = ("episode_index", "length", "seed", "failure_mode")
+        seeds = pa.Table.from_pylist([{name: row[name] for name in origin} for row in rows])
+        rows = [{name: value for name, value in row.items() if name not in origin[2:]} for row in rows]
         write_table(self.root / "meta/episodes/chunk-000/file-000.parquet", [pa.Table.from_pylist(rows)], {})
+        write_table(self.root / SEEDS, [seeds], {})
         _write_tasks(self.root / "meta/tasks.parquet", tasks)
         plain = {k: {s: v.tolist() for s, v in each.items()} for k, each in stats.items()}
         write_json(self.root / "meta/stats.json", plain)
@@ -136,6 +164,15 @@ def _markers(root: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
         spec = found
         shards.append(rows)
     return spec, shards
+
+
+def _episode_row(row: dict[str, Any], group: pa.Table, start: int) -> dict[str, Any]:
+    """An episode's row as LeRobot writes it, in its order: with statistics of the columns that it counts in itself."""
+    row |= {"dataset_from_index": start, "dataset_to_index": start + row["length"]}
+    stats = {name: array_stats(_numbers(group, name)) for name in _DEFAULTS}
+    row |= {f"stats/{name}/{s}": v.tolist() for name, each in stats.items() for s, v in each.items()}
+    row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
+    return {k: row[k] for k in sorted(row, key=lambda k: _ORDER.index(k.partition("/")[0]))}
 
 
 def _renumber(data: Path, start: int, tasks: dict[str, int]) -> list[pa.Table]:
@@ -190,8 +227,9 @@ def _info(spec: dict[str, Any], episodes: int, frames: int, tasks: int) -> dict[
         if feature["dtype"] == "video":
             height, width, channels = feature["shape"]
             more = {"height": height, "width": width, "channels": channels, "codec": "h264", "pix_fmt": "yuv420p"}
-            more |= {"is_depth_map": False, "fps": spec["fps"]}
-            feature = feature | {"info": {f"video.{k}": v for k, v in more.items()} | {"has_audio": False}}
+            more |= {"fps": spec["fps"]}
+            plain = {"has_audio": False, "is_depth_map": False}
+            feature = feature | {"info": {f"video.{k}": v for k, v in more.items()} | plain}
         features[key] = feature
     features |= {key: {"dtype": dtype, "shape": [1], "names": None} for key, dtype in _DEFAULTS.items()}
     return {
