@@ -8,11 +8,13 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import product
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from imagine.agents.dream_scorer import DreamScorer
+from imagine.agents.drive_record import RecordingRobot
 from imagine.agents.serving import warm_up
 from imagine.agents.statistics import success_rate
 from imagine.agents.thinking import DreamThinker
@@ -23,6 +25,7 @@ from imagine.configs.load import make
 from imagine.configs.loaded import Loaded, load
 from imagine.configs.policies import load_policy
 from imagine.configs.runfolder import RunFolder
+from imagine.data.write import DatasetWriter
 from imagine.policy.client import RemotePolicy
 from imagine.policy.clock import Clock, SimulatedClock, WallClock
 from imagine.policy.drive import Drive, DriveConfig, Driver, Think, thinker
@@ -55,7 +58,9 @@ def drive(args: Any) -> dict[str, Any]:
         for execution, latency in product(args.execution, latencies):
             cfg = DriveConfig(seconds=args.seconds, every=args.every, execution=execution)
             guard = Guard(loaded.model.body, loaded.robot.limits(loaded.model.body), watched)
-            episodes = _episodes(args, loaded, think, guard, cfg, latency)
+            name = f"{execution}-{latency:g}ms" if len(args.execution) * len(latencies) > 1 else ""
+            where = None if args.record is None else args.record / name
+            episodes = _episodes(args, loaded, think, guard, cfg, latency, where)
             runs[f"{execution}, {latency:g} ms"] = summary(episodes, loaded.model.body.control_hz)
     answer = {"policy": args.policy, "clock": args.clock, "plan": args.plan, "runs": runs, "seed": args.seed}
     folder.save_metrics(answer)
@@ -73,7 +78,13 @@ def _milliseconds(text: str) -> float:
 
 
 def _episodes(
-    args: Any, loaded: Loaded, think: Callable[[int], Think], guard: Guard, cfg: DriveConfig, latency: float
+    args: Any,
+    loaded: Loaded,
+    think: Callable[[int], Think],
+    guard: Guard,
+    cfg: DriveConfig,
+    latency: float,
+    record: Path | None,
 ) -> list[Drive]:
     """Every episode, one after the other."""
     body, wall = loaded.model.body, args.clock == "wall"
@@ -84,17 +95,31 @@ def _episodes(
     else:
         robot = loaded.robot.make_ticks(body, **loaded.options)
         clock = SimulatedClock(body.control_hz, latency / 1000)
+    recording = RecordingRobot(robot, body)
+    writer = None if record is None else _writer(record, loaded)
     try:
-        driver, found = Driver(robot, body, guard, clock, cfg), []
+        driver, found = Driver(robot if writer is None else recording, body, guard, clock, cfg), list[Drive]()
         with Progress(f"driving, {cfg.execution}, {latency:g} ms") as on_progress:
             for seed in range(args.seed, args.seed + args.episodes):
                 found.append(driver.episode(think(seed), seed))
+                if writer is not None:
+                    writer.write_shard(len(found) - 1, [recording.episode()])
                 on_progress(len(found), args.episodes)
+        if writer is not None:
+            writer.finalize()
         return found
     finally:
         robot.close()
         if isinstance(clock, WallClock):
             clock.close()
+
+
+def _writer(folder: Path, loaded: Loaded) -> DatasetWriter:
+    """An empty dataset to be written; one file per episode, so that a killed drive loses one at most."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ImagineError(f"--record {folder} is not empty; choose a new folder, and join datasets with lerobot.")
+    recorder, body = loaded.robot.recorder(), loaded.model.body
+    return DatasetWriter(folder, body.robot_type, body.control_hz, 1, {} if recorder is None else recorder.names)
 
 
 def _robot(spec: str, folder: str, options: Mapping[str, Any]) -> TickRobot:

@@ -285,6 +285,10 @@ class TickRobot(Protocol):
         """(A,) float32, what relative actions that begin now are measured from (``Embodiment.anchor_of``)."""
         ...
 
+    def features(self) -> dict[str, np.ndarray]:
+        """As LeRobot records them: ``observation.state`` (S,) now, ``action`` (A',) the whole last command, float32."""
+        ...
+
     def tick(self, move: np.ndarray) -> None:
         """Carry out one tick; ``move`` (A,) float32 is absolute, in robot units."""
         ...

@@ -58,6 +58,11 @@ class RobotProcess:
         """See :class:`imagine.types.TickRobot`."""
         return np.asarray(self._ask("anchor"))
 
+    def features(self) -> dict[str, np.ndarray]:
+        """See :class:`imagine.types.TickRobot`."""
+        found: dict[str, np.ndarray] = self._ask("features")
+        return found
+
     def tick(self, move: np.ndarray) -> None:
         """Send one tick's command; an error of it is raised by the next look."""
         self._here.send(("tick", move))

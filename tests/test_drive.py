@@ -254,6 +254,7 @@ def test_the_command_drives_on_either_clock_and_plans(tmp_path, capsys):
     import json
 
     from imagine.configs.cli import main
+    from imagine.data.read import LeRobotDataset
 
     def runs(name: str, *words: str) -> dict:
         usual = ["--episodes", "1", "--seconds", "1", "--json", "--out", str(tmp_path / name)]
@@ -265,8 +266,13 @@ def test_the_command_drives_on_either_clock_and_plans(tmp_path, capsys):
     assert all(run["missed"] == 0 and 0 < run["ticks"] <= HZ for run in found.values())
     (run,) = runs("plan", "--clock", "simulated", "--plan", "3", "--guard", "surprise=200").values()
     assert run["decisions"] >= 1
-    (run,) = runs("wall").values()  # in real time, the table in a process of its own
+    # In real time, the table in a process of its own; what was done is a dataset that everything here reads.
+    (run,) = runs("wall", "--record", str(tmp_path / "driven")).values()
     assert run["ticks"] <= HZ
+    dataset = LeRobotDataset.open(tmp_path / "driven")
+    assert len(dataset.features(0)["action"]) == run["ticks"]
+    assert main(["check", "--dataset", str(tmp_path / "driven"), "--embodiment", str(FOLDER / "g1_eef.yaml")]) == 0
+    capsys.readouterr()
     for wrong in (["--execution", "hope"], ["--latency", "soon"], ["--guard", "calm=1"]):
         assert main(["drive", *wrong, "--out", str(tmp_path / "wrong")]) == 2
 
@@ -295,6 +301,7 @@ class Robot:
         proprio = np.zeros(sum(s.size for s in body.state if s.name in body.proprio), np.float32)
         return {{**views, "proprio": proprio, "instruction": pack_instruction("wave")}}
     def anchor(self): return np.zeros(body.action_dim, np.float32)
+    def features(self): return {{}}
     def tick(self, move): self.moved += 1
 
 class Still:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from imagine.configs.commands.common import Pairs, Words, at_least
+from imagine.configs.commands.common import Folder, Pairs, Words, at_least
 from imagine.configs.commands.worlds import OfRobot
 from imagine.types import ImagineError
 
@@ -31,6 +31,7 @@ class Args(OfRobot):
         judge: of --plan and of --guard, as for imagine evaluate.
         guard: NAME=VALUE, as hallucination=0.4, surprise=60, success=0.2, patience=30; any number of times. The first
             three let the model dream what it plans. Limits are the robot's own.
+        record: folder of a LeRobot dataset that every episode is written to; every execution and latency has its own.
         seed: first start seed; nothing shipped was trained on seeds from 900000 on.
     """
 
@@ -45,6 +46,7 @@ class Args(OfRobot):
     budget_ms: float | None = None
     judge: str = ""
     guard: Pairs = ()
+    record: Folder = None
     seed: int = 900_000
 
 

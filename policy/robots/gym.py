@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from imagine.embodiment import Embodiment
 from imagine.limits import Limits
-from imagine.policy.robots.per_tick import Demonstration, GymConfig, Task, Ticks
+from imagine.policy.robots.per_tick import ACTION, STATE, Demonstration, GymConfig, Task, Ticks
 from imagine.policy.robots.plugin import Recorder, RobotPlugin
 from imagine.types import ImagineError, ShapeError, first_fault, pack_instruction
 from imagine.world.spaces import action_space, observation_space
@@ -284,6 +284,12 @@ class GymTicks:
     def anchor(self) -> np.ndarray:
         """(A,) float32, what relative actions that begin now are measured from."""
         return self.env.ticks.anchor()
+
+    def features(self) -> dict[str, np.ndarray]:
+        """The state now, and the whole last command as the environment took it."""
+        ticks = self.env.ticks
+        command = np.clip(ticks.vector, ticks.space.low, ticks.space.high).astype(np.float32)
+        return {STATE: ticks.state(), ACTION: command}
 
     def tick(self, move: np.ndarray) -> None:
         """Carry out one tick; ``move`` (A,) is absolute."""

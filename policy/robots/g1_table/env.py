@@ -139,6 +139,10 @@ class TableTicks(TableRobot):
         super().tick(move)
         self.success = self.success or self.world.success()
 
+    def features(self) -> dict[str, np.ndarray]:
+        """The state (26,) now and the whole last command (28,), float32."""
+        return {"observation.state": self.world.state(), "action": self.world.command()}
+
     def close(self) -> None:
         """Nothing is held open."""
 
