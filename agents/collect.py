@@ -19,7 +19,7 @@ import numpy as np
 
 from imagine.data.processes import SPAWN, process_pool
 from imagine.data.write import DatasetWriter, EpisodeData
-from imagine.files import leftovers
+from imagine.files import leftovers, remove, write_json
 from imagine.progress import Progress
 from imagine.types import DatasetError, ImagineError
 
@@ -84,8 +84,7 @@ def collect(
     check_seeds(first_seed, episodes, allow_reserved)
     episode_function(episode_fn_path)  # a wrong name should fail here, not in every process
     out = Path(out)
-    for path in leftovers(out):
-        path.unlink()
+    clean(out)
     _check_source(out, {"episode": episode_fn_path, "options": dict(options or {}), "shard_size": shard_size})
     writer = DatasetWriter(out, robot_type, fps, shard_size, names or {})
     writer.refuse_changed()
@@ -105,9 +104,18 @@ def collect(
             (progress or bar)(done, episodes)
 
         advance(0)
-        _run(writer, episode_fn_path, missing, dict(options or {}), workers, advance)
+        try:
+            _run(writer, episode_fn_path, missing, dict(options or {}), workers, advance)
+        finally:
+            clean(out)
     info = writer.finalize()
     return info | {"collected": todo, "seconds": time.monotonic() - began}
+
+
+def clean(out: Path) -> None:
+    """Remove what processes left below a folder that were killed while they wrote."""
+    for path in list(leftovers(out)):
+        remove(path)
 
 
 def check_seeds(first_seed: int, episodes: int, allow_reserved: bool) -> None:
@@ -125,8 +133,7 @@ def _check_source(out: Path, source: dict[str, Any]) -> None:
     source = json.loads(json.dumps(source))
     if path.is_file() and (found := json.loads(path.read_text())) != source:
         raise DatasetError(f"{out} was collected with {found}, got {source}; collect into another folder.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(source))
+    write_json(path, source)
 
 
 def _run(

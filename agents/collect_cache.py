@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -19,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from imagine.agents.collect import check_seeds, episode_function, record_episodes
+from imagine.agents.collect import check_seeds, clean, episode_function, record_episodes
 from imagine.data.episode_cache import write_cache
 from imagine.data.processes import process_pool
 from imagine.data.shard import EpisodeData
 from imagine.embodiment import Embodiment
-from imagine.files import leftovers
 from imagine.policy.robots.plugin import RobotPlugin
 from imagine.progress import Progress
 from imagine.types import ImagineError
@@ -106,8 +104,7 @@ def collect_cache(
     check_seeds(first_seed, episodes, allow_reserved)
     episode_function(episode_fn_path)  # a wrong name should fail here, not in every process
     began, out = time.monotonic(), Path(out)
-    for path in leftovers(out):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    clean(out)
     until = time.time() + seconds if seconds else float("inf")
     plan = _Recording(out, episode_fn_path, embodiment, fps, until, dict(options or {}))
     shards = [range(a, min(a + shard_size, episodes)) for a in range(0, episodes, shard_size)]
@@ -121,7 +118,10 @@ def collect_cache(
             (progress or bar)(kept + done, episodes)
 
         advance(0)
-        _run(plan, todo, workers, advance)
+        try:
+            _run(plan, todo, workers, advance)
+        finally:
+            clean(out)
     return {"episodes": kept + done, "collected": done, "seconds": time.monotonic() - began}
 
 

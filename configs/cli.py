@@ -1,7 +1,7 @@
 """The ``imagine`` command line: a table of commands, one parser, one way to answer and one way to fail.
 
 Standard output carries the answer alone (a table, or with ``--json`` one object); all else goes to standard error.
-Exit codes: 0 done, 2 the request was wrong (one sentence says why), 130 interrupted.
+Exit codes: 0 done, 2 the request was wrong or a file cannot be written (one sentence says why), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
@@ -57,6 +60,18 @@ RENAMED_VALUES = {("--world", "real"): "sim", ("--swap-instruction", "right"): "
 """Old value of an option to its new one, in every command."""
 
 
+FULL = "make room and run the same command again; what is finished is kept"
+REFUSED = "choose another folder with --out, or have this one made writable"
+MISPLACED = "choose another --out"
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), FULL),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), REFUSED),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG), MISPLACED),
+    **dict.fromkeys((errno.EIO, errno.ENXIO, errno.ESTALE, errno.EMFILE, errno.ENFILE), "look at this machine's disks"),
+}
+"""What to do about an error of the system; others are bugs of ours."""
+
+
 class BadRequest(ValueError):
     """The command line itself is wrong; the message is the sentence to show."""
 
@@ -81,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = _command(words[0])
         module = import_module(f"imagine.configs.commands.{name}")
         args = parse(module, name, words[1:])
-        with _stdout_kept_clean():
+        with _terminated_as_interrupted(), _stdout_kept_clean():
             result = module.run(args)
     except KeyboardInterrupt:
         return _complain("interrupted; resume with the same command", 130)
@@ -91,6 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (missing := explained(error)) is None:
             raise
         return _complain(str(missing), 2)
+    except OSError as error:
+        if error.errno not in ADVICE:
+            raise
+        what = error.filename or "a file of this run"
+        return _complain(f"cannot write or read {what} ({os.strerror(error.errno)}); {ADVICE[error.errno]}", 2)
     except ValueError as error:
         if not isinstance(error, BadRequest) and not _is_imagine_error(error):
             raise
@@ -223,6 +243,19 @@ def _command(word: str) -> str:
         return word
     close = suggestion(word, list(COMMANDS))
     raise BadRequest(f"imagine has no command {word!r}{close}; the commands are {', '.join(COMMANDS)}")
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Have SIGTERM end a command as Ctrl-C does; only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -9,17 +9,19 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import yaml
 
-from imagine.files import atomic_write
+from imagine.files import FolderLock, atomic_write, leftovers, remove
 
 UNRECORDED = ("out", "json", "workers", "stages")
 """Options that say where and how fast, not what to do; they do not tell two runs apart."""
+_locks: WeakValueDictionary[Path, FolderLock] = WeakValueDictionary()
 
 
 class RunFolder:
-    """Where one command writes. The same command finds the same folder again and can resume.
+    """Where one command writes. The same command finds the same folder again and can resume; two at once cannot.
 
     Attributes:
         path: the folder, created when missing.
@@ -34,13 +36,15 @@ class RunFolder:
             config: a mapping, dataclass or pydantic model; its ``seed`` is recorded with it.
 
         Raises:
-            ImagineError: the folder holds results of another configuration, or is a file.
+            ImagineError: the folder holds results of another configuration, is a file, or another process writes it.
+            OSError: it cannot be written.
         """
         self.path, self.config = Path(path), _recorded(config)
         if self.path.exists() and not self.path.is_dir():
             raise _imagine_error(f"run folder {self.path} is a file; choose another --out")
         self._refuse_another_run()
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = self._locked()
         self.write_text("config.yaml", yaml.safe_dump(self.config, sort_keys=False))
 
     @classmethod
@@ -90,6 +94,20 @@ class RunFolder:
                     "choose another --out"
                 )
         self.write_text(name, yaml.safe_dump(content, sort_keys=False))
+
+    def _locked(self) -> FolderLock:
+        """Keep other processes out for as long as this object or another of the same folder lives."""
+        place = self.path.resolve()
+        if (held := _locks.get(place)) is not None:
+            return held
+        lock = _locks[place] = FolderLock(place)
+        if not lock.taken:
+            raise _imagine_error(
+                f"run folder {self.path} is being written by another process; wait for it, or choose another --out"
+            )
+        for path in list(leftovers(self.path)):
+            remove(path)
+        return lock
 
     def _refuse_another_run(self) -> None:
         file = self / "config.yaml"

@@ -75,7 +75,7 @@ class ServerConfig(BaseModel):
     patience: float = 600.0  # seconds without a pong after which a client is given up; DreamZero's
     clients: Annotated[int, Field(gt=0)] = 64  # connections at a time; one more is refused with HTTP status 503
     send_timeout: Annotated[float, Field(gt=0)] = 5.0  # seconds for which a client is waited for that does not read
-    grace: Annotated[float, Field(ge=0)] = 5.0  # seconds in which requests under way are answered when it is closed
+    grace: Annotated[float, Field(ge=0)] = 6.0  # seconds in which requests under way are answered when it is closed
 
 
 REMEMBERED, REMEMBERED_BYTES = 64, 2**25
@@ -117,6 +117,10 @@ class PolicyServer:
 
     Clients are independent: each has its own session and noise. One worker thread computes for all, first come
     first served, so the model is never used by two.
+
+    Attributes:
+        counts: what became of clients and requests, by name.
+        hangs: the server is closed, and its policy or judge has not returned from its last call.
     """
 
     def __init__(
@@ -142,6 +146,7 @@ class PolicyServer:
         """
         self.policy, self.body, self.cfg, self.clock = policy, body, cfg or ServerConfig(), clock
         self.counts: Counter[str] = Counter()
+        self.hangs = False
         self._numbers, self._worker = count(), Worker()
         size = self.cfg.slice_size
         self._score = None if scorer is None else TimedScorer(scorer, self._worker, slice_size=size, clock=clock)
@@ -168,6 +173,7 @@ class PolicyServer:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
         self._worker.shutdown()
+        self.hangs = not self._worker.ends_within(1)
 
     def __enter__(self) -> PolicyServer:
         return self
@@ -190,7 +196,7 @@ class PolicyServer:
         await asyncio.wait({closed}, timeout=self.cfg.grace)
         for left in list(self._room.sockets):
             self._loop.create_task(leave(left))
-        await asyncio.wait({closed}, timeout=2)
+        await asyncio.wait({closed}, timeout=1.5)
         for left in list(self._room.sockets):
             left.hang_up()
         await closed
@@ -234,7 +240,8 @@ class PolicyServer:
         if not receiving.done():
             receiving.cancel()
             return None
-        return receiving.result() if connection.state is State.OPEN else None
+        message = receiving.result()
+        return message if connection.state is State.OPEN else None
 
     async def _answer_or_refuse(
         self, connection: ServerConnection, message: str | bytes, session: Connection, begin: float

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from imagine.files import atomic_path
 from imagine.rewards.calibrate import Calibration, by_kind, fit_calibrator, reliability, report
 from imagine.rewards.negative_controls import VIDEO_CONTROLS, false_positive_rate, video_control
 from imagine.rewards.rules import blurred, noisy
@@ -229,4 +230,5 @@ def draw_reliability(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarr
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=f"{name}, n = {int(sizes.sum())}")
         axes.set_xlabel("predicted probability")
         axes.set_ylabel("share that had succeeded")
-    figure.savefig(path, dpi=120)
+    with atomic_path(path) as file:
+        figure.savefig(file, dpi=120, format="png")

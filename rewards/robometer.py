@@ -114,7 +114,7 @@ class RobometerJudge:
         folder = Path(folder)
         state = {self._named(k): v.detach().cpu().contiguous() for k, v in self.heads.state_dict().items()}
         atomic_write(folder / "heads.safetensors", save(state))
-        (folder / "robometer.json").write_text(self.cfg.model_dump_json(indent=1))
+        atomic_write(folder / "robometer.json", self.cfg.model_dump_json(indent=1))
 
     # ---------------------------------------------------------------- judging
 

@@ -64,7 +64,7 @@ def observation(first: float = 0.0, **more: Any) -> dict[str, Any]:
 
 
 def open_to(server: PolicyServer, **options: Any) -> ClientConnection:
-    connection = connect(server.url, **{"compression": None, "max_size": None, **options})
+    connection = connect(server.url, **{"compression": None, "max_size": None, **options}).__enter__()
     assert wire.unpack(connection.recv(10))["embodiment"] == "tiny"  # type: ignore[arg-type]
     return connection
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import signal
+import atexit
+import os
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ def run(args: Args) -> dict[str, Any]:
     from imagine.model.model import WorldActionModel
     from imagine.policy.server import PolicyServer, ServerConfig
 
+    folder = RunFolder.of("serve", args)
     model = WorldActionModel.from_pretrained(args.model)
     policy = load_policy(args.policy, model, args.model, steps=args.steps)
     scorer = None
@@ -57,8 +58,7 @@ def run(args: Args) -> dict[str, Any]:
         scorer = DreamJudge(build.dreamer(model, args.model), judge, build.dream_config(args.model), args.seed)
     warm_up(policy, scorer, model)
     cfg = ServerConfig(host=args.host, port=args.port, seed=args.seed)
-    with _terminated_as_interrupted(), PolicyServer(policy, model.body, scorer=scorer, cfg=cfg) as server:
-        folder = RunFolder.of("serve", args)
+    with PolicyServer(policy, model.body, scorer=scorer, cfg=cfg) as server:
         console.print(f"serving {args.policy} of {args.model} at {server.url}; Ctrl-C stops", soft_wrap=True)
         try:
             threading.Event().wait()
@@ -67,13 +67,13 @@ def run(args: Args) -> dict[str, Any]:
     counts = {name: server.counts[name] for name in ("clients", "acted", "scored", "refused", "failed")}
     answer = {"policy": args.policy, "url": server.url, **counts}
     folder.save_metrics(answer)
+    if server.hangs:
+        atexit.register(_leave_at_once)
     return answer
 
 
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _leave_at_once() -> None:
+    """End without the interpreter's way of ending, which aborts while a call runs in torch."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -17,7 +17,7 @@ from imagine.data.cache import fingerprint
 from imagine.data.read import LeRobotDataset
 from imagine.data.windows import Windows, build_cache
 from imagine.embodiment import Embodiment
-from imagine.files import write_json
+from imagine.files import atomic_write, write_json
 from imagine.model.codec import FrameCodec
 from imagine.model.model import WorldActionModel, load_weights, resolve
 from imagine.model.text import TextConfig
@@ -97,12 +97,13 @@ class Training:
         """Train the codec on every frame of the training episodes, unless ``init`` brings one."""
         if self.init or (self.folder / "codec.safetensors").is_file():
             return
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         canvases = Windows(self._caches(None, ""), self.body, context_frames=1)
         frames = canvases.video[canvases.training_frames()]
         codec = train_codec(frames, self.recipe.codec, self.recipe.codec_fit, self.folder / "codec")
-        save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, self.folder / "codec.safetensors")
+        weights = save({k: v.contiguous() for k, v in codec.state_dict().items()})
+        atomic_write(self.folder / "codec.safetensors", weights)
 
     def load_codec(self) -> FrameCodec:
         """The trained codec, in eval mode."""

@@ -11,6 +11,7 @@ from imagine.agents.evaluate import Part, outcomes
 from imagine.configs.pages import headed, number, points, rate, rates
 from imagine.configs.report import Report
 from imagine.configs.runfolder import RunFolder
+from imagine.files import atomic_path
 
 MEASURES = ("pearson", "spearman", "kendall", "mmrv", "pairs", "regret", "bias", "rmse")
 
@@ -52,7 +53,8 @@ def write(
                 "the same judge: only what is better than it is owed to the dream.",
             )  # fmt: skip
         picture = correlation_figure(each, worlds)
-        picture.savefig(folder / "agreement.png", dpi=130)
+        with atomic_path(folder / "agreement.png") as file:
+            picture.savefig(file, dpi=130, format="png")
         page.figure(picture, "Each point is a policy; on the line dream and truth agree.")
         if videos and "recorded" not in worlds:  # what was recorded is the dataset's to show
             _disagreements(page, worker, table, policies, worlds, seeds, videos)

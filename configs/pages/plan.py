@@ -10,6 +10,7 @@ import numpy as np
 
 from imagine.agents.planner import Plan
 from imagine.agents.rollout import episode_id
+from imagine.files import atomic_path
 from imagine.types import unpack_instruction
 
 SHOWN = 24
@@ -31,9 +32,9 @@ class DecisionPictures:
                 continue
             seed = self.seeds[episode]
             self.count[seed] += 1
-            self.folder.mkdir(exist_ok=True)
             figure = decision_figure(self.model, plan, observation, row, f"start {seed}, decision {self.count[seed]}")
-            figure.savefig(self.folder / f"{seed}-{self.count[seed]:02d}.png", dpi=90)
+            with atomic_path(self.folder / f"{seed}-{self.count[seed]:02d}.png") as file:
+                figure.savefig(file, dpi=90, format="png")
 
 
 def decision_figure(model: Any, plan: Plan, observation: dict[str, np.ndarray], row: int, title: str) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagine.data.episode_cache import EpisodeArrays, held_out_episodes, tick_rows
+from imagine.data.episode_cache import EpisodeArrays, GrowingArray, held_out_episodes, tick_rows
 from imagine.data.processes import process_pool
 from imagine.data.read import LeRobotDataset
 from imagine.embodiment import Embodiment
@@ -188,18 +188,14 @@ def _write_video(
 ) -> None:
     workers, batch = effort
     total, at = int(arrays["episode_frames"].sum()), 0
-    out: np.ndarray | None = None
-    for canvases in _decoded(dataset, embodiment, workers):
-        for part in (canvases[i : i + batch] for i in range(0, len(canvases), batch)):
-            value = part if encode is None else _encoded(encode, part)
-            if out is None:
-                out = np.lib.format.open_memmap(path, "w+", value.dtype, (total, *value.shape[1:]))
-            out[at : at + len(value)] = value
-            at += len(value)
-            if progress is not None:
-                progress(at, total)
-    assert isinstance(out, np.memmap) and at == total
-    out.flush()
+    with GrowingArray(path) as out:
+        for canvases in _decoded(dataset, embodiment, workers):
+            for part in (canvases[i : i + batch] for i in range(0, len(canvases), batch)):
+                out.append(part if encode is None else _encoded(encode, part))
+                at += len(part)
+                if progress is not None:
+                    progress(at, total)
+    assert at == total
 
 
 def _encoded(encode: Encode, canvases: np.ndarray) -> np.ndarray:

@@ -139,7 +139,7 @@ def write_cache(
     arrays, has_success = EpisodeArrays(embodiment, has_state=True, has_action=True), True
     with atomic_path(cache_dir) as temporary:
         temporary.mkdir()
-        with _GrowingArray(temporary / "video.npy") as video:
+        with GrowingArray(temporary / "video.npy") as video:
             for i, episode in enumerate(chain([first], waiting)):
                 _check(episode, embodiment)
                 rows = tick_rows(len(episode), fps, embodiment.control_hz)
@@ -183,13 +183,13 @@ def _canvases(episode: EpisodeData, embodiment: Embodiment, rows: np.ndarray) ->
     return embodiment.tile({v.name: episode.views[v.key][shown] for v in embodiment.views})
 
 
-class _GrowingArray:
+class GrowingArray:
     """A ``.npy`` file to whose first axis rows are added; its header says how many there are when it is closed."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._rows, self._like = path, 0, np.empty(0)
 
-    def __enter__(self) -> _GrowingArray:
+    def __enter__(self) -> GrowingArray:
         self._file: BinaryIO = open(self._path, "wb")
         return self
 

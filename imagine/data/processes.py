@@ -36,6 +36,10 @@ def process_pool(
                 'starts processes without an `if __name__ == "__main__":` guard. Mend that, or use fewer workers; '
                 "what is finished is kept."
             ) from error
+        except KeyboardInterrupt:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()  # what they were about would keep us for minutes
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

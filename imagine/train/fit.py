@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from imagine.extras import extra
-from imagine.files import recover_folder, replace_folder, write_json
+from imagine.files import named_errors, recover_folder, remove, replace_folder, write_json
 from imagine.progress import Progress
 from imagine.seeds import Stream, derive
 from imagine.train.replay import Replay, Replayable
@@ -46,7 +46,8 @@ class FitConfig(BaseModel):
     replay: bool = False  # on a GPU, passes of a loss that can be replayed as one graph (`imagine.train.replay`)
     log_every: int = 50
     eval_every: int = 1000
-    save_every: int = 500
+    save_every: int = 500  # steps
+    save_seconds: float = 60.0  # or seconds, whichever come first, but never more than a twentieth of the time
     seed: int = 0
 
 
@@ -109,6 +110,7 @@ class _Run:
         self.replay: Replay | None = None
         self.begin, self.begin_step, self.seen = time.monotonic(), self.step, dict[str, list[float | Tensor]]()
         self.elapsed = self.spent
+        self.saved, self.saving = self.elapsed, 0.0  # when last, in seconds of the run; how many that took
 
     def state_dict(self) -> dict[str, float]:
         """What accelerate saves of this beside weights, optimiser and random states."""
@@ -137,7 +139,7 @@ class _Run:
     def _clock(self) -> None:
         """Read the time once per step, so that all that is decided about a step agrees; in all processes alike."""
         self.elapsed = self.spent + time.monotonic() - self.begin
-        if (self.cfg.seconds or self.cfg.pause) and self.acc.num_processes > 1:
+        if (self.cfg.seconds or self.cfg.pause or self.cfg.save_seconds) and self.acc.num_processes > 1:
             from accelerate.utils import broadcast
 
             self.elapsed = float(broadcast(torch.tensor(self.elapsed, device=self.acc.device)))
@@ -153,6 +155,7 @@ class _Run:
 
     def save(self) -> None:
         """Write ``state/``."""
+        begin = time.monotonic()
 
         def write(to: Path) -> None:
             if self.shards is None:
@@ -161,6 +164,13 @@ class _Run:
                 self.shards.save(to, self.step)
 
         save_state(self.acc, self.folder, write)
+        self.saved, self.saving = self.elapsed, time.monotonic() - begin
+
+    @property
+    def is_save_due(self) -> bool:
+        """Whether so many steps, or so much time, is what a kill would cost now."""
+        wait = max(self.cfg.save_seconds, 20 * self.saving)
+        return self.due(self.cfg.save_every) or bool(self.cfg.save_seconds and self.elapsed >= self.saved + wait)
 
     def advance(self, loss: Loss) -> None:
         """One step of the optimiser, and of the average."""
@@ -259,7 +269,7 @@ def fit(
                 means, speed = run.means()
                 run.write_scalars(name, means)
                 on_progress.report(run.step, means, speed)
-            if run.due(cfg.save_every):
+            if run.is_save_due:
                 run.save()
             if evaluate is not None and run.due(cfg.eval_every):
                 numbers = evaluate(run.best.eval())
@@ -290,13 +300,12 @@ class _Weights:
 
 def save_state(acc: Any, folder: Path, write: Callable[[Path], None]) -> None:
     """Write ``state/`` by rename, so that a kill at any moment leaves a whole one; all processes together."""
-    import shutil
-
     new = folder / "state.new"  # the same for all processes, each of which writes its part
     if acc.is_main_process:
-        shutil.rmtree(new, ignore_errors=True)
+        remove(new)
     acc.wait_for_everyone()
-    write(new)
+    with named_errors(folder / "state"):
+        write(new)
     acc.wait_for_everyone()
     if acc.is_main_process:
         replace_folder(new, folder / "state")

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from imagine.files import atomic_path, write_json
 from imagine.types import CheckpointMismatch
 
 STEMS = ("diffusion_pytorch_model", "model", "adapter_model")
@@ -83,12 +84,13 @@ def write(folder: Path, state: Mapping[str, Tensor], *, stem: str = STEMS[0], sh
     for i, names in enumerate(plan, 1):
         file = f"{stem}.safetensors" if len(plan) == 1 else f"{stem}-{i:05d}-of-{len(plan):05d}.safetensors"
         part = {n: state[n].detach().cpu().contiguous() for n in names}
-        save_file(part, folder / file, metadata={"format": "pt"})
+        with atomic_path(folder / file) as temporary:
+            save_file(part, temporary, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(plan) > 1:
         total = {"total_size": sum(v.nbytes for v in state.values())}
         index = {"metadata": total, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
 def some(names: Collection[str], most: int = 8) -> str:
