@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -13,6 +14,15 @@ from websockets.frames import CloseCode
 from websockets.protocol import State
 
 from imagine.types import ImagineError
+
+PER_BYTE = 2e-8
+"""Seconds of parsing that a byte may take; what takes more are floods of pings and of empty messages."""
+MOST_CREDIT, LEAST_CREDIT = 0.05, 0.002
+"""Seconds of parsing that a connection may save up; with how many it is read from by large pieces."""
+LARGE, SMALL = 2**16, 2**12
+"""Bytes read at a time."""
+PARSING_COST = 50.0
+"""A connection that overdraws its time is not read from for this many times as long."""
 
 
 class Room:
@@ -43,25 +53,54 @@ class Room:
 
 
 class BoundedConnection(ServerConnection):
-    """A connection that holds little: while its client does not read, it is not read from, and not for long."""
+    """A connection that holds little, and takes little of the thread that serves all.
+
+    While its client does not read, it is not read from, and not for long; nor while its client has sent what takes
+    longer to parse than messages do.
+    """
 
     def __init__(self, room: Room, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.room = room
         self._hanging_up: asyncio.TimerHandle | None = None
+        self._waiting: asyncio.TimerHandle | None = None
+        self._credit = LEAST_CREDIT  # a hello takes some
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio."""
         super().connection_made(transport)
         self.room.sockets.add(self)
+        self.recv_messages.resume = self._resume
+        self.transport.max_size = SMALL  # type: ignore[attr-defined]
         if self.room.is_overrun:
             self.hang_up()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio."""
+        begin = time.thread_time()
+        super().data_received(data)
+        self._credit = min(MOST_CREDIT, self._credit + PER_BYTE * len(data) + begin - time.thread_time())
+        self.transport.max_size = LARGE if self._credit > LEAST_CREDIT else SMALL  # type: ignore[attr-defined]
+        if self._credit < 0 and self._waiting is None and self.state is State.OPEN:
+            self.transport.pause_reading()
+            self._waiting = self.loop.call_later(-PARSING_COST * self._credit, self._read_on)
+            self._credit = LEAST_CREDIT  # a hello takes some
+
+    def _read_on(self) -> None:
+        """Read again, if nothing else keeps from it."""
+        self._waiting = None
+        self._resume()
+
+    def _resume(self) -> None:
+        if self._waiting is None and not self.paused and not self.recv_messages.paused:
+            self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio."""
         self.room.sockets.discard(self)
-        if self._hanging_up is not None:
-            self._hanging_up.cancel()
+        for timer in (self._hanging_up, self._waiting):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -74,9 +113,8 @@ class BoundedConnection(ServerConnection):
         """Called by asyncio once the client has read most of it."""
         if self._hanging_up is not None:
             self._hanging_up.cancel()
-        if not self.recv_messages.paused:
-            self.transport.resume_reading()
         super().resume_writing()
+        self._resume()
 
     def hang_up(self) -> None:
         """End the connection at once, without a word."""

@@ -120,7 +120,6 @@ class PolicyServer:
 
     Attributes:
         counts: what became of clients and requests, by name.
-        hangs: the server is closed, and its policy or judge has not returned from its last call.
     """
 
     def __init__(
@@ -146,7 +145,7 @@ class PolicyServer:
         """
         self.policy, self.body, self.cfg, self.clock = policy, body, cfg or ServerConfig(), clock
         self.counts: Counter[str] = Counter()
-        self.hangs = False
+        self._answering = 0
         self._numbers, self._worker = count(), Worker()
         size = self.cfg.slice_size
         self._score = None if scorer is None else TimedScorer(scorer, self._worker, slice_size=size, clock=clock)
@@ -173,7 +172,6 @@ class PolicyServer:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
         self._worker.shutdown()
-        self.hangs = not self._worker.ends_within(1)
 
     def __enter__(self) -> PolicyServer:
         return self
@@ -193,7 +191,10 @@ class PolicyServer:
         await self._stop.wait()
         server.close(close_connections=False)
         closed = asyncio.ensure_future(server.wait_closed())
-        await asyncio.wait({closed}, timeout=self.cfg.grace)
+        until = self._loop.time() + self.cfg.grace
+        await asyncio.sleep(min(self.cfg.grace, 2 * ARRIVING))
+        while self._answering and self._loop.time() < until:
+            await asyncio.sleep(0.02)
         for left in list(self._room.sockets):
             self._loop.create_task(leave(left))
         await asyncio.wait({closed}, timeout=1.5)
@@ -217,8 +218,11 @@ class PolicyServer:
         try:
             await connection.send(pack(self.metadata))
             while (message := await self._next(connection)) is not None:
-                begin = self.clock()
-                await connection.send(await self._answer_or_refuse(connection, message, session, begin))
+                begin, self._answering = self.clock(), self._answering + 1
+                try:
+                    await connection.send(await self._answer_or_refuse(connection, message, session, begin))
+                finally:
+                    self._answering -= 1
                 session.previous_ms = 1000 * (self.clock() - begin)
             await leave(connection)
         except ConnectionClosed:
@@ -246,12 +250,12 @@ class PolicyServer:
     async def _answer_or_refuse(
         self, connection: ServerConnection, message: str | bytes, session: Connection, begin: float
     ) -> str | bytes:
-        since = time.monotonic()
+        since = time.thread_time()
         try:
             return await unless_left(connection, self._answer(message, session, begin))
         except (ImagineError, WireError) as refusal:
             self.counts["refused"] += 1
-            await asyncio.sleep(min(LONGEST_PAUSE, REFUSALS_COST * (time.monotonic() - since)))
+            await asyncio.sleep(min(LONGEST_PAUSE, REFUSALS_COST * (time.thread_time() - since)))
             said = str(refusal)
             return said if len(said) <= LONGEST_REFUSAL else said[: LONGEST_REFUSAL - 2] + " …"
 

@@ -17,8 +17,7 @@ class Worker(Executor):
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._work, name="worker", daemon=True).start()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """See :class:`concurrent.futures.Executor`."""
@@ -38,11 +37,6 @@ class Worker(Executor):
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
         """End the thread once all calls before have been made; nothing waits for that."""
         self._calls.put(None)
-
-    def ends_within(self, seconds: float) -> bool:
-        """Whether the thread has ended by then, after :meth:`shutdown`."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
