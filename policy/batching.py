@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from imagine.types import Policy
+from imagine.types import Policy, ShapeError
 
 MOST = 64
 """Observations in one call of the policy."""
@@ -77,6 +77,8 @@ class Batcher:
         batch = {name: np.concatenate([q.observation[name] for q in questions]) for name in names}
         try:
             chunks = act(batch, [q.seed for q in questions], [q.episode for q in questions], **more)
+            if len(chunks) != len(questions):
+                raise ShapeError(f"the policy answered {len(chunks)} chunks to {len(questions)} observations.")
         except Exception as error:
             if len(questions) == 1:
                 questions[0].answer.set_exception(error)

@@ -44,6 +44,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 
 from imagine.embodiment import Embodiment
+from imagine.policy.batching import Batcher
 from imagine.policy.connections import Room, last_words, leave, listen, unless_left
 from imagine.policy.reading import (
     describe,
@@ -147,6 +148,7 @@ class PolicyServer:
         self.counts: Counter[str] = Counter()
         self._answering = 0
         self._numbers, self._worker = count(), Worker()
+        self._batcher = Batcher(policy, self._worker)
         size = self.cfg.slice_size
         self._score = None if scorer is None else TimedScorer(scorer, self._worker, slice_size=size, clock=clock)
         self.metadata = describe(body, scores=scorer is not None, goes_on=takes_committed(policy))
@@ -244,7 +246,7 @@ class PolicyServer:
         if not receiving.done():
             receiving.cancel()
             return None
-        message = receiving.result()
+        message = receiving.result()  # raises ConnectionClosed where the client has left
         return message if connection.state is State.OPEN else None
 
     async def _answer_or_refuse(
@@ -303,10 +305,8 @@ class PolicyServer:
         begun = request.get("committed")
         if begun is not None and not takes_committed(self.policy):
             raise ImagineError("this server's policy cannot go on from what is committed; ask without it.")
-        more = {} if begun is None else {"committed": read_committed(begun, self.body)}
-        act: Any = self.policy.act
-        ask = lambda: act(observation, [int(seed)], [episode], **more)[0]  # noqa: E731
-        chunk = await asyncio.get_running_loop().run_in_executor(self._worker, ask)
+        begun = None if begun is None else read_committed(begun, self.body)
+        chunk = await asyncio.wrap_future(self._batcher.act(observation, int(seed), episode, begun))
         if not np.isfinite(chunk).all():
             raise ImagineError("the policy answered NaN or infinity, which no robot should be sent; check the model.")
         session.calls += request.get("seed") is None

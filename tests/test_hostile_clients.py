@@ -36,10 +36,11 @@ class Slow:
         pass
 
     def act(self, observation: dict[str, np.ndarray], seeds: Any = None, episodes: Any = None) -> np.ndarray:
-        self.calls += 1
+        first = observation["proprio"][:, 0]
+        self.calls += len(first)
         self.free.wait(20)
         time.sleep(self.seconds)
-        return np.full((1, K, A), observation["proprio"][0, 0], np.float32)
+        return np.tile(first[:, None, None], (1, K, A)).astype(np.float32)
 
 
 Serving = Callable[..., PolicyServer]
