@@ -37,7 +37,7 @@ class Slow:
 
     def act(self, observation: dict[str, np.ndarray], seeds: Any = None, episodes: Any = None) -> np.ndarray:
         first = observation["proprio"][:, 0]
-        self.calls += len(first)
+        self.calls += 1
         self.free.wait(20)
         time.sleep(self.seconds)
         return np.tile(first[:, None, None], (1, K, A)).astype(np.float32)
