@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby, islice
-from pathlib import Path
+from itertools import groupby
 
 import numpy as np
 
+from imagine.data.check_video import TOLERANCE, check_videos
 from imagine.data.episode_cache import tick_rows
 from imagine.data.format import EpisodeRecord
 from imagine.data.read import LeRobotDataset, used_state
 from imagine.data.table import COUNTED, Columns, read_table
-from imagine.data.video import mp4_seconds
 from imagine.data.windows import Windows
 from imagine.embodiment import ActionSlice, Embodiment, Slice
 from imagine.model.text import split_words
@@ -101,10 +100,11 @@ def check_dataset(dataset: LeRobotDataset, body: Embodiment, known_words: Collec
         return report
     report.errors += [*_row_errors(seen, dataset), *_instruction_errors(seen, dataset, known_words)]
     report.errors += _bound_sentences(seen, body, MOST_OUTSIDE, 1.01)
-    report.errors += _video_errors(dataset, body)
+    errors, warnings = check_videos(dataset, [v.key for v in body.views])
+    report.errors += errors
     report.warnings += [*_row_warnings(seen), *_label_warnings(seen, dataset), *_unit_warnings(seen, body)]
     report.warnings += _bound_sentences(seen, body, _WARN_OUTSIDE, MOST_OUTSIDE)
-    report.warnings += [*_rate_warnings(dataset, body), *_view_warnings(dataset, body)]
+    report.warnings += [*warnings, *_rate_warnings(dataset, body), *_view_warnings(dataset, body)]
     return report
 
 
@@ -144,7 +144,7 @@ def _look_at_rows(seen: _Seen, record: EpisodeRecord, data: Columns, fps: float)
     if not np.array_equal(frame - frame[0], np.arange(record.length)):
         seen.gaps.append(record.index)
     time = data.get("timestamp")
-    if time is not None and np.abs(time - time[0] - np.arange(record.length) / fps).max() > 0.5 / fps:
+    if time is not None and np.abs(time - np.arange(record.length) / fps).max() > TOLERANCE + 1e-7 * np.abs(time).max():
         seen.late.append(record.index)
     for task in np.unique(data.get("task_index", np.zeros(0, int))).tolist():
         seen.tasks.setdefault(task, record.index)
@@ -289,24 +289,3 @@ def _view_warnings(dataset: LeRobotDataset, body: Embodiment) -> Iterator[str]:
         sides = [n for n in shape if n not in (1, 3, 4)]
         if len(sides) == 2 and not 0.8 < (v.height / v.width) / (sides[0] / sides[1]) < 1.25:
             yield f"view {v.name!r} squeezes {sides[0]}x{sides[1]} pixels into {v.height}x{v.width}."
-
-
-def _video_errors(dataset: LeRobotDataset, body: Embodiment) -> Iterator[str]:
-    """Videos that end before the rows of an episode do."""
-    seconds: dict[Path, float | None] = {}
-    for v in body.views:
-        shorter = []
-        for record in dataset.layout.episodes:
-            span = record.videos.get(v.key)
-            if span is None:
-                break  # pictures in the data file, one per row
-            if span.path not in seconds:
-                seconds[span.path] = mp4_seconds(span.path)
-            end, known = span.start + (record.length - 1) / dataset.fps, seconds[span.path]
-            if known is not None and known < end:
-                shorter.append((record, known, end))
-        for record, known, end in islice(shorter, 1):
-            yield (
-                f"video {record.videos[v.key].path} ends after {known:.2f} s, but the rows of episode {record.index} "
-                f"go on until {end:.2f} s ({len(shorter)} such episodes); copy the video again or leave them out."
-            )

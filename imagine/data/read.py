@@ -18,8 +18,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from imagine.data.format import EpisodeRecord, Layout, inside, read_layout
+from imagine.data.mp4 import mp4_fault
 from imagine.data.table import LABELS, TRUTH, Columns, Table, fault, read_table
-from imagine.data.video import decode, decode_picture, mp4_fault
+from imagine.data.video import decode, decode_picture
 from imagine.embodiment import Embodiment, Slice
 from imagine.types import DatasetError
 
