@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -19,6 +21,9 @@ from PIL import Image
 
 from imagine.agents.collect import collect
 from imagine.configs import cli
+from imagine.configs.commands.finetuning import checked
+from imagine.configs.runfolder import RunFolder
+from imagine.data.cache import fingerprint
 from imagine.data.check import Report, check_dataset
 from imagine.data.draft import draft
 from imagine.data.read import LeRobotDataset
@@ -545,3 +550,77 @@ def test_rows_that_are_lost_are_refused_without_a_check(tmp_path: Path) -> None:
 
     with pytest.raises(DatasetError, match=r"\(episode 0\) lost rows or has some twice"):
         windows(record(tmp_path / "d", lose))
+
+
+# ---------------------------------------------------------------------- what was made of other data
+def test_a_cache_follows_data_that_changed_within_its_file(tmp_path: Path) -> None:
+    root, plain = record(tmp_path / "d"), {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    file = root / "data/0.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table, file, **plain)
+    before, stat = windows(root)._a["tick_action"].copy(), file.stat()
+    rows = [[-a, b] for a, b in table["action"].to_pylist()]
+    pq.write_table(table.set_column(1, "action", pa.array(rows, table["action"].type)), file, **plain)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert file.stat().st_size == stat.st_size
+    np.testing.assert_array_equal(windows(root)._a["tick_action"], before * [-1, 1])
+
+
+def test_a_fingerprint_tells_what_a_model_would_learn_otherwise(tmp_path: Path) -> None:
+    def of(root: Path) -> object:
+        return fingerprint(LeRobotDataset.open(root))["digest"]
+
+    root = record(tmp_path / "d", episodes=2)
+    first = of(root)
+    shutil.copytree(root, tmp_path / "copy")
+    assert of(tmp_path / "copy") == first
+    rewrite(root, "meta/info.json", fps=31)
+    assert of(root) != first
+    rewrite(root, "meta/info.json", fps=30)
+    assert of(root) == first
+    film(root / "1.mp4", ROWS + 1)
+    assert of(root) != first
+
+
+def test_a_fine_tuning_goes_on_with_its_own_dataset_only(tmp_path: Path) -> None:
+    root = record(tmp_path / "d", episodes=2)
+    model: Any = SimpleNamespace(body=Embodiment.model_validate(arm()), cfg=SimpleNamespace(text=None))
+    folder = RunFolder(tmp_path / "run", {})
+    assert len(checked(folder, [str(root)], model)[0]) == 2
+    (folder / "fit").mkdir()
+    checked(folder, [str(root)], model)
+    tasks = root / "meta/tasks.jsonl"
+    tasks.write_text(tasks.read_text().replace("pick", "take"))
+    with pytest.raises(ImagineError, match="the dataset is not the one"):
+        checked(folder, [str(root)], model)
+
+
+def test_a_cache_of_numbers_that_are_not_finite_is_never_built(tmp_path: Path) -> None:
+    root = record(tmp_path / "d", lambda c: {**c, "action": [[None, 1.0], *c["action"][1:]]})
+    with pytest.raises(DatasetError, match="episode 0 holds NaN or infinity in what becomes tick_action"):
+        windows(root)
+    assert not (root / "cache").exists()
+
+
+# ---------------------------------------------------------------------- what is told beside
+def test_the_share_of_actions_outside_the_bounds_is_told(tmp_path: Path) -> None:
+    report = check(record(tmp_path / "d"), arm(action=[arm()["action"][0] | {"low": -1, "high": 1}]))
+    normal = np.random.default_rng(0).normal(size=(ROWS, 2)).astype(np.float32)
+    assert 0.15 < report.outside["arm"] < 0.5
+    assert abs(report.outside["arm"] - (np.abs(normal) > 1.02).mean()) < 0.05
+
+
+def test_degrees_that_jump_and_tasks_that_contradict_are_told(tmp_path: Path) -> None:
+    def spin(columns: Columns) -> Columns:
+        angle = (np.linspace(0, 500, ROWS) + 180) % 360 - 180
+        rows = np.stack([angle, angle], 1).astype(np.float32)
+        return {**columns, "observation.state": list(rows), "action": list(rows)}
+
+    root = record(tmp_path / "d", spin)
+    row = {"episode_index": 0, "tasks": ["something else"], "length": ROWS}
+    (root / "meta/episodes.jsonl").write_text(json.dumps(row) + "\n")
+    body = arm(state=[arm()["state"][0] | {"unit": "deg"}], action=[arm()["action"][0] | {"low": -200, "high": 200}])
+    found = check(root, body)
+    assert any("jumps by about 2 pi in episode 0" in w for w in found.warnings)
+    assert any("lists other tasks for episode 0 than their rows name" in w for w in found.warnings)
+    assert not found.errors

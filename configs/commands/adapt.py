@@ -83,6 +83,7 @@ def train(args: Args, model: WorldActionModel) -> dict[str, Any]:
     """Train over all processes of an ``accelerate launch``; the first one writes."""
     import torch
 
+    from imagine.configs.commands.finetuning import checked
     from imagine.extras import extra
     from imagine.train.adapt import adapt_model
     from imagine.train.adapt_loss import AdaptConfig, draws
@@ -102,7 +103,7 @@ def train(args: Args, model: WorldActionModel) -> dict[str, Any]:
     folder = folder or RunFolder.of("adapt", args)
     model.to(state.device)
     with state.main_process_first():  # the first one encodes, the others find it done
-        windows, episodes = latent_windows(model, args.dataset, folder / "cache")
+        windows, episodes = latent_windows(model, checked(folder, args.dataset, model), folder / "cache")
     how = {"draws": draws(args.questions), "method": args.method, "rank": args.rank}
     cfg = AdaptConfig(**how, checkpointing=args.gradient_checkpointing)  # type: ignore[arg-type]
     asked = {"steps": args.steps, "lr": args.lr, "seed": args.seed, "batch": args.batch * state.num_processes}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from imagine.configs.commands.common import Common, Words, console
 
 if TYPE_CHECKING:
+    from imagine.data.check import Report
     from imagine.data.read import LeRobotDataset
     from imagine.embodiment import Embodiment
 
@@ -46,19 +47,20 @@ def run(args: Args) -> dict[str, Any]:
     recipe = load(Recipe, args.preset, args.set)
     datasets = [LeRobotDataset.open(d) for d in args.dataset]
     body = Embodiment.load(args.embodiment) if args.embodiment else draft(datasets[0])[0]
-    warnings = examine(datasets, body, recipe)
+    report = examine(datasets, body, recipe)
     return {
         "embodiment": body.name,
-        "episodes": sum(len(d) for d in datasets),
-        "rows": sum(e.length for d in datasets for e in d.layout.episodes),
-        "warnings": warnings,
+        "episodes": report.episodes,
+        "rows": report.rows,
+        "outside_bounds": {name: round(share, 4) for name, share in report.outside.items()},
+        "warnings": report.warnings,
     }
 
 
 def examine(
     datasets: Sequence[LeRobotDataset], body: Embodiment, recipe: Any, known_words: Collection[str] | None = None
-) -> list[str]:
-    """The warnings about a training run to come, also shown; raises ImagineError with all that cannot work.
+) -> Report:
+    """What is to be known before a training run; shows the warnings, raises ImagineError with all that cannot work.
 
     Without a recipe the model exists already, with ``known_words``, and no sizes are derived.
     """
@@ -73,10 +75,8 @@ def examine(
     except ImagineError as error:
         whole.errors.append(str(error))
     for dataset in datasets:
-        report = check_dataset(dataset, body, known_words)
-        whole.errors += report.errors
-        whole.warnings += report.warnings
+        whole.add(check_dataset(dataset, body, known_words))
     for sentence in whole.warnings:
         console.print(f"warning: {sentence}", highlight=False, soft_wrap=True)
     whole.refuse()
-    return whole.warnings
+    return whole

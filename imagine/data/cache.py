@@ -28,7 +28,8 @@ __all__ = ["Encode", "build_cache", "fingerprint", "frame_rows", "held_out_episo
 
 Encode = Callable[[Tensor], Tensor]
 _GROUP_EPISODES = 25
-_FORMAT = 3
+_FORMAT = 4
+_END = 2**16  # bytes
 
 
 def build_cache(
@@ -84,23 +85,36 @@ def is_current(cache_dir: Path, identity: str) -> bool:
 
 
 def _identity(dataset: LeRobotDataset, embodiment: Embodiment, kind: str) -> str:
-    """Hash of all that a cache depends on: format, encoder, embodiment, and the dataset with its files' times."""
-    return _hash([_FORMAT, kind, embodiment.model_dump(), _content(dataset, times=True)])
+    """Hash of all that a cache depends on: format, encoder, embodiment, and the dataset."""
+    return _hash([_FORMAT, kind, embodiment.model_dump(), _content(dataset)])
 
 
 def fingerprint(dataset: LeRobotDataset) -> dict[str, object]:
-    """What tells a dataset from another, whatever folder it lies in: its size, and a hash of tasks and file sizes."""
+    """What tells a dataset from another, wherever it lies: its size, and a hash of what it says and of its files."""
     rows = sum(e.length for e in dataset.layout.episodes)
-    return {"episodes": len(dataset), "rows": rows, "content": _hash(_content(dataset, times=False))[:16]}
+    return {"episodes": len(dataset), "rows": rows, "digest": _hash(_content(dataset))[:16]}
 
 
-def _content(dataset: LeRobotDataset, *, times: bool) -> list[object]:
-    layout = dataset.layout
+def _content(dataset: LeRobotDataset) -> list[object]:
+    """Everything that is read of a dataset; statistics are not, they are computed anew."""
+    layout, root = dataset.layout, dataset.root
     paths = {p for e in layout.episodes for p in [e.data, *(v.path for v in e.videos.values())]}
-    stats = {p.relative_to(dataset.root).as_posix(): p.stat() for p in [*paths, dataset.root / "meta/info.json"]}
-    files = sorted((name, s.st_size, s.st_mtime_ns if times else 0) for name, s in stats.items())
-    episodes = [(e.index, e.length, e.tasks, e.seed) for e in layout.episodes]
-    return [files, episodes, sorted(layout.tasks.items())]
+    files = sorted((path.relative_to(root).as_posix(), _digest(path)) for path in paths)
+    starts = [sorted((key, span.start) for key, span in e.videos.items()) for e in layout.episodes]
+    told = [(e.index, e.length, e.tasks, e.seed, e.failure_mode) for e in layout.episodes]
+    return [layout.fps, layout.features, sorted(layout.tasks.items()), told, starts, files]
+
+
+def _digest(path: Path) -> str:
+    """A hash of a data file, or of both ends of a video, one of which lists the size of every frame in it."""
+    with path.open("rb") as file:
+        if path.suffix == ".parquet":
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+        size = file.seek(0, 2)
+        file.seek(0)
+        content = file.read(_END)
+        file.seek(max(0, size - _END))
+        return hashlib.blake2b(content + file.read(_END), digest_size=16).hexdigest() + f"-{size}"
 
 
 def _hash(content: object) -> str:

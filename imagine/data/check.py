@@ -5,7 +5,7 @@ Only the columns that training reads and the headers of the videos are looked at
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -27,7 +27,8 @@ MOST_OUTSIDE = 0.2
 
 _WARN_OUTSIDE = 0.02
 _DEGREES = 12.0  # rad; joints that turn this far are rare, degrees that stay below it too
-_TURN, _NEAR = 2 * np.pi, 0.6  # rad
+_TURN = {"rad": 2 * np.pi, "deg": 360.0}
+_NEAR = 0.1  # turns
 _READERS = 4
 _NAMED = 5  # episodes
 
@@ -39,14 +40,22 @@ class Report:
     Attributes:
         episodes: how many were looked at.
         rows: their rows.
+        outside: per action slice, the share of recorded actions outside its bounds.
         errors: one sentence each; training would fail or learn nonsense.
         warnings: one sentence each; training works, perhaps not as intended.
     """
 
     episodes: int = 0
     rows: int = 0
+    outside: dict[str, float] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def add(self, other: Report) -> None:
+        """Join what was found in another dataset; of shares outside of bounds the larger counts."""
+        self.episodes, self.rows = self.episodes + other.episodes, self.rows + other.rows
+        self.errors, self.warnings = self.errors + other.errors, self.warnings + other.warnings
+        self.outside |= {k: max(v, self.outside.get(k, 0.0)) for k, v in other.outside.items()}
 
     def refuse(self) -> None:
         """Raise DatasetError with all errors, one per line, if there are any."""
@@ -66,6 +75,7 @@ class _Seen:
     jumps: dict[str, list[int]] = field(default_factory=dict)
     largest: dict[str, float] = field(default_factory=dict)
     tasks: dict[int, int] = field(default_factory=dict)  # task_index: first episode
+    contradicted: list[int] = field(default_factory=list)
     outside: dict[str, list[float]] = field(default_factory=dict)  # per episode, the share of recorded actions
     succeeded: list[int] = field(default_factory=list)
     at_once: list[int] = field(default_factory=list)
@@ -88,7 +98,7 @@ def check_dataset(dataset: LeRobotDataset, body: Embodiment, known_words: Collec
         has_state, has_action = dataset.check_embodiment(body)
         slices = [*(used_state(body) if has_state else ()), *(body.action if has_action else ())]
         for record, data in _episodes(dataset, dataset.keys(body, has_state=has_state, has_action=has_action)):
-            _look_at_rows(seen, record, data, dataset.fps)
+            _look_at_rows(seen, record, data, dataset.fps, dataset.layout.tasks)
             _look_at_numbers(seen, record, data, slices)
             if has_action:
                 _look_at_actions(seen, data, dataset, body)
@@ -98,6 +108,7 @@ def check_dataset(dataset: LeRobotDataset, body: Embodiment, known_words: Collec
     except DatasetError as error:
         report.errors.append(str(error))
         return report
+    report.outside = {name: float(np.mean(shares)) for name, shares in seen.outside.items()}
     report.errors += [*_row_errors(seen, dataset), *_instruction_errors(seen, dataset, known_words)]
     report.errors += _bound_sentences(seen, body, MOST_OUTSIDE, 1.01)
     errors, warnings = check_videos(dataset, [v.key for v in body.views])
@@ -133,7 +144,7 @@ def _episodes(dataset: LeRobotDataset, keys: Collection[str]) -> Iterator[tuple[
                     yield record, {name: dataset.column(record, table, name)[rows] for name in wanted}
 
 
-def _look_at_rows(seen: _Seen, record: EpisodeRecord, data: Columns, fps: float) -> None:
+def _look_at_rows(seen: _Seen, record: EpisodeRecord, data: Columns, fps: float, known: Mapping[int, str]) -> None:
     frame = data.get("frame_index", np.arange(record.length))
     if (np.diff(frame) < 0).any():
         seen.unsorted.append(record.index)
@@ -146,8 +157,11 @@ def _look_at_rows(seen: _Seen, record: EpisodeRecord, data: Columns, fps: float)
     time = data.get("timestamp")
     if time is not None and np.abs(time - np.arange(record.length) / fps).max() > TOLERANCE + 1e-7 * np.abs(time).max():
         seen.late.append(record.index)
-    for task in np.unique(data.get("task_index", np.zeros(0, int))).tolist():
+    tasks = np.unique(data.get("task_index", np.zeros(0, int))).tolist()
+    for task in tasks:
         seen.tasks.setdefault(task, record.index)
+    if record.tasks and tasks and set(record.tasks) != {known.get(task) for task in tasks}:
+        seen.contradicted.append(record.index)
     success = data.get("next.success", np.zeros(1)).reshape(-1).astype(bool)
     if success.any():
         seen.succeeded.append(record.index)
@@ -164,7 +178,8 @@ def _look_at_numbers(seen: _Seen, record: EpisodeRecord, data: Columns, slices: 
         values = np.nan_to_num(data[s.key][:, s.start : s.stop], posinf=0, neginf=0)
         at = f"{s.name} ({s.key}, {s.start}:{s.stop})"
         seen.largest[at] = max(seen.largest.get(at, 0.0), float(np.abs(values).max()))
-        if s.unit == "rad" and not s.wraps and (np.abs(np.abs(np.diff(values, axis=0)) - _TURN) < _NEAR).any():
+        turns = np.abs(np.diff(values, axis=0)) / _TURN.get(s.unit, np.inf)
+        if not s.wraps and (np.abs(turns - 1) < _NEAR).any():
             seen.jumps.setdefault(at, []).append(record.index)
 
 
@@ -210,6 +225,8 @@ def _row_warnings(seen: _Seen) -> Iterator[str]:
         yield f"rows are not in the order of frame_index in {_named(seen.unsorted)}; they are sorted when read."
     if seen.late:
         yield f"timestamp is not frame_index / fps in {_named(seen.late)}; frames are chosen by frame_index."
+    if seen.contradicted:
+        yield f"meta/ lists other tasks for {_named(seen.contradicted)} than their rows name; the rows are believed."
     if seen.short:
         yield f"{_named(seen.short)} are too short for one frame ahead and give nothing to learn from."
 
@@ -271,7 +288,7 @@ def _unit_warnings(seen: _Seen, body: Embodiment) -> Iterator[str]:
         largest = seen.largest.get(at)
         if largest is not None and s.unit == "rad" and largest > _DEGREES:
             yield f"slice {at} reaches {largest:.3g} rad, which looks like degrees."
-        if largest is not None and s.unit == "deg" and 0 < largest < _TURN:
+        if largest is not None and s.unit == "deg" and 0 < largest < _TURN["rad"]:
             yield f"slice {at} never exceeds {largest:.3g} degrees, which looks like radians."
     for at, episodes in seen.jumps.items():
         yield f"slice {at} jumps by about 2 pi in {_named(episodes)}; unwrap it, or give it kind: rotation."

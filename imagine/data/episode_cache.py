@@ -80,6 +80,12 @@ class EpisodeArrays:
             "episode_index": np.array([index]),
             "episode_seed": np.array([-1 if seed is None else seed]),
         }
+        for name in ("tick_action", "frame_proprio", "frame_anchor"):
+            if not np.isfinite(one[name]).all():
+                raise DatasetError(
+                    f"episode {index} holds NaN or infinity in what becomes {name} of embodiment {body.name!r}, "
+                    "expected numbers; imagine check names every such episode and feature. Mend or leave it out."
+                )
         self._seeds.append(seed)
         for name, value in one.items():
             self._parts.setdefault(name, []).append(value)
