@@ -24,8 +24,6 @@ from imagine.world.starts import EpisodeStarts, GivenStarts, SavedStarts, SimSta
 
 __all__ = ["HORIZON", "Loaded", "dream", "dream_config", "dreamer", "load", "parallel_envs", "starts_of"]
 
-MOST_NOISE = 2.0  # share of the first frame's sharpness by which another may be sharper; noise is by far more
-MOST_BLUR = 0.6  # share of the first frame's sharpness that may be lost
 WORLDS = ("sim", "imagined", "frozen")
 
 StartsLike = None | str | Path | Callable[[int, Mapping[str, Any]], Any]
@@ -110,7 +108,7 @@ def dream(
         error = cfg.hallucination_limit if cfg.inverse_steps else None
         limits = loaded.robot.limits(model.body)
         seen = model.body.visible_motion
-        guards = GuardConfig(inverse_error=error, blur=MOST_BLUR, noise=MOST_NOISE, moved=seen, limits=limits)
+        guards = GuardConfig(inverse_error=error, blur=cfg.blur_limit, noise=cfg.noise_limit, moved=seen, limits=limits)
         scorer = GuardedJudge(scorer, guards)
     if watched_by is not None:
         scorer = ShadowJudge(scorer, load_judge(watched_by, loaded.folder, device))

@@ -16,7 +16,7 @@ from imagine.agents.labelled_recordings import recorded_rollouts
 from imagine.agents.labelled_rollouts import KINDS
 from imagine.agents.monitor import shuffled_chunks
 from imagine.configs import heldout
-from imagine.configs.build import MOST_BLUR, MOST_NOISE, dream_config
+from imagine.configs.build import dream_config
 from imagine.configs.labelling import dreaming, rollout_maker
 from imagine.data.windows import Windows
 from imagine.labels import LabelledRollouts, RolloutPairs
@@ -52,8 +52,8 @@ class Calibrating:
         with Progress("imagined rollouts") as on_progress:
             dreams = self._dreams(windows, on_progress)
         with Progress("judging") as on_progress:
-            limit = dream_config(self.args.model).hallucination_limit
-            rater = Rater(self.judge, MOST_BLUR, MOST_NOISE, limit, on_progress)
+            cfg = dream_config(self.args.model)
+            rater = Rater(self.judge, cfg.blur_limit, cfg.noise_limit, cfg.hallucination_limit, on_progress)
             studies["imagined"] = self._imagined(dreams, rater)
             calibration = {kind: study.calibration() for kind, study in studies.items()}
             answer: dict[str, Any] = {kind: study.report() for kind, study in studies.items()}

@@ -6,12 +6,12 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from imagine.configs.commands import judge_stages
 from imagine.configs.commands.check import examine
 from imagine.configs.commands.common import console
+from imagine.configs.dream_limits import measured_limits
 from imagine.configs.runfolder import RunFolder
 from imagine.data.cache import fingerprint
 from imagine.data.read import LeRobotDataset
@@ -24,8 +24,6 @@ from imagine.model.text import TextConfig
 from imagine.policy.robots.registry import DEFAULT, load_robot, remember, spec_of
 from imagine.train.joint import build_model, train_codec, train_joint
 from imagine.types import ImagineError
-from imagine.world.dream import DreamConfig
-from imagine.world.fidelity import inverse_errors
 from imagine.world.starts import MOST_SAVED, EpisodeStarts, save_starts
 
 READ_RECORDINGS = {"codec", "model", "judge", "vlm"}
@@ -137,15 +135,7 @@ class Training:
         if self.robot:
             remember(self.robot, self.out)
         if not (self.out / "dream.json").is_file():
-            self._write_dream(model)
-
-    def _write_dream(self, model: WorldActionModel) -> None:
-        """Settings of dreams: as MOReL, they halt beyond the inverse error that dreams of real frames ever show."""
-        held = np.random.default_rng(0).permutation(self.windows.rows("held_out"))[:2000]
-        cfg = DreamConfig()
-        found = inverse_errors(model, self.windows, held, cfg) if len(held) else np.array([np.inf])
-        limit = float(np.quantile(found, 0.99))
-        write_json(self.out / "dream.json", cfg.model_copy(update={"hallucination_limit": limit}).model_dump())
+            write_json(self.out / "dream.json", measured_limits(model, self.windows, self.canvases).model_dump())
 
     def judge(self) -> None:
         """Success heads; see :func:`imagine.configs.commands.judge_stages.judge`."""

@@ -27,6 +27,8 @@ class DreamConfig(BaseModel):
     tile: int = TILE  # rows per network call; fixed, so that a row's bytes do not depend on N; 0: all at once
     inverse_steps: int = 2  # denoising steps of the check; 0 leaves the check out
     hallucination_limit: float | None = None  # inverse error (normalised action units) above which nothing is believed
+    blur_limit: float = 0.6  # share of the first frame's sharpness that a frame of a judged success may have lost
+    noise_limit: float = 2.0  # and by which it may be sharper; noise is by far more
     adapter: str | None = None  # LoRA folder beside the weights that the dream has and the policy has not
     history: Literal["read", "extend", "kept", "reset"] = Field(  # see `imagine.world.history`
         default="read", validation_alias=AliasChoices("history", "memory")
