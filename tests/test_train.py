@@ -33,6 +33,7 @@ from imagine.train.fit import FitConfig, fit, generator_on, rate
 from imagine.train.joint import build_model, train_codec, train_joint
 from imagine.train.losses import JointConfig, joint_loss, masked_mse, on_own_frames
 from imagine.types import ImagineError
+from imagine.world.dream import DreamConfig
 
 TICKS = 13  # an odd number, so that the last chunk of every episode is cut short
 STEPS = FitConfig(
@@ -597,3 +598,26 @@ def test_hindsight_questions_are_answered_by_the_truth() -> None:
     done = {text for text, t in said if t == 1}
     assert len(done) == 1 and mine.instruction in done.pop()
     assert len({text for text, t in said if t == 0}) > len(robot.instructions()) / 2
+
+
+@pytest.mark.parametrize("dreamt", ["grey", "noise"])
+def test_success_may_look_as_honest_dreams_look(windows: Windows, tmp_path: Path, monkeypatch, dreamt: str) -> None:
+    """Dreams that always lose, or win, sharpness are no reason to believe nothing; sharp ones keep the defaults."""
+    from imagine.configs.dream_limits import measured_limits
+
+    model, usual = model_of(windows).eval(), DreamConfig()
+    body = windows.embodiment
+    data = LeRobotDataset.open(recorded(tmp_path, body).parent / "data")
+    canvases = Windows([build_cache(data, body, None, tmp_path / "canvas", workers=0)], body, context_frames=2)
+    start = canvases.batch(canvases.chains(1, "held_out")[:, 0]).start_video
+    noise = torch.randint(0, 256, start[:1].shape, dtype=torch.uint8)
+    shown = torch.full_like(noise, 90) if dreamt == "grey" else noise
+    monkeypatch.setattr(
+        WorldActionModel, "decode", lambda self, video: shown[:, None].expand(len(video), 1, -1, -1, -1)
+    )
+    found = measured_limits(model, windows, canvases)
+    assert 0 < found.hallucination_limit < float("inf")
+    if dreamt == "grey":
+        assert found.blur_limit == pytest.approx(1.0) and found.noise_limit == usual.noise_limit
+    else:
+        assert found.noise_limit > usual.noise_limit and found.blur_limit == usual.blur_limit
