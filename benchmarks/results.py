@@ -76,6 +76,13 @@ def interval(x: dict) -> str:
     return f"{x['value']:.2f} [{x['ci_low']:.2f}, {x['ci_high']:.2f}]"
 
 
+def three(x: dict) -> str:
+    """A value with its interval, three digits; a correlation with what never changes is none."""
+    if x["value"] is None:
+        return "none"
+    return f"{x['value']:.3f} [{x['ci_low']:.3f}, {x['ci_high']:.3f}]"
+
+
 def objects_of(m: dict) -> list[tuple[str, str]]:
     """The README's lines about objects: the dream beside a frozen first picture, no tokens, and the codec alone."""
     kinds = {"dream": "dream", "frozen": "frozen picture", "without_tokens": "without tokens", "codec": "codec"}
@@ -139,10 +146,7 @@ def rows_of(name: str, m: dict) -> list[tuple[str, str]]:
         return [
             (
                 line,
-                ", ".join(
-                    f"{what} {x[k]['value']:.3f} [{x[k]['ci_low']:.3f}, {x[k]['ci_high']:.3f}]"
-                    for k, what in names.items()
-                ),
+                ", ".join(f"{what} {three(x[k])}" for k, what in names.items()),
             )
             for line, x in found.items()
         ]
@@ -194,17 +198,16 @@ def table(metrics: dict) -> str:
 
 
 def zoo_table(metrics: dict) -> str:
-    """The zoo of docs/evaluate.md: every policy in both worlds, within 3 chunks and within 8."""
-    lines = ["| policy | real, 3 chunks | imagined | real, 8 chunks | imagined |", "|---|---|---|---|---|"]
-    for short, long in zip(metrics["zoo"]["policies"], metrics["zoo_8"]["policies"], strict=True):
-        cells = [rate(one[w]) for one in (short, long) for w in ("sim", "imagined")]
-        lines.append(f"| `{short['policy']}` | {' | '.join(cells)} |")
-    for k in ("pearson", "spearman", "kendall", "mmrv", "pairs", "regret", "bias", "rmse"):
-        values = [
-            f"{m[k]['value']:.3f} [{m[k]['ci_low']:.3f}, {m[k]['ci_high']:.3f}]"
-            for m in (metrics["zoo"], metrics["zoo_8"])
-        ]
-        lines.append(f"| {k} | | {values[0]} | | {values[1]} |")
+    """The zoo of docs/evaluate.md: every policy in both worlds, within 3 chunks and within 8, beside a frozen dream."""
+    zoos = {chunks: metrics[name] for name, chunks in (("zoo", 3), ("zoo_8", 8)) if name in metrics}
+    heads = [f"{what}, {n} chunks" for n in zoos for what in ("real", "imagined", "same outcome")]
+    lines = [f"| policy | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for each in zip(*(zoo["policies"] for zoo in zoos.values()), strict=True):
+        cells = [x for one in each for x in (rate(one["sim"]), rate(one["imagined"]), f"{one['same_outcome']:.2f}")]
+        lines.append(f"| `{each[0]['policy']}` | {' | '.join(cells)} |")
+    for k in ("pearson", "spearman", "kendall", "mmrv", "pairs", "regret", "bias", "rmse", "same_outcome"):
+        cells = [cell for zoo in zoos.values() for cell in (three(zoo[k]), f"frozen: {three(zoo['frozen'][k])}", "")]
+        lines.append(f"| {k.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -228,10 +231,11 @@ def main() -> None:
     names = parser.parse_args().names
     for name in [] if names == ["tables"] else names or COMMANDS:
         found = measure(name)
+        found.get("frozen", {}).pop("policies", None)  # all alike
         path.write_text(json.dumps({**read(path), name: found}, indent=1))
     metrics = read(path)
     renew(ROOT / "README.md", "results", table(metrics))
-    if {"zoo", "zoo_8"} <= metrics.keys():
+    if {"zoo", "zoo_8"} & metrics.keys():
         renew(ROOT / "docs" / "evaluate.md", "zoo", zoo_table(metrics))
 
 
