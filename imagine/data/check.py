@@ -113,6 +113,11 @@ def check_dataset(dataset: LeRobotDataset, body: Embodiment, known_words: Collec
     report.errors += _bound_sentences(seen, body, MOST_OUTSIDE, 1.01)
     errors, warnings = check_videos(dataset, [v.key for v in body.views])
     report.errors += errors
+    if not has_action:
+        lacking = "actions" if has_state else "state and actions"
+        report.warnings.append(
+            f"{dataset.root} is read as video alone: meta/info.json has no features for the {lacking} of {body.name!r}."
+        )
     report.warnings += [*_row_warnings(seen), *_label_warnings(seen, dataset), *_unit_warnings(seen, body)]
     report.warnings += _bound_sentences(seen, body, _WARN_OUTSIDE, MOST_OUTSIDE)
     report.warnings += [*warnings, *_rate_warnings(dataset, body), *_view_warnings(dataset, body)]

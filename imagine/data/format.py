@@ -140,7 +140,8 @@ def inside(root: Path, path: str | Path) -> Path:
     try:
         real = found.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name that is none
-        raise DatasetError(f"{root} names a file that cannot be found ({str(error)[:80]}); {_REPAIR}") from None
+        what = f"names the file {str(path)[:80]!r}, which cannot be found ({str(error)[:80]})"
+        raise DatasetError(f"{root}, in meta/ or data/, {what}; {_REPAIR}") from None
     blobs = [home.parents[1] / "blobs"] if home.parent.name == "snapshots" else []
     if not any(real.is_relative_to(folder) for folder in (home, *blobs)):
         raise DatasetError(
@@ -175,13 +176,17 @@ def _load(root: Path, path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError, pa.ArrowException) as error:
-        raise DatasetError(f"dataset file {path} is corrupt ({str(error)[:200]}); {_REPAIR}") from error
+        raise DatasetError(
+            f"dataset file {path} is corrupt ({' '.join(str(error).split())[:200]}); {_REPAIR}"
+        ) from error
 
 
 def _parquet_rows(root: Path, path: Path, columns: Callable[[str], bool] = lambda name: True) -> list[dict[str, Any]]:
     def read() -> list[dict[str, Any]]:
         names = [n for n in pq.read_schema(path).names if columns(n)]
-        rows: list[dict[str, Any]] = pq.read_table(path, columns=names, partitioning=None).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(
+            path, columns=names, partitioning=None, page_checksum_verification=True
+        ).to_pylist()
         return rows
 
     rows: list[dict[str, Any]] = _load(root, path, read)

@@ -116,7 +116,7 @@ def write_table(path: Path, groups: Iterator[pa.Table] | Sequence[pa.Table], met
         writer: pq.ParquetWriter | None = None
         for table in groups:
             table = table.replace_schema_metadata(dict(metadata))
-            writer = writer or pq.ParquetWriter(temporary, table.schema)
+            writer = writer or pq.ParquetWriter(temporary, table.schema, write_page_checksum=True)
             writer.write_table(table)
         assert writer is not None
         writer.close()

@@ -25,6 +25,7 @@ TRUTH = "observation.environment_state"
 COUNTED = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 """What LeRobot adds to each row."""
 
+_LETTERS = 400
 _REPAIR = "copy it again from where the dataset came from, or collect the episode again."
 
 
@@ -60,7 +61,7 @@ def read_table(record: EpisodeRecord, keys: Collection[str] | None = None) -> Ta
     """
     columns, faults = Columns(), {}
     try:
-        with pq.ParquetFile(record.data) as file:
+        with pq.ParquetFile(record.data, page_checksum_verification=True) as file:
             numbers = [f.name for f in file.schema_arrow if _is_number(f.type) and (keys is None or f.name in keys)]
             table = file.read(columns=numbers, use_threads=False)
         for name in numbers:
@@ -77,6 +78,7 @@ def read_table(record: EpisodeRecord, keys: Collection[str] | None = None) -> Ta
 
 def fault(path: Path, record: EpisodeRecord, what: str) -> DatasetError:
     """The error that names a file of a dataset and an episode of it."""
+    what = " ".join(what.split())[:_LETTERS]  # libraries explain themselves over many lines
     return DatasetError(f"dataset file {path} (episode {record.index}) {what}; {_REPAIR}")
 
 

@@ -92,7 +92,7 @@ def decode(
 
     Raises:
         EOFError: the video ends before the last wanted frame, or begins after the first.
-        av.FFmpegError: the file is no readable video.
+        av.FFmpegError, ValueError: the file is no readable video.
     """
     if not len(wanted):
         return
@@ -100,6 +100,8 @@ def decode(
     before, frame = None, None  # two neighbouring frames as (number, frame)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise ValueError("its codec is unknown")
         stream.codec_context.thread_count = 1  # parallelism is over files
         if wanted[0] > 0 and stream.time_base is not None:
             container.seek(int(wanted[0] / fps / stream.time_base), stream=stream, backward=True)
