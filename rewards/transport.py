@@ -14,9 +14,10 @@ import random
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ Content = list[dict[str, Any]]  # parts of a message: pictures, then a question
 KEY = "OPENAI_API_KEY"
 """Environment variable that holds the key; it may be unset."""
 
+LARGEST_ANSWER = 2**22
+"""Bytes of an answer that are read; it is asked for, and taken, uncompressed."""
 _FAILURES = 3  # requests given up in a row, at least, before the server is taken for gone
 _log = logging.getLogger(__name__)
 
@@ -100,6 +103,38 @@ class _Failure:
     wait: float | None = None
 
 
+class _TooLong(ValueError):
+    """An answer is larger than any completion."""
+
+
+def _bounded_client(factory: Any) -> Any:
+    """An HTTP client that follows no redirection (not with a key) and reads no more than so much of an answer."""
+    http = import_module(factory.__mro__[1].__module__.partition(".")[0])  # httpx, or what came after it
+
+    class Bounded(http.SyncByteStream):  # type: ignore[misc, name-defined]
+        def __init__(self, whole: Any) -> None:
+            self.whole = whole
+
+        def __iter__(self) -> Iterator[bytes]:
+            left = LARGEST_ANSWER
+            for part in self.whole:
+                left -= len(part)
+                if left < 0:
+                    raise _TooLong(f"an answer of more than {LARGEST_ANSWER} bytes")
+                yield part
+
+        def close(self) -> None:
+            self.whole.close()
+
+    def bound(response: Any) -> None:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise _TooLong("a compressed answer, which was not asked for")
+        response.stream = Bounded(response.stream)
+
+    plain = {"Accept-Encoding": "identity"}
+    return factory(follow_redirects=False, headers=plain, event_hooks={"response": [bound]})
+
+
 class Server:
     """Where chat completions come from. Threads may share it."""
 
@@ -117,8 +152,7 @@ class Server:
         self._gave_logprobs, self._given_up = False, 0  # ever; in a row
         self._random = random.Random()  # pauses must not move the caller's seeded generator
         self._key = os.environ.get(KEY, "").strip()
-        # No redirection is followed: not with a key.
-        http = DefaultHttpxClient(follow_redirects=False)
+        http = _bounded_client(DefaultHttpxClient)
         self._client = OpenAI(
             base_url=cfg.url, api_key=self._key or "EMPTY", timeout=cfg.timeout, max_retries=0, http_client=http
         )
@@ -206,6 +240,8 @@ class Server:
             return _Failure(error.status_code, self._clean(error.response.text), seconds)
         except APIConnectionError as error:
             reason = error.__cause__ or error
+            if isinstance(reason, _TooLong):
+                return reason
             return _Failure(0, self._clean(f"{error} {type(reason).__name__}: {reason}"))
         except (ValueError, RecursionError) as error:  # JSON that cannot be read
             return error

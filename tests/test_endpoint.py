@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import logging
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -69,7 +71,7 @@ class FakeHandler(BaseHTTPRequestHandler):
         if reply is None:
             return
         status, said, headers = (*reply, {})[:3]
-        raw = (said if isinstance(said, str) else json.dumps(said)).encode()
+        raw = said if isinstance(said, bytes) else (said if isinstance(said, str) else json.dumps(said)).encode()
         try:
             self.send_response(status)
             for name, value in {"Content-Length": str(len(raw)), **headers}.items():
@@ -369,6 +371,19 @@ def test_a_slow_answer_costs_only_its_question(serve: Callable[..., FakeServer])
 def test_nonsense_is_neither_yes_nor_no(serve: Callable[..., FakeServer], reply: Reply) -> None:
     answers = judge(serve(lambda body, n: reply).url).ask(some_clips(), some_asks(questions=2))
     assert answers.margin.tolist() == answers.coverage.tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}])
+def test_of_an_endless_or_inflated_answer_little_is_read(serve: Callable[..., FakeServer], headers: dict) -> None:
+    said = gzip.compress(bytes(2**28)) if headers else b"x" * 2**26
+    server = serve(lambda body, n: (200, said, headers))
+    tracemalloc.start()
+    try:
+        answers = judge(server.url).ask(some_clips(), some_asks())
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answers.coverage.tolist() == [[0]] and most < 2**25
 
 
 @pytest.mark.parametrize("status", [429, 503])
