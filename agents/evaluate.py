@@ -118,7 +118,7 @@ def carry_out(
     place = folder / "parts" / stamp
     place.mkdir(parents=True, exist_ok=True)
     files = {part: place / f"{part.name}.parquet" for part in wanted}
-    missing = [part for part in wanted if not files[part].is_file()]
+    missing = [part for part in wanted if not _is_whole(files[part])]
     done, total = sum(len(p.seeds) for p in wanted if p not in missing), sum(len(p.seeds) for p in wanted)
     for part, rows in _answers(missing, make, ray, workers):
         with atomic_path(files[part]) as temporary:
@@ -130,6 +130,17 @@ def carry_out(
     with atomic_path(folder / "episodes.parquet") as temporary:
         pq.write_table(table, temporary)
     return table
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a part is there and can be read; one that cannot is made again."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return bool(pq.read_table(file).schema.equals(schema()))
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def _answers(

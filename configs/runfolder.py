@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -60,8 +60,7 @@ class RunFolder:
     @property
     def metrics(self) -> dict[str, Any]:
         """What was last saved with :meth:`save_metrics`; empty at first."""
-        file = self / "metrics.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        return _mapping(self / "metrics.json", json.loads) or {}
 
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Replace ``metrics.json``; NaN and infinity become null."""
@@ -85,7 +84,7 @@ class RunFolder:
             ImagineError: results were made from another content; names the keys.
         """
         file, content = self / name, plain(content)
-        before = yaml.safe_load(file.read_text()) if file.is_file() else None
+        before = _mapping(file, yaml.safe_load)
         if before is not None and any(path.is_dir() for path in self.path.iterdir()):
             changed = list(_changes(before, content))
             if changed:
@@ -111,13 +110,26 @@ class RunFolder:
 
     def _refuse_another_run(self) -> None:
         file = self / "config.yaml"
-        before = yaml.safe_load(file.read_text()) if file.is_file() else None
+        before = _mapping(file, yaml.safe_load)
         has_results = self.path.is_dir() and any(path != file for path in self.path.iterdir())
         if before is None or before == self.config or not has_results:
             return
         changed = [k for k in {**before, **self.config} if before.get(k) != self.config.get(k)]
         was, now = ({k: c.get(k) for k in changed} for c in (before, self.config))
         raise _imagine_error(f"run folder {self.path} holds results of {was}, not {now}; choose another --out")
+
+
+def _mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
+    """What a file of a run folder holds; None where there is none."""
+    if not file.is_file():
+        return None
+    try:
+        content = parse(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict):
+        raise _imagine_error(f"{file} is damaged; delete it to go on with what else is there, or choose another --out")
+    return content
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

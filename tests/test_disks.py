@@ -198,6 +198,30 @@ def test_training_saves_by_time_as_well_and_spends_little_of_it(
     assert 8 < len(saves) < 20 and (apart[:-1] >= 50).all()
 
 
+# ---------------------------------------------------------------------- what was damaged
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"- a list", b"[" * 5000, b"{a: 1", b"\0" * 100, b"word"])
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json"])
+def test_a_damaged_file_of_a_run_folder_is_named(name: str, content: bytes, command, tmp_path: Path, capfd) -> None:
+    assert succeeds(tmp_path, capfd)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ImagineError, match=f"{name} is damaged; delete it"):
+        RunFolder.of("demo", Common(out=tmp_path)).metrics  # noqa: B018
+
+
+def test_a_damaged_training_state_is_named(tmp_path: Path) -> None:
+    trained(tmp_path, pause=1e-9)
+    # Random states are not needed: a step's randomness depends on seed and step alone.
+    files = [path for path in (tmp_path / "state").iterdir() if path.is_file() and "random" not in path.name]
+    assert len(files) > 2
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ImagineError, match="state is damaged or of another model"):
+            trained(tmp_path)
+        path.write_bytes(whole)
+    trained(tmp_path)
+
+
 # ---------------------------------------------------------------------- two at once
 HOLD = """
 import sys

@@ -294,9 +294,15 @@ class Trainer:
         if not path.is_file():
             return
         try:
-            state: dict[str, Any] = torch.load(path, map_location=self.base.device, weights_only=True)
-        except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
-            raise CheckpointMismatch(f"{path} is damaged ({error}); delete the run folder and start again.") from None
+            self._take(torch.load(path, map_location=self.base.device, weights_only=True))
+        except ImagineError:
+            raise
+        except (RuntimeError, OSError, EOFError, UnpicklingError, LookupError, TypeError, ValueError) as error:
+            said = str(error).split("\n")[0][:200]
+            raise CheckpointMismatch(f"{path} is damaged ({said}); delete the run folder and start again.") from None
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`_save` wrote."""
         weights: dict[str, Tensor] = state["learner"]
         self.learner.load(weights)
         self.behaviour.load(state["behaviour"])

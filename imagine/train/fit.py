@@ -21,7 +21,7 @@ from imagine.files import named_errors, recover_folder, remove, replace_folder, 
 from imagine.progress import Progress
 from imagine.seeds import Stream, derive
 from imagine.train.replay import Replay, Replayable
-from imagine.types import ImagineError
+from imagine.types import CheckpointMismatch, ImagineError
 
 Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, Any]]]
 """Of a step and its randomness: the loss, and numbers to log, each a float or a tensor of one number."""
@@ -148,10 +148,18 @@ class _Run:
         if self.first:
             recover_folder(state)
         self.acc.wait_for_everyone()
-        if state.is_dir() and self.shards is None:
-            self.acc.load_state(str(state))
-        elif state.is_dir() and self.shards is not None:
-            self.step = self.shards.load(state)
+        if not state.is_dir():
+            return
+        try:
+            if self.shards is None:
+                self.acc.load_state(str(state))
+            else:
+                self.step = self.shards.load(state)
+        except Exception as error:  # each library has its own for a damaged file
+            said = (str(error) or type(error).__name__).split("\n")[0][:200]
+            raise CheckpointMismatch(
+                f"{state} is damaged or of another model ({said}); delete it, and training starts again."
+            ) from error
 
     def save(self) -> None:
         """Write ``state/``."""
