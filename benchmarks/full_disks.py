@@ -24,7 +24,7 @@ COMMANDS = {
     "refine": ["--dataset", "DATASET"],
     "distill": ["--dataset", "DATASET"],
     "fidelity": [],
-    "calibrate": ["--episodes", "2"],
+    "calibrate": ["--episodes", "4"],
     "serve": ["--port", "0", "--policy", "random", "--judge", "none"],
 }
 DISKS = {"full": "size=KIBk", "read-only": "size=64k,ro", "below a file": ""}
