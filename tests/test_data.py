@@ -238,6 +238,17 @@ def test_a_dataset_that_others_have_added_to_is_not_written_over(tmp_path: Path)
         record(tmp_path / "d", workers=1)
 
 
+def test_seeds_that_cannot_be_read_are_refused_and_foreign_ones_left(copy: Path) -> None:
+    path = copy / "meta/seeds.parquet"
+    table = pq.read_table(path)
+    lengths = pa.array([n + 1 for n in table["length"].to_pylist()])
+    pq.write_table(table.set_column(1, "length", lengths), path)  # of episodes that are numbered anew
+    assert {e.seed for e in LeRobotDataset.open(copy).layout.episodes} == {None}
+    pq.write_table(table.drop_columns(["episode_index"]), path)
+    with pytest.raises(DatasetError, match=r"seeds.parquet: episode None lacks 'episode_index'"):
+        LeRobotDataset.open(copy)
+
+
 def test_a_feature_of_one_number_is_written_as_lerobot_keeps_it(tmp_path: Path) -> None:
     grip = np.linspace(0, 1, 30, dtype=np.float32)[:, None]
     views = {"observation.images.c": np.zeros((1, 16, 16, 3), np.uint8)}

@@ -215,7 +215,9 @@ def _v3(root: Path, info: _Info) -> tuple[dict[int, str], list[EpisodeRecord]]:
         raise DatasetError(f"{root}/meta/episodes holds no parquet file, expected at least one; {_REPAIR}")
     seeds: dict[int, dict[str, Any]] = {}
     if (root / SEEDS).exists():
-        seeds = {row["episode_index"]: row for row in _parquet_rows(root, root / SEEDS)}
+        for row in _parquet_rows(root, root / SEEDS):
+            with _reading(root / SEEDS, row):
+                seeds[_whole(row["episode_index"])] = {name: row[name] for name in ("length", "seed", "failure_mode")}
     records, places = [], _Places(root, info)
     for file in files:
         for row in _parquet_rows(root, file, lambda n: not n.startswith("stats/")):
@@ -226,7 +228,7 @@ def _v3(root: Path, info: _Info) -> tuple[dict[int, str], list[EpisodeRecord]]:
                     there = {k: _whole(row[f"videos/{key}/{k}"]) for k in ("chunk_index", "file_index")}
                     start = _seconds(row[f"videos/{key}/from_timestamp"])
                     videos[key] = VideoSpan(places.video(video_key=key, **there), start)
-                known = seeds.get(row["episode_index"], {})
+                known = seeds.get(_whole(row["episode_index"]), {})
                 if known.get("length") == row["length"]:  # else others have numbered the episodes anew
                     row = known | row
                 records.append(_record(row, places.data(**at), videos))
