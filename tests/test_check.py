@@ -23,6 +23,7 @@ from imagine.agents.collect import collect
 from imagine.configs import cli
 from imagine.configs.commands.finetuning import checked
 from imagine.configs.runfolder import RunFolder
+from imagine.data import video
 from imagine.data.cache import fingerprint
 from imagine.data.check import Report, check_dataset
 from imagine.data.draft import draft
@@ -165,6 +166,16 @@ def test_a_camera_without_its_pictures_is_refused(tmp_path: Path) -> None:
     declare(root, **{CAMERA.replace(".", "__"): {"dtype": "image", "shape": [16, 16, 3]}})
     with pytest.raises(DatasetError, match=r"\(episode 0\) holds no usable images in column"):
         windows(root)
+
+
+def test_pictures_that_claim_an_unreasonable_size_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video, "MOST_PIXELS", 255)
+    with pytest.raises(
+        DatasetError, match=r"0.mp4 \(episode 0\) cannot be decoded \(its pictures are 16x16, expected at most 255"
+    ):
+        windows(record(tmp_path / "d"))
 
 
 def test_a_cache_follows_relabelled_tasks(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ _X264 = {
 }
 
 
+MOST_PIXELS = 2**26
+"""Of a frame that is decoded; 8K video has 2**25."""
+
 _SAME = 1e-3  # of a frame: what rounding does to times
 
 
@@ -100,8 +103,7 @@ def decode(
     before, frame = None, None  # two neighbouring frames as (number, frame)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        if stream.codec_context is None:
-            raise ValueError("its codec is unknown")
+        _bounded(stream)
         stream.codec_context.thread_count = 1  # parallelism is over files
         if wanted[0] > 0 and stream.time_base is not None:
             container.seek(int(wanted[0] / fps / stream.time_base), stream=stream, backward=True)
@@ -142,10 +144,19 @@ def decode_picture(data: bytes, size: tuple[int, int] | None = None) -> np.ndarr
     """One encoded picture (PNG, JPEG) as (h, w, 3) uint8 RGB, resized to ``size`` (height, width) if given.
 
     Raises:
-        av.FFmpegError: these bytes are no picture.
+        av.FFmpegError, ValueError: these bytes are no picture, or one of unreasonable size.
     """
     with av.open(io.BytesIO(data), "r") as container:
+        _bounded(container.streams.video[0])
         return _rgb(VideoReformatter(), next(container.decode(video=0)), size)
+
+
+def _bounded(stream: av.VideoStream) -> None:
+    """Raise ValueError for what no decoder knows, or pictures whose claimed size would take gigabytes."""
+    if stream.codec_context is None:
+        raise ValueError("its codec is unknown")
+    if stream.width * stream.height > MOST_PIXELS:
+        raise ValueError(f"its pictures are {stream.width}x{stream.height}, expected at most {MOST_PIXELS} pixels")
 
 
 def _rgb(reformat: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
