@@ -14,7 +14,7 @@ READY  := $(VENV)/.ready-$(HASH)
 READY_BENCH := $(VENV)/.ready-bench-$(HASH)
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check bench gpu lerobot install clean
+.PHONY: demo test check bench gpu lerobot install clean interop
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -31,6 +31,12 @@ check: install
 
 bench: $(READY_BENCH)
 	$(BIN)/imagine bench $(ARGS)
+
+# Clients that nobody here wrote, in an environment of their own.
+interop:
+	@test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop
+	@.venv-interop/bin/python -m pip install --quiet --disable-pip-version-check -e ".[interop]"
+	.venv-interop/bin/python benchmarks/interop.py $(ARGS)
 
 lerobot: install
 	$(BIN)/python benchmarks/interop_lerobot.py $(ARGS)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from imagine.agents.foreign_fidelity import ForeignActions
 from imagine.agents.rollout import OnProgress
 from imagine.agents.same_actions import TOGETHER, SameActions
 from imagine.agents.statistics import Interval, ratio_interval, success_rate
@@ -211,7 +212,7 @@ def _over_chunks(top: np.ndarray, bottom: np.ndarray, as_plain: Callable[[Interv
 
 
 def measure_objects(
-    same: SameActions, *, on_scene: OnScene | None = None, on_progress: OnProgress | None = None
+    same: SameActions | ForeignActions, *, on_scene: OnScene | None = None, on_progress: OnProgress | None = None
 ) -> dict[str, Any]:
     """Dream all rollouts and tell what became of their objects.
 

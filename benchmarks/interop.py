@@ -41,8 +41,8 @@ LIMITS = {
         "AssertionError", "lifts observations into info and asserts that no name is in both; instruction is: obs_type="
     ),
     "torchrl vector, NextStep": ("must be one of SAME_STEP or DISABLED", "refuses it for all"),
-    "torchrl vector, SameStep": ("generator raised StopIteration", "cannot stack nested final_info; Disabled is preferred"),
-    "torchrl scalar, twin by id": ("frameskip", "asks all for frameskip, knows TypeError alone; GymWrapper(make()) works"),
+    "torchrl vector, SameStep": ("generator raised StopIteration", "cannot stack a nested final_info; take Disabled"),
+    "torchrl scalar, twin by id": ("frameskip", "asks for frameskip; take GymWrapper(make(id))"),
 }  # fmt: skip
 """Cells that end in an error of the client's own: a part of it, and what to do or why."""
 
@@ -79,12 +79,12 @@ def async_vector(context: str) -> None:
 
 @cell("gymnasium wrappers")
 def wrappers() -> None:
+    import torch
     from gymnasium.wrappers import FlattenObservation, NumpyToTorch, RecordEpisodeStatistics, RescaleAction
 
     env: Any = NumpyToTorch(RescaleAction(RecordEpisodeStatistics(gym.make(DREAM, **CHEAP)), -1, 1))
     env.reset(seed=1)
-    *_, info = env.step(__import__("torch").zeros(env.action_space.shape))
-    assert isinstance(info["valid"], bool)
+    env.step(torch.zeros(env.action_space.shape))
     flat = FlattenObservation(gym.make(DREAM, **CHEAP))
     assert flat.observation_space.contains(flat.reset(seed=1)[0])
 

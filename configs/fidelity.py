@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imagine.agents.fidelity import measure
+from imagine.agents.foreign_fidelity import ForeignActions, measure_foreign
 from imagine.agents.judges_compared import compare_judges
 from imagine.agents.object_fidelity import AWAY, measure_objects
 from imagine.agents.same_actions import SameActions
@@ -18,6 +19,7 @@ from imagine.agents.true_rollouts import Job, TrueRollouts, WholeEpisodes, in_or
 from imagine.agents.zoo import Flaw, Flawed
 from imagine.configs import build, heldout
 from imagine.configs.commands.common import console
+from imagine.configs.foreign import load_foreign
 from imagine.configs.judges import default_judge, load_judge, second_judge
 from imagine.configs.loaded import Loaded
 from imagine.configs.pages.fidelity import save_dreams
@@ -55,6 +57,12 @@ def fidelity_of_windows(args: Any) -> dict[str, Any]:
     folder = RunFolder.of("fidelity", args)
     datasets = [Path(d) for d in args.dataset] or [heldout.record(loaded, args.seed, args.episodes, folder.path)]
     windows = heldout.windows(model, datasets, folder.path)
+    if args.foreign:
+        foreign = load_foreign(args.foreign)
+        with Progress("one chunk") as on_progress:
+            answer = measure_foreign(foreign, windows, n=args.windows, on_progress=on_progress)
+        folder.save_metrics(answer)
+        return answer
     dreamer, cfg = build.dreamer(model, home), build.dream_config(home).model_copy(update={"steps": args.steps})
     chunks = args.chunks or WINDOW_CHUNKS
     with Progress("one chunk") as on_progress:
@@ -89,9 +97,10 @@ def fidelity_of_objects(args: Any) -> dict[str, Any]:
     folder = RunFolder.of("fidelity", args)
     rollouts = _rollouts(args, loaded, args.kept or folder.path)
     sheet, same = Sheet(rollouts), SameActions(dreamer, rollouts, cfg)
+    shows = ForeignActions(load_foreign(args.foreign), rollouts, loaded.model.body) if args.foreign else same
     with Progress("dreams", len(rollouts)) as on_progress:
-        answer = measure_objects(same, on_scene=sheet, on_progress=on_progress)
-    judges = _judges(args, loaded)
+        answer = measure_objects(shows, on_scene=sheet, on_progress=on_progress)
+    judges = {} if args.foreign else _judges(args, loaded)
     if judges:
         with Progress("judges", len(rollouts)) as on_progress:
             answer["judges"] = compare_judges(same, judges, on_progress=on_progress)

@@ -14,7 +14,8 @@ from imagine.agents.steer import SteerConfig, Steered, require_how, require_sees
 from imagine.configs import build
 from imagine.configs.build import StartsLike
 from imagine.configs.defaults import HORIZON, MODEL
-from imagine.configs.judges import Judge
+from imagine.configs.foreign import load_foreign
+from imagine.configs.judges import Judge, load_judge
 from imagine.configs.loaded import Loaded, checked_options
 from imagine.configs.policies import load_policy
 from imagine.embodiment import Embodiment
@@ -24,6 +25,7 @@ from imagine.policy.robots.registry import DEFAULT as ROBOT
 from imagine.policy.robots.registry import load_robot
 from imagine.types import ImagineError
 from imagine.world.env import EnvConfig, World, WorldModelEnv, WorldModelVectorEnv
+from imagine.world.foreign import ForeignModel, ForeignWorld
 from imagine.world.observed import Observed
 from imagine.world.robot_env import RobotEnv
 from imagine.world.spaces import ObservationType
@@ -54,6 +56,7 @@ def make_env(
     max_episode_steps: int | None = None,
     obs_type: str | None = None,
     view_size: int | tuple[int, int] | None = None,
+    foreign: str | ForeignModel | None = None,
 ) -> WorldModelEnv | WorldModelVectorEnv:
     """An environment that is dreamt by a model: an action is a chunk, a reward is what a judge thinks of it.
 
@@ -84,6 +87,8 @@ def make_env(
         obs_type: ``dict``, ``pixels`` or ``proprio``, see :class:`imagine.world.spaces.ObservationType`; None: all of
             it by name, and with ``steer`` one vector.
         view_size: pixels, or (height, width), of every picture that is observed; None: as the robot has them.
+        foreign: somebody else's world model, or ``module:name`` of one or of what makes it, which dreams instead;
+            ``model`` gives the robot and the starts. Its judge looks at frames alone, unguarded.
 
     Raises:
         ImagineError: something cannot be had, or an option is out of range.
@@ -98,7 +103,13 @@ def make_env(
     if scenes is not None:
         begin = FewStarts(begin, scenes)
     how: dict[str, Any] = {"judge": judge, "guarded": guarded, "shaping": shaping, "starts": begin}
-    world: World = build.dream(loaded, cfg, **how)
+    if foreign is not None:
+        if steer is not None or shaping is not None:
+            raise ImagineError("a foreign model can be neither steered nor shaped; leave out steer and shaping.")
+        scorer = load_judge(judge, loaded.folder, device)
+        world: World = ForeignWorld(load_foreign(foreign), loaded.model.body, begin, scorer)
+    else:
+        world = build.dream(loaded, cfg, **how)
     seen = world
     if steer is not None:
         world = _steered(world, loaded, steer)

@@ -62,7 +62,7 @@ def layer(module: str) -> str | None:
         return "spaces"  # knows Gymnasium, and our environments by name alone
     if module in ("imagine.types", "imagine.world.spaces"):
         return parts[-1]
-    if module.removeprefix("imagine.world.") in ("env", "interface", "dream", "observed", "robot_env"):
+    if module.removeprefix("imagine.world.") in ("env", "interface", "dream", "foreign", "observed", "robot_env"):
         return "env"  # the world behind the environment belongs to its layer
     if module == "imagine.policy.robots.plugin":
         return "plugin"  # what may be asked of a robot; no robot

@@ -25,6 +25,8 @@ class Args(OfRobot):
         steps: denoising steps per chunk.
         objects: tell instead what becomes of every object, by chunk, beside four controls: rollouts of several policies
             on the robot's simulator are dreamt again under the same actions (docs/fidelity.md).
+        foreign: measure somebody else's world model instead, module:name of what makes it (docs/fidelity.md); MODEL
+            then gives the robot alone.
         rollouts: of them; rollout i has seed SEED + i.
         policy: whose, as `evaluate` takes them, and hide, which hides things for a while; they take turns. By default
             the simulator's expert with and without flaws, random, and hide.
@@ -45,6 +47,7 @@ class Args(OfRobot):
     chunks: int | None = None
     steps: int = 1
     objects: bool = False
+    foreign: str = ""
     rollouts: int = 96
     policy: Words = ()
     actor: str = ""
@@ -64,6 +67,8 @@ def run(args: Args) -> dict[str, Any]:
     at_least(args, episodes=1, windows=1, steps=1, rollouts=1, workers=1)
     if args.chunks is not None:
         at_least(args, chunks=1)
+    if args.write and args.foreign:
+        raise ImagineError("--write puts figures beside a model of ours; leave it out with --foreign.")
     if args.write and not Path(args.model).is_dir():
         raise ImagineError(f"--write puts figures beside a model of yours; {args.model!r} is no folder.")
     from imagine.configs.fidelity import fidelity_of_objects, fidelity_of_windows
