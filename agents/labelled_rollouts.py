@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from imagine.agents.rollout import DreamEnvs, EpisodeRecord, RecordedEnvs, rollout
 from imagine.data.processes import process_pool
 from imagine.files import atomic_path
+from imagine.intact import intact
 from imagine.labels import LabelledRollouts
 from imagine.model.model import WorldActionModel
 from imagine.policy.robots.plugin import RobotPlugin
@@ -275,5 +276,5 @@ def _make(job: tuple[range, RolloutConfig, dict[str, Any], Path]) -> int:
 
 
 def _load(file: Path) -> LabelledRollouts:
-    with np.load(file) as kept:
+    with intact(file, "delete it, and it is made again"), np.load(file) as kept:
         return LabelledRollouts(**dict(kept))

@@ -17,6 +17,7 @@ from imagine.agents.envs import SimEnvs, StepResult
 from imagine.agents.rollout import rollout
 from imagine.embodiment import Embodiment
 from imagine.files import atomic_path
+from imagine.intact import intact
 from imagine.policy.robots.plugin import RobotPlugin
 from imagine.types import ImagineError, Policy
 from imagine.world.objects import ObjectMasks
@@ -81,9 +82,9 @@ class TrueRollouts:
         Raises:
             ImagineError: they are of something else.
         """
-        with np.load(file) as kept:
+        with intact(file, "remove it, and it is made again"), np.load(file) as kept:
             arrays = dict(kept)
-        words, masks = json.loads(str(arrays.pop("words"))), arrays.pop("masks")
+            words, masks = json.loads(str(arrays.pop("words"))), arrays.pop("masks")
         wanted = json.loads(json.dumps(key))
         differs = [k for k in wanted if wanted[k] != words["key"].get(k)]
         if differs:

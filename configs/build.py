@@ -13,6 +13,7 @@ from imagine.configs.defaults import HORIZON
 from imagine.configs.judges import Judge, load_judge
 from imagine.configs.loaded import Loaded, load
 from imagine.data.read import LeRobotDataset
+from imagine.intact import intact
 from imagine.model.model import WorldActionModel, resolve
 from imagine.policy.adapter import merged
 from imagine.rewards.guards import GuardConfig, GuardedJudge
@@ -33,7 +34,8 @@ StartsLike = None | str | Path | Callable[[int, Mapping[str, Any]], Any]
 def dream_config(folder: str | Path) -> DreamConfig:
     """The dream settings measured for this checkpoint (``dream.json`` beside it), else the defaults."""
     path = resolve(folder) / "dream.json"
-    return DreamConfig.model_validate_json(path.read_bytes()) if path.is_file() else DreamConfig()
+    with intact(path):
+        return DreamConfig.model_validate_json(path.read_bytes()) if path.is_file() else DreamConfig()
 
 
 def dreamer(model: WorldActionModel, folder: str | Path, cfg: DreamConfig | None = None) -> WorldActionModel:

@@ -14,10 +14,11 @@ from pathlib import Path
 from imagine.configs.judges import HEADS
 from imagine.configs.policies import adapter_of
 from imagine.files import write_json
+from imagine.intact import intact
 from imagine.model.model import resolve
 from imagine.rewards.latent import WEIGHTS
 from imagine.rewards.vlm import judge_folder
-from imagine.types import CheckpointMismatch, ImagineError
+from imagine.types import ImagineError
 
 FILE = "paid_by.json"
 """Beside the weights of an adapter."""
@@ -58,12 +59,11 @@ def payers_of(adapter: Path | None) -> list[Payer]:
     """
     if adapter is None or not (adapter / FILE).is_file():
         return []
-    try:
-        return [Payer(**payer) for payer in json.loads((adapter / FILE).read_text())["judges"]]
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointMismatch(
-            f"{adapter / FILE} is damaged ({error}); delete it, or copy the adapter again."
-        ) from None
+    with intact(adapter / FILE, "delete it, or copy the adapter again"):
+        found = [Payer(**payer) for payer in json.loads((adapter / FILE).read_text())["judges"]]
+        if not all(isinstance(value, str) for payer in found for value in (payer.name, payer.weights)):
+            raise TypeError("a name or hash is no text")
+        return found
 
 
 def note(adapter: Path, start: Path | None, *payers: Payer) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from imagine.extras import extra
 from imagine.files import atomic_write
-from imagine.model.checkpoint import load_weights, misfits
+from imagine.model.checkpoint import load_weights, misfits, within
 from imagine.model.layers import LORA_IN_BLOCKS
 from imagine.model.model import WorldActionModel
 from imagine.types import CheckpointMismatch
@@ -197,14 +197,15 @@ def _attached(dit: nn.Module, folder: Path) -> Any:
         raise CheckpointMismatch(f"adapter {folder} cannot be attached ({said}); is it for another network?") from None
     if wrong:
         raise CheckpointMismatch(
-            f"adapter {folder} does not fit: {'; '.join(wrong[:4])} ({len(wrong)} in all); it was made for another "
-            "network, is incomplete, or names its weights as another program does."
+            f"weights of adapter {folder} do not fit: {'; '.join(wrong[:4])} ({len(wrong)} in all); it was made for "
+            "another network, is incomplete, or names its weights as another program does."
         )
     return net
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     """Options of an adapter, its weights under peft's names, and its base's hash ("" where it is not told)."""
+    within(folder)
     if not (folder / _CONFIG).is_file() and (folder / _DIFFUSERS).is_file():
         about, state, base = _diffusers(folder / _DIFFUSERS)
     else:
@@ -244,9 +245,12 @@ def _diffusers(file: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     found, noted = load_weights(file), _metadata(file)
     prefix = "transformer." if all(k.startswith("transformer.") for k in found) else ""
     state = {k.removeprefix(prefix): v for k, v in found.items()}
-    ranks = {k.removesuffix(".lora_A.weight"): v.shape[0] for k, v in state.items() if k.endswith(".lora_A.weight")}
-    if not ranks:
-        raise CheckpointMismatch(f"{file} holds no lora_A weights, as diffusers names them; convert it with diffusers.")
+    downs = {k.removesuffix(".lora_A.weight"): v for k, v in state.items() if k.endswith(".lora_A.weight")}
+    ranks = {name: value.shape[0] for name, value in downs.items() if value.ndim}
+    if not ranks or len(ranks) != len(downs):
+        raise CheckpointMismatch(
+            f"{file} holds no lora_A matrices, as diffusers names them; convert it with diffusers."
+        )
     about: dict[str, Any] = {
         "r": max(ranks.values()), "lora_alpha": max(ranks.values()), "rank_pattern": ranks, "alpha_pattern": ranks,
         "use_dora": any("lora_magnitude_vector" in k for k in state),

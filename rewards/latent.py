@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from imagine.files import atomic_write
+from imagine.intact import intact
 from imagine.rewards.calibrate import ThresholdFit
-from imagine.types import CheckpointMismatch, Clip, Score, ShapeError
+from imagine.types import Clip, Score, ShapeError
 
 SETTINGS, WEIGHTS = "judge.json", "judge.safetensors"
 """Files of a LatentJudge in the folder of the model whose latents it reads."""
@@ -184,12 +184,11 @@ class LatentJudge(nn.Module):
             CheckpointMismatch: missing, truncated, or its weights do not fit its settings.
         """
         folder = Path(folder)
-        try:
+        remedy = "train a judge with `imagine train --stages judge`, or copy the whole model folder"
+        with intact(folder / SETTINGS, remedy):
             head = cls(JudgeConfig.model_validate_json((folder / SETTINGS).read_bytes()))
+        with intact(folder / WEIGHTS, remedy):
             head.load_state_dict({k: v.float() for k, v in load_file(folder / WEIGHTS).items()})
-        except (OSError, ValidationError, SafetensorError, RuntimeError) as error:
-            raise CheckpointMismatch(
-                f"no usable judge in {folder}: {' '.join(str(error).split())[:200]}; train one with "
-                "`imagine train --stages judge`, or copy the whole model folder."
-            ) from None
+            if not all(v.isfinite().all() for v in head.state_dict().values()):
+                raise ValueError("it holds NaN or infinity")
         return head.eval()

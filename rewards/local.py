@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from imagine.extras import TRANSFORMERS_LOADING
+from imagine.intact import intact
 from imagine.memo import Memo
 from imagine.rewards.pictures import Pictures, pictures_of
 from imagine.types import CheckpointMismatch, ImagineError, ShapeError
@@ -114,7 +115,13 @@ class LocalVLM:
             raise CheckpointMismatch(
                 f"{path} lacks {len(lacking)} weights, first {lacking[0]}; fetch the whole checkpoint."
             )
-        return cls(model.to(device), tokenizer, pictures, slot=slot)
+        if broken := [name for name, value in model.named_parameters() if not value.isfinite().all()]:
+            raise CheckpointMismatch(f"weights in {path}: {broken[0]} holds NaN or infinity; fetch them again.")
+        judge = cls(model.to(device), tokenizer, pictures, slot=slot)
+        with intact(f"the chat template of {path}", "fetch the whole checkpoint"):
+            if "so?" not in (one := judge._render(1, "so?")) or one == judge._render(2, "so?"):
+                raise ValueError("it leaves out the question or the pictures")
+        return judge
 
     # ---------------------------------------------------------------- asking
 
@@ -298,18 +305,17 @@ def _load(path: str | Path, on_cpu: bool, dtype: torch.dtype | str) -> tuple[Any
     if on_cpu:
         logging.disable_progress_bar()  # small enough to load at once; a bar would only stand among our own
         dtype = torch.float32 if dtype == "auto" else dtype
+    remedy = "expected a transformers folder or hub id with config, weights, tokenizer and chat template"
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
-        )
-        model, report = loaded
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        return model, tokenizer, pictures_of(model, tokenizer, path), report
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise CheckpointMismatch(
-            f"no usable image-text-to-text model at {path}: {' '.join(str(error).split())[:300]}; expected a "
-            "transformers folder or hub id with config, weights, tokenizer and chat template."
-        ) from None
+        with intact(f"image-text-to-text model {path}", remedy):
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                path, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+            )
+            model, report = loaded
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            if len(tokenizer) > (known := model.get_input_embeddings().num_embeddings):
+                raise ValueError(f"its tokenizer has {len(tokenizer)} tokens, the model {known}")
+            return model, tokenizer, pictures_of(model, tokenizer, path), report
     finally:
         if bars:
             logging.enable_progress_bar()

@@ -15,15 +15,16 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 import imagine.types
+from imagine.intact import intact
 from imagine.rewards.calibrate import Calibration
 from imagine.rewards.local import Answers, Ask, LocalVLM
 from imagine.rewards.pictures import resized, views_of
 from imagine.rewards.prompts import NO, PROGRESS, YES, Preset, Prompt, preset
-from imagine.types import CheckpointMismatch, Clip, ImagineError, Score, ShapeError
+from imagine.types import Clip, ImagineError, Score, ShapeError
 
 Domain = Literal["real", "imagined"]
 LEAST_COVERAGE = 0.5
@@ -50,13 +51,8 @@ class JudgeSettings(BaseModel):
         file = Path(folder) / SETTINGS
         if not file.is_file():
             return cls()
-        try:
+        with intact(file, "delete it, or write it with `imagine calibrate`"):
             return cls.model_validate_json(file.read_bytes())
-        except ValidationError as error:
-            raise CheckpointMismatch(
-                f"{file} is no judge's settings: {error.errors()[0]['msg']} at {error.errors()[0]['loc']}; "
-                "delete it, or write it with `imagine calibrate`."
-            ) from None
 
 
 def judge_folder(name: str | Path) -> Path:

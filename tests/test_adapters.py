@@ -86,7 +86,7 @@ def test_weights_that_are_not_all_used_are_refused(fault: str, tiny_model: World
         state |= {k.replace("blocks.0.", "blocks.9."): v.clone() for k, v in state.items()}
     save_file(state, tmp_path / WEIGHTS)
     for use in (lambda: merged(tiny_model, tmp_path), lambda: Learner(tiny_model, start=tmp_path)):
-        with pytest.raises(CheckpointMismatch, match="does not fit: "):
+        with pytest.raises(CheckpointMismatch, match="do not fit: "):
             use()
 
 
@@ -99,7 +99,7 @@ def test_weights_that_are_not_all_used_are_refused(fault: str, tiny_model: World
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base as well"),
         ({"r": "many"}, "no usable LoRA adapter"),
         ({"target_modules": ["nothing_here"]}, "cannot be attached"),
-        ({"rank_pattern": {"to_q": 2**40}}, "does not fit: "),
+        ({"rank_pattern": {"to_q": 2**40}}, "do not fit: "),
     ],
 )
 def test_options_that_cannot_be_honoured_are_refused(
@@ -200,3 +200,18 @@ def test_a_model_in_half_precision_answers_all_questions(
     for got, want in zip(answers(half), answers(tiny_model), strict=True):
         error = (got.float() - want.float()).square().mean().sqrt() / want.float().std()
         assert got.dtype == want.dtype and error < 0.1
+
+
+def test_links_out_of_a_model_folder_are_not_followed(tiny_model: WorldActionModel, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "mine")
+    (tmp_path / "mine" / "model.safetensors").rename(tmp_path / "theirs")
+    (tmp_path / "mine" / "model.safetensors").symlink_to(tmp_path / "theirs")
+    with pytest.raises(CheckpointMismatch, match=r"mine/model\.safetensors is a link out of its folder"):
+        WorldActionModel.from_pretrained(tmp_path / "mine")
+    (tmp_path / "hub" / "blobs").mkdir(parents=True)  # as huggingface_hub keeps its files
+    (tmp_path / "hub" / "snapshots").mkdir()
+    snapshot = (tmp_path / "mine").rename(tmp_path / "hub" / "snapshots" / "abc")
+    (snapshot / "model.safetensors").unlink()
+    (tmp_path / "theirs").rename(tmp_path / "hub" / "blobs" / "0123")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/0123")
+    WorldActionModel.from_pretrained(snapshot)

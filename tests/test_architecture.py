@@ -47,14 +47,7 @@ def layer(module: str) -> str | None:
     parts = module.split(".")
     if parts[0] != "imagine":
         return None
-    if module in (
-        "imagine.limits",
-        "imagine.seeds",
-        "imagine.files",
-        "imagine.extras",
-        "imagine.labels",
-        "imagine.memo",
-    ):
+    if module in {f"imagine.{name}" for name in ("limits", "seeds", "files", "intact", "extras", "labels", "memo")}:
         return "types"
     if module == "imagine.train.fit":
         return "fit"  # the training loop knows no model, so judges are taught in it too

@@ -7,14 +7,20 @@ import json
 from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from imagine.embodiment import Embodiment
+from imagine.intact import intact
 from imagine.types import DatasetError
+
+ARRAYS = (
+    "tick_action", "tick_expert", "tick_success", "tick_task", "frame_proprio", "frame_anchor", "frame_truth",
+    "episode_ticks", "episode_frames", "episode_index", "episode_seed", "episode_held_out",
+)  # fmt: skip
+"""What ``arrays.npz`` of a cache holds, by what it has one row per."""
 
 
 class FrameStore:
@@ -93,10 +99,8 @@ class FrameStore:
 
 
 def _opened(folder: Path) -> np.ndarray:
-    try:
+    with intact(folder / "video.npy", "delete the cache and build it again", DatasetError):
         return np.asanyarray(np.load(folder / "video.npy", mmap_mode="r"))
-    except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"{folder} is no usable cache ({error}); delete it and build it again.") from error
 
 
 def read_caches(folders: Sequence[Path], embodiment: Embodiment) -> tuple[str, tuple[str, ...], dict[str, np.ndarray]]:
@@ -115,15 +119,24 @@ def read_caches(folders: Sequence[Path], embodiment: Embodiment) -> tuple[str, t
 
 
 def _load(folder: Path, embodiment: Embodiment) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    try:
+    remedy = "delete the cache and build it again"
+    with intact(folder / "cache.json", remedy, DatasetError):
         about = json.loads((folder / "cache.json").read_text())
-        with np.load(folder / "arrays.npz") as file:
-            arrays = dict(file)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise DatasetError(f"{folder} is no usable cache ({error}); delete it and build it again.") from error
-    got = (arrays["tick_action"].shape[1], arrays["frame_proprio"].shape[1])
-    want = (embodiment.action_dim, embodiment.proprio_dim)
-    strides = -(-arrays["episode_ticks"] // embodiment.frame_stride)
+        words = [about[key] for key in ("kind", "embodiment", "has_action", "has_state", "has_success")]
+        texts = [*words[:2], *about["instructions"]]
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(flag, bool) for flag in words[2:]):
+            raise TypeError("a name or an instruction is no text, or has_action and the like are not true or false")
+    with intact(folder / "arrays.npz", remedy, DatasetError), np.load(folder / "arrays.npz") as file:
+        arrays = dict(file)
+        got = (arrays["tick_action"].shape[1], arrays["frame_proprio"].shape[1])
+        want = (embodiment.action_dim, embodiment.proprio_dim)
+        strides = -(-arrays["episode_ticks"] // embodiment.frame_stride)
+        rows = {"tick": arrays["episode_ticks"].sum(), "frame": arrays["episode_frames"].sum()}
+        rows["episode"] = len(strides)
+        if wrong := [name for name in ARRAYS if len(arrays[name]) != rows[name.partition("_")[0]]]:
+            raise ValueError(f"{wrong[0]} has {len(arrays[wrong[0]])} rows")
+        if not 0 <= arrays["tick_task"].min() <= arrays["tick_task"].max() < len(about["instructions"]):
+            raise ValueError("it names instructions that are not there")
     if about["embodiment"] != embodiment.name or got != want or (strides != arrays["episode_frames"]).any():
         raise DatasetError(
             f"cache {folder} is of embodiment {about['embodiment']!r} with (A, P) = {got}, expected "

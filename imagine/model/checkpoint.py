@@ -16,11 +16,15 @@ SHIPPED = Path(__file__).parent.parent / "checkpoints"
 
 
 def resolve(name: str | Path, wanted: Sequence[str] = ("*.json", "*.safetensors")) -> Path:
-    """Folder of a shipped model, a local path or a hub id, of which it fetches what is ``wanted``."""
-    if (SHIPPED / str(name) / "config.json").is_file():
+    """Folder of a shipped model, a local path or a hub id, of which it fetches what is ``wanted``.
+
+    Raises:
+        CheckpointMismatch: there is none, or a file in it is a link that leads out of it.
+    """
+    if (SHIPPED / Path(name).name / "config.json").is_file() and len(Path(name).parts) == 1:
         return SHIPPED / str(name)
     if Path(name).is_dir():
-        return Path(name)
+        return within(Path(name))
     shipped = sorted(p.name for p in SHIPPED.glob("*") if (p / "config.json").is_file())
     if str(name).count("/") == 1 and not str(name).startswith((".", "/")):
         try:
@@ -33,6 +37,20 @@ def resolve(name: str | Path, wanted: Sequence[str] = ("*.json", "*.safetensors"
                 f"shipped models: {', '.join(shipped)}."
             ) from None
     raise CheckpointMismatch(f"no model at {str(name)!r}; give a folder, a hub id, or one of: {', '.join(shipped)}.")
+
+
+def within(folder: Path) -> Path:
+    """The folder itself, if what is in it lies in it (or, of a hub's snapshot, among the blobs beside it).
+
+    Raises:
+        CheckpointMismatch: a file is a link that leads out of it, and might be anybody's.
+    """
+    home = folder.resolve()
+    homes = (home, home.parent.parent / "blobs") if home.parent.name == "snapshots" else (home,)
+    for path in [*folder.glob("*"), *folder.glob("*/*")]:
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in homes):
+            raise CheckpointMismatch(f"{path} is a link out of its folder, which is not followed; copy the file there.")
+    return folder
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -52,15 +70,23 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_parts(folder: Path, prefixes: Mapping[str, str]) -> dict[str, Tensor]:
+def load_parts(folder: Path, prefixes: Mapping[str, str], sizes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of several files of a model folder, each under its prefix.
 
+    Args:
+        folder: of the model.
+        prefixes: by file name; the last one, "", takes the rest.
+        sizes: every tensor that is wanted, of which only the shape counts.
+
     Raises:
-        CheckpointMismatch: a file is missing or truncated.
+        CheckpointMismatch: a file is missing or truncated, or a tensor of it is missing, unexpected or mis-shaped.
     """
-    state: dict[str, Tensor] = {}
+    state, rest = dict[str, Tensor](), dict(sizes)
     for name, prefix in prefixes.items():
-        state |= {prefix + k: v for k, v in load_weights(folder / name).items()}
+        own = {k: rest.pop(k) for k in list(rest) if k.startswith(prefix)}
+        found = {prefix + k: v for k, v in load_weights(folder / name).items()}
+        refuse_misfits(own, found, folder / name)
+        state |= found
     return state
 
 
@@ -78,6 +104,13 @@ def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]
 
 def load_into(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
     """Strict load that names every missing, unexpected and mis-shaped tensor."""
-    if wrong := misfits(module.state_dict(), state):
-        raise CheckpointMismatch(f"weights in {source} do not fit: {'; '.join(wrong[:8])} ({len(wrong)} in all).")
+    refuse_misfits(module.state_dict(), state, source)
     module.load_state_dict(state)
+
+
+def refuse_misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path) -> None:
+    """Raise CheckpointMismatch where :func:`misfits` finds any."""
+    if wrong := misfits(own, state):
+        raise CheckpointMismatch(
+            f"weights in {source} do not fit its config: {'; '.join(wrong[:8])} ({len(wrong)} in all)."
+        )

@@ -5,7 +5,6 @@ It is robot-blind: what it knows of a body is the embodiment file and the statis
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -14,11 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from imagine.files import atomic_write
+from imagine.intact import intact
 from imagine.model.checkpoint import SHIPPED, load_into, load_parts, load_weights, resolve
 from imagine.model.codec import CodecConfig, FrameCodec
 from imagine.model.config import ModelConfig, PromptConfig, Statistics, VideoCodecConfig
@@ -304,17 +303,21 @@ class WorldActionModel(RobotUnits):
         """
         folder = resolve(name)
         try:
-            cfg = ModelConfig.model_validate_json((folder / "config.json").read_bytes())
-        except (OSError, ValidationError, json.JSONDecodeError) as error:
+            with intact(folder / "config.json", "copy the whole model folder"):
+                cfg = ModelConfig.model_validate_json((folder / "config.json").read_bytes())
+        except CheckpointMismatch:
             if layout := import_module(PRETRAINED).layout(folder):
                 raise CheckpointMismatch(
                     f"{folder} is foreign ({layout}); `imagine adopt --checkpoint {name}` makes it a model of ours."
                 ) from None
-            raise CheckpointMismatch(f"{folder / 'config.json'} is not a usable model config: {error}") from None
+            raise
         if isinstance(cfg.codec, VideoCodecConfig):
             return import_module(PRETRAINED).rebuild(cfg, folder, device, dtype)  # type: ignore[no-any-return]
+        with intact(folder / "config.json", "copy the whole model folder"), torch.device("meta"):
+            plan = cls(cfg)  # sizes alone, so that nothing large is made before they are known to be those of the files
+        state = load_parts(folder, plan._files(), plan.state_dict())
         model = cls(cfg)
-        load_into(model, load_parts(folder, model._files()), folder)
+        model.load_state_dict(state)
         return model.to(device).eval()
 
 

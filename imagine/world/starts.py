@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from imagine.data.episode_cache import held_out_episodes
@@ -17,9 +17,17 @@ from imagine.data.read import LeRobotDataset
 from imagine.data.windows import Windows, build_cache
 from imagine.embodiment import Embodiment
 from imagine.files import atomic_write
+from imagine.intact import intact
 from imagine.memo import Memo
 from imagine.seeds import Stream, derive
-from imagine.types import CheckpointMismatch, DatasetError, ImagineError, ShapeError, unpack_instruction
+from imagine.types import (
+    CheckpointMismatch,
+    DatasetError,
+    ImagineError,
+    ShapeError,
+    pack_instruction,
+    unpack_instruction,
+)
 
 FILE = "starts.safetensors"
 MOST_SAVED = 64
@@ -106,15 +114,14 @@ class SavedStarts:
             CheckpointMismatch: missing, damaged, or of another embodiment than ``body``.
         """
         path = Path(folder) / FILE
-        try:
-            with safe_open(path, "np") as file:
-                canvas, proprio = file.get_tensor("canvas"), file.get_tensor("proprio")
-                texts = json.loads(file.metadata()["instructions"])
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise CheckpointMismatch(
-                f"{path} holds no usable starts ({error}); write them with imagine.world.starts.save_starts, or give "
-                "starts= a dataset."
-            ) from None
+        remedy = "write it with imagine.world.starts.save_starts, or give starts= a dataset"
+        with intact(path, remedy), safe_open(path, "np") as file:
+            canvas, proprio = file.get_tensor("canvas"), file.get_tensor("proprio")
+            texts = json.loads(file.metadata()["instructions"])
+            if canvas.dtype != np.uint8 or not np.isfinite(proprio).all():
+                raise ValueError(f"canvases are {canvas.dtype}, or a state is no number")
+            for text in texts:
+                pack_instruction(text)
         want = (body.canvas_height, body.canvas_width, 3), (body.proprio_dim,)
         if (canvas.shape[1:], proprio.shape[1:]) != want or not len(canvas) == len(proprio) == len(texts):
             raise CheckpointMismatch(

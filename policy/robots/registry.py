@@ -19,6 +19,7 @@ import yaml
 from imagine.embodiment import Embodiment
 from imagine.files import atomic_write
 from imagine.imports import import_object
+from imagine.intact import intact
 from imagine.policy.robots.plugin import RobotPlugin
 from imagine.types import ImagineError
 
@@ -115,10 +116,8 @@ def spec_of(folder: str | Path) -> str | None:
     path = Path(folder) / REMEMBERED
     if not path.is_file():
         return None
-    try:
+    with intact(path, 'write {"robot": SPEC} into it or delete it'):
         spec = json.loads(path.read_text())["robot"]
-    except (ValueError, KeyError, TypeError):
-        raise ImagineError(f'{path} is damaged, expected {{"robot": SPEC}}; write it anew or delete it.') from None
     return str(Path(folder) / COPIED) if spec == COPIED else str(spec)
 
 
