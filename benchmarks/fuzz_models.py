@@ -5,8 +5,9 @@
 Every case is a small whole folder in which one file is changed at random: cut short, emptied, overwritten, bits
 flipped, deleted, made a folder or a link out of it; or, where it can be parsed, a key or tensor is dropped, renamed,
 misshapen, filled with NaN or replaced by something of another kind or size. It is then used as the commands use it.
-What may follow is an answer or an ``ImagineError`` that names the file or its folder on one line; anything else is counted
-as a failure and its seed printed. The exit code says whether there was any.
+What may follow is an answer, an ``ImagineError`` that names the file or its folder on one line, or the system's own
+error about a file that cannot be written, which the command line tells in one sentence. Anything else is counted as a
+failure and its seed printed. The exit code says whether there was any.
 """
 
 from __future__ import annotations
@@ -280,7 +281,7 @@ def fuzz(targets: dict[str, Target], cases: int, seed: int, scratch: Path) -> Fo
                 warnings.simplefilter("ignore")
                 targets[name].use(folder)
             found.read[name] += 1
-        except ImagineError as error:
+        except (ImagineError, OSError) as error:
             text = str(error)
             found.refused[name] += 1
             if "\n" in text or len(text) > 1000 or not (file.name in text or str(folder) in text):

@@ -70,7 +70,8 @@ def test_loaded_model_answers_as_the_saved_one(
 
 
 def test_saving_leaves_no_temporary_file(folder: Path) -> None:
-    assert sorted(p.name for p in folder.iterdir()) == ["codec.safetensors", "config.json", "model.safetensors"]
+    files = ["README.md", "codec.safetensors", "config.json", "env.py", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == files
 
 
 @pytest.mark.parametrize("name", ["painter", "decoder"])

@@ -10,18 +10,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from imagine.types import CheckpointMismatch
+from imagine.types import CheckpointMismatch, ImagineError
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints"
 
 
-def resolve(name: str | Path, wanted: Sequence[str] = ("*.json", "*.safetensors")) -> Path:
-    """Folder of a shipped model, a local path or a hub id, of which it fetches what is ``wanted``.
+def resolve(
+    name: str | Path,
+    wanted: Sequence[str] = ("*.json", "*.safetensors"),
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """Folder of a shipped model, a local path or a hub id, of which it fetches what is ``wanted`` at a ``revision``.
 
     Raises:
         CheckpointMismatch: there is none, or a file in it is a link that leads out of it.
     """
-    if (SHIPPED / Path(name).name / "config.json").is_file() and len(Path(name).parts) == 1:
+    is_shipped = len(Path(name).parts) == 1 and (SHIPPED / str(name) / "config.json").is_file()
+    if revision is not None and (is_shipped or Path(name).is_dir()):
+        raise CheckpointMismatch(f"{name} is a folder, without revisions; leave out revision={revision!r}.")
+    if is_shipped:
         return SHIPPED / str(name)
     if Path(name).is_dir():
         return within(Path(name))
@@ -30,13 +38,25 @@ def resolve(name: str | Path, wanted: Sequence[str] = ("*.json", "*.safetensors"
         try:
             from huggingface_hub import snapshot_download
 
-            return Path(snapshot_download(str(name), allow_patterns=list(wanted)))
+            return Path(snapshot_download(str(name), allow_patterns=list(wanted), revision=revision, token=token))
         except Exception as error:
             raise CheckpointMismatch(
                 f"{str(name)!r} is neither a folder nor a reachable hub repository ({type(error).__name__}); "
                 f"shipped models: {', '.join(shipped)}."
             ) from None
     raise CheckpointMismatch(f"no model at {str(name)!r}; give a folder, a hub id, or one of: {', '.join(shipped)}.")
+
+
+def as_dtype(given: torch.dtype | str | None) -> torch.dtype | None:
+    """A floating-point dtype by itself or by name; None for None and "auto".
+
+    Raises:
+        ImagineError: there is no such dtype.
+    """
+    found = None if given in (None, "auto") else getattr(torch, given, given) if isinstance(given, str) else given
+    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ImagineError(f"dtype is {given!r}, expected float32, bfloat16, float16 or auto.")
+    return found
 
 
 def within(folder: Path) -> Path:

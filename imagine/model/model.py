@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from imagine.files import atomic_write
 from imagine.intact import intact
-from imagine.model.checkpoint import SHIPPED, load_into, load_parts, load_weights, resolve
+from imagine.model import hub
+from imagine.model.checkpoint import SHIPPED, as_dtype, load_into, load_parts, load_weights, resolve
 from imagine.model.codec import CodecConfig, FrameCodec
 from imagine.model.config import ModelConfig, PromptConfig, Statistics, VideoCodecConfig
 from imagine.model.dit import JointDiT
@@ -271,9 +272,12 @@ class WorldActionModel(RobotUnits):
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
         """Write ``config.json`` and the weights: ``codec``, ``decoder`` if there is one, and all else in ``model``.
 
-        Of a pretrained model (Wan, DreamZero) it writes the transformer alone, in the precision it has.
+        Of a pretrained model (Wan, DreamZero) it writes the transformer alone, in the precision it has. Beside it come
+        a model card (``README.md``) with the action contract and the metrics that lie in the folder, and LeRobot's
+        ``env.py``.
         """
         folder = Path(folder)
+        hub.describe(self.cfg, folder)
         if isinstance(self.cfg.codec, VideoCodecConfig):
             return import_module(PRETRAINED).save(self, folder)  # type: ignore[no-any-return]
         state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in self.state_dict().items()}
@@ -287,21 +291,64 @@ class WorldActionModel(RobotUnits):
         decoder = {"decoder.safetensors": "dit.decoder."} if self.cfg.dit.decoder.blocks else {}
         return {"codec.safetensors": "codec.", **decoder, "model.safetensors": ""}
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        folder: str | Path | None = None,
+        commit_message: str = "Upload a world-action model",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the model to a repository of the hub, as transformers' models do; returns the commit's address.
+
+        Args:
+            repo_id: made where it does not exist.
+            folder: a whole model folder to upload instead, with its judge, starts and metrics.
+            commit_message: of the commit.
+            private: who may see a new repository.
+            token: None for the one that is logged in.
+            revision: a branch, made where it does not exist.
+            create_pr: ask for a merge instead.
+
+        Raises:
+            ImagineError: the hub cannot be reached, or refuses.
+        """
+        return hub.push(
+            self, repo_id, folder, commit_message=commit_message, private=private, token=token, revision=revision,
+            create_pr=create_pr,
+        )  # fmt: skip
+
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
     ) -> WorldActionModel:
         """Load a shipped model by name, a folder by path, or a hub repository by id.
 
         Args:
             name: which.
             device: where to.
-            dtype: of a pretrained transformer in a foreign checkpoint; None is that of its files.
+            dtype: of the weights, as ``torch.bfloat16`` or ``"bfloat16"``; None and ``"auto"`` are float32, and what
+                the files have of a pretrained transformer in a foreign checkpoint.
+            torch_dtype: the same under its former name in transformers.
+            revision: branch, tag or commit of a hub repository.
+            token: for a hub repository that is not open to all.
 
         Raises:
             CheckpointMismatch: nothing there, a file is missing or truncated, or names and shapes disagree.
+            ImagineError: there is no such dtype.
         """
-        folder = resolve(name)
+        dtype = as_dtype(torch_dtype if dtype is None else dtype)
+        folder = resolve(name, revision=revision, token=token)
         try:
             with intact(folder / "config.json", "copy the whole model folder"):
                 cfg = ModelConfig.model_validate_json((folder / "config.json").read_bytes())
@@ -318,7 +365,7 @@ class WorldActionModel(RobotUnits):
         state = load_parts(folder, plan._files(), plan.state_dict())
         model = cls(cfg)
         model.load_state_dict(state)
-        return model.to(device).eval()
+        return model.to(device=device, dtype=dtype).eval()
 
 
 def as_observation(frames: np.ndarray, proprio: np.ndarray) -> Observation:
