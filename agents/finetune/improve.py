@@ -10,13 +10,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from imagine.agents.envs import DreamEnvs
 from imagine.agents.finetune.algorithms import ALGORITHMS, Algorithm
@@ -28,12 +26,14 @@ from imagine.agents.finetune.kernel import FlowKernel
 from imagine.agents.finetune.nft import DiffusionNFT
 from imagine.extras import extra
 from imagine.files import atomic_path
+from imagine.intact import intact
+from imagine.model.checkpoint import misfits
 from imagine.model.model import WorldActionModel
 from imagine.noise import schedule
 from imagine.policy.adapter import Learner, merged
 from imagine.seeds import Stream, derive
 from imagine.train.fit import step_generator
-from imagine.types import CheckpointMismatch, ImagineError
+from imagine.types import ImagineError
 
 RULER = FlowKernel(kind="cps", noise=0.5)
 """The kernel by which every algorithm's divergence from the base is measured, whatever it explores with."""
@@ -291,21 +291,17 @@ class Trainer:
     def _resume(self) -> None:
         path = self.folder / "state.pt"
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
+        if not path.exists():
             return
-        try:
+        with intact(path, "delete the run folder and start again"):
             self._take(torch.load(path, map_location=self.base.device, weights_only=True))
-        except ImagineError:
-            raise
-        except (RuntimeError, OSError, EOFError, UnpicklingError, LookupError, TypeError, ValueError) as error:
-            said = str(error).split("\n")[0][:200]
-            raise CheckpointMismatch(f"{path} is damaged ({said}); delete the run folder and start again.") from None
 
     def _take(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`_save` wrote."""
-        weights: dict[str, Tensor] = state["learner"]
-        self.learner.load(weights)
-        self.behaviour.load(state["behaviour"])
+        for learner, name in ((self.learner, "learner"), (self.behaviour, "behaviour")):
+            if wrong := misfits(learner.parameters(), state[name]):
+                raise ValueError(f"{name}: {wrong[0]}")
+            learner.load(state[name])
         self.optimiser.load_state_dict(state["optimiser"])
         progress = json.loads(state["told"])
         self.update, self.curve, self.alarm = int(state["update"]), progress["curve"], progress["alarm"]
