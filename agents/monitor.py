@@ -52,7 +52,7 @@ class Monitor:
         """Watch.
 
         Args:
-            envs: a dream whose judge reports the second one's verdict as the term ``second``.
+            envs: a dream whose judge reports the second one's verdict as the term ``second``, if there is one.
             absent: see :data:`Absent`.
             cfg: how much, and when to stop.
         """
@@ -70,15 +70,17 @@ class Monitor:
         controls = self._controls(policy, records, horizon)
         every = np.concatenate(list(controls.values()))
         floor = float(every.mean())
-        gap, rings = self._gap(success, second_verdicts(records))
         numbers = {
             "held_out_success": float(success.mean()),
-            "held_out_second_judge": float(second_verdicts(records).mean()),
             "held_out_inverse_error": float(np.mean([h for r in records for h in r.hallucination])),
-            "judge_gap": gap,
             "floor": floor,
             **{f"floor_{kind}": float(judged.mean()) for kind, judged in controls.items()},
         }
+        gap, rings = 0.0, False
+        if any("second" in terms for r in records for terms in r.terms):
+            second = second_verdicts(records)
+            gap, rings = self._gap(success, second)
+            numbers |= {"held_out_second_judge": float(second.mean()), "judge_gap": gap}
         return Check(numbers, self._alarm(floor, len(every), gap, rings))
 
     def _alarm(self, floor: float, n: int, gap: float, rings: bool) -> str | None:

@@ -61,7 +61,7 @@ def improve(practice: Practice, cfg: ImproveConfig, loaded: Loaded, folder: Path
     begin, dream, checks = time.time(), _dream(practice, loaded, folder), MonitorConfig(starts=practice.watch_starts)
     frozen = weights_hash(dream.model)
     envs, monitor = DreamEnvs(dream, practice.num_envs), None
-    if not practice.unguarded and practice.watched_by != "none":
+    if not practice.unguarded:
         held_out = DreamEnvs(Dream(dream.model, dream.judge, build.starts_of(loaded), dream.cfg), checks.starts)
         monitor = Monitor(held_out, loaded.distractor, checks)
     start = adapter_of(practice.policy, loaded.folder)
@@ -73,6 +73,8 @@ def improve(practice: Practice, cfg: ImproveConfig, loaded: Loaded, folder: Path
         raise AssertionError("the weights of the dream moved while the policy learnt")
     if run.alarm:
         console.print(f"[yellow]{run.alarm}[/yellow]")
+    if monitor is not None and not run.kept:
+        console.print("[yellow]no update was better, on held-out starts, than the policy it began with[/yellow]")
     return {
         "adapter": str(adapter),
         "algorithm": cfg.algorithm,
@@ -80,6 +82,7 @@ def improve(practice: Practice, cfg: ImproveConfig, loaded: Loaded, folder: Path
         "imagined_episodes": run.update * cfg.groups * cfg.members,
         "imagined_chunks": int(sum(row.get("chunks", 0) for row in run.curve)),
         "alarm": run.alarm,
+        "kept_update": run.kept if monitor is not None else run.update,
         "seconds": round(time.time() - begin, 1),
         "curve": run.curve,
     }

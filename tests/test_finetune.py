@@ -335,6 +335,34 @@ def test_an_alarm_stops_training_and_keeps_the_adapter_from_before(
     assert again.alarm == run.alarm
 
 
+class Found:
+    """A watcher that finds given rates of success, one per look."""
+
+    def __init__(self, *rates: float) -> None:
+        self.rates = list(rates)
+
+    def check(self, model: WorldActionModel, horizon: int) -> Check:
+        return Check({"held_out_success": self.rates.pop(0)}, None)
+
+    def state(self) -> dict:
+        return {}
+
+    def load(self, state: dict) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("rates", "kept"), [((0.5, 0.7, 0.6), 1), ((0.5, 0.4, 0.3), 0), ((0.5, 0.5, 0.5), 2)])
+def test_the_best_policy_of_all_looks_is_kept(tiny_model: WorldActionModel, tmp_path: Path, rates, kept) -> None:
+    cfg = config(updates=2, look_every=1, algorithm="filtered_bc")
+    run = Trainer(tiny_model, arena(tiny_model), cfg, tmp_path / "a", monitor=Found(*rates))
+    adapter = run.run()
+    assert run.kept == kept
+    began = weights_hash(merged(tiny_model, adapter)) == weights_hash(tiny_model)
+    assert began == (kept == 0)
+    again = Trainer(tiny_model, arena(tiny_model), cfg, tmp_path / "a", monitor=Found(*rates))
+    assert (again.kept, again.best) == (run.kept, run.best)
+
+
 @pytest.mark.slow
 def test_the_loop_raises_the_imagined_return(tiny_model: WorldActionModel, tmp_path: Path) -> None:
     cfg = config(updates=8, groups=8, members=8, minibatch=64, lr=5e-3, epochs=3, first_horizon=1, last_horizon=1)

@@ -76,6 +76,14 @@ def test_judges_that_drift_apart_ring_the_alarm(tiny_model: WorldActionModel) ->
     assert alarm is not None and "+100% kinder" in alarm
 
 
+def test_without_a_second_judge_the_controls_are_watched_all_the_same(tiny_model: WorldActionModel) -> None:
+    monitor = monitor_of(tiny_model, Gullible(0.0))
+    found = monitor.check(tiny_model, 2)
+    assert found.alarm is None and "judge_gap" not in found.numbers and found.numbers["held_out_success"] == 0
+    monitor.envs.dream.judge = Gullible()
+    assert "negative controls" in (monitor.check(tiny_model, 2).alarm or "")
+
+
 def test_the_absent_control_is_judged_by_another_instruction(tiny_model: WorldActionModel) -> None:
     numbers = monitor_of(tiny_model, ShadowJudge(Gullible(1.0, only="reach"), Gullible())).check(tiny_model, 1).numbers
     assert numbers["floor_absent"] == 1

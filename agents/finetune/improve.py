@@ -185,6 +185,7 @@ class Trainer:
             list(self.learner.parameters().values()), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0
         )
         self.update, self.curve, self.alarm = 0, list[dict[str, float]](), ""
+        self.best, self.kept = 0.0, 0
         self._resume()
 
     def run(self, on_update: OnUpdate | None = None) -> Path:
@@ -262,16 +263,19 @@ class Trainer:
         return float(total.mean())
 
     def _check(self, always: bool = False) -> dict[str, float]:
-        """Ask the monitor when it is time; what it finds good becomes the adapter that is kept."""
+        """Ask the monitor when it is time; the best that it has found becomes the adapter that is kept."""
         if not always and self.update % self.cfg.look_every and self.monitor is not None:
             return {}
         if self.monitor is not None:
             found = self.monitor.check(self.learner.model, self.cfg.last_horizon)
             if found.alarm:
                 self.alarm = (
-                    f"training stopped after {self.update} updates: {found.alarm}; the last adapter before is kept"
+                    f"training stopped after {self.update} updates: {found.alarm}; the best adapter before is kept"
                 )
                 return found.numbers
+            if (success := found.numbers.get("held_out_success", self.best)) < self.best:
+                return found.numbers
+            self.best, self.kept = success, self.update
         self.learner.save(self.folder / "adapter")
         return found.numbers if self.monitor is not None else {}
 
@@ -282,7 +286,7 @@ class Trainer:
             "learner": self.learner.state(),
             "behaviour": self.behaviour.state(),
             "optimiser": self.optimiser.state_dict(),
-            "told": json.dumps({"curve": self.curve, "alarm": self.alarm}),
+            "told": json.dumps({"curve": self.curve, "alarm": self.alarm, "best": self.best, "kept": self.kept}),
             "monitor": json.dumps(self.monitor.state() if self.monitor else {}),
         }
         with atomic_path(self.folder / "state.pt") as temporary:
@@ -305,5 +309,6 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         progress = json.loads(state["told"])
         self.update, self.curve, self.alarm = int(state["update"]), progress["curve"], progress["alarm"]
+        self.best, self.kept = progress.get("best", 0.0), progress.get("kept", 0)
         if self.monitor is not None and (watched := json.loads(state["monitor"])):
             self.monitor.load(watched)
