@@ -259,14 +259,24 @@ RLLIB = {
 }
 
 
+def in_floats(options: Any) -> gym.Env[Any, Any]:
+    """Pictures in [0, 1], as RLlib's CNN wants them."""
+    env = gym.make(LATENT, **options)
+    space = gym.spaces.Box(0, 1, env.observation_space.shape, np.float32)
+    return gym.wrappers.TransformObservation(env, lambda seen: seen.astype(np.float32) / 255, space)
+
+
 @cell("rllib PPO {}", *RLLIB)
 def rllib(way: str) -> None:
     os.environ |= {"RAY_DEDUP_LOGS": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
     import ray
     from ray.rllib.algorithms.ppo import PPOConfig
+    from ray.tune.registry import register_env
 
     name, options, runners, vector = RLLIB[way]
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    if options.get("obs_type") == "pixels":
+        register_env(name, in_floats)  # its new API stack scales no pixels: the client's own limit, met by a wrapper
     config = PPOConfig().environment(name, env_config=options)
     config.env_runners(num_env_runners=runners, num_envs_per_env_runner=2, rollout_fragment_length=4, **vector)
     config.training(train_batch_size_per_learner=8, minibatch_size=4, num_epochs=1)
