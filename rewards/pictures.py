@@ -56,6 +56,8 @@ class QwenPictures:
         self.patch, self.merge = int(vision.patch_size), int(vision.spatial_merge_size)
         self.merged, self.token = int(vision.temporal_patch_size), int(model.config.image_token_id)
         self.mean, self.std = torch.tensor(mean) * 255, torch.tensor(std) * 255
+        if self.mean.shape != (3,) or self.std.shape != (3,) or not (self.std > 0).all():
+            raise ValueError(f"image_mean is {mean} and image_std {std}, expected three numbers each")
 
     def grid(self, clips: Tensor) -> Grid:
         """(rows, columns) of patches, whole groups of ``merge``, nearest to the picture's size."""
