@@ -422,6 +422,7 @@ def recorded(at: Path) -> Path:
     for seed in (1, 2, 3, 20):
         draw = np.random.default_rng(seed)
         state = np.cumsum(draw.normal(0, 0.02, (25, 3)), 0).astype(np.float32)
+        state[:, 2] = np.abs(state[:, 2])  # the gripper's opening, 0 to 1
         features = {"observation.state": state[:-1], "action": state[1:]}
         views = {
             "observation.images.head": draw.integers(0, 256, (24, 16, 32, 3), dtype=np.uint8),
