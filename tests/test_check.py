@@ -635,3 +635,11 @@ def test_degrees_that_jump_and_tasks_that_contradict_are_told(tmp_path: Path) ->
     assert any("jumps by about 2 pi in episode 0" in w for w in found.warnings)
     assert any("lists other tasks for episode 0 than their rows name" in w for w in found.warnings)
     assert not found.errors
+
+
+def test_a_name_in_a_data_file_that_is_no_text_is_a_damaged_file(tmp_path: Path) -> None:
+    root = record(tmp_path / "d")
+    file = root / "data/0.parquet"
+    file.write_bytes(file.read_bytes().replace(b"frame_index", b"frame\xf3\xf3ndex"))
+    with pytest.raises(DatasetError, match=r"0.parquet \(episode 0\) is truncated or corrupt"):
+        LeRobotDataset.open(root)

@@ -298,6 +298,6 @@ def used_state(embodiment: Embodiment) -> list[Slice]:
 def _parquet_fault(path: Path, expected: int) -> str | None:
     try:
         found = pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # the last: a name in it that is no text
         return f"is truncated or corrupt ({error})"
     return None if found >= expected else f"has {found} rows, expected {expected}"
