@@ -43,7 +43,7 @@ class DreamThinker:
             seed: all noise is derived from it.
             candidates: how many are proposed.
             budget: seconds for a decision. Candidates are judged one by one where it is finite, else together; the next
-                one is only begun if the slowest one yet would still be in time.
+                one is only started if the slowest one yet would still be in time.
             clock: seconds.
         """
         self.policy, self.scorer, self.seed = policy, scorer, seed
@@ -58,8 +58,8 @@ class DreamThinker:
         context = policy.context({name: value[None] for name, value in observation.items()})
         self._start = context if self._start is None else self._start
         cache, seed = read(policy.model, context), derive(self.seed, number, Stream.POLICY)
-        begun = committed[None] if len(committed) else None
-        proposed = policy.propose(context, [seed], range(self.candidates), cache, begun)
+        prefix = committed[None] if len(committed) else None
+        proposed = policy.propose(context, [seed], range(self.candidates), cache, prefix)
         told = (unpack_instruction(observation["instruction"]),)
         state = PlanningState(context, self._start, told, (seed,), read(self.scorer.model, context))
         scores = self._judged(state, torch.from_numpy(proposed), begin + self.budget)

@@ -71,8 +71,8 @@ class Batcher:
     def _together(self, questions: list[_Question]) -> None:
         """Answer questions of one shape; where that fails one by one, so that each has the blame for itself."""
         act: Any = self.policy.act
-        begun = [q.committed for q in questions if q.committed is not None]
-        more = {"committed": np.concatenate(begun)} if begun else {}
+        committed = [q.committed for q in questions if q.committed is not None]
+        more = {"committed": np.concatenate(committed)} if committed else {}
         names = questions[0].observation
         batch = {name: np.concatenate([q.observation[name] for q in questions]) for name in names}
         try:

@@ -153,8 +153,8 @@ class JointPolicy:
         n = len(candidates)
         known = None if cache is None else cache.repeat(n)
         each = [candidate_seed(int(s), k) for s in seeds for k in candidates]
-        begun = None if committed is None else np.repeat(committed, n, 0)
-        chunks = self.act_on(context.repeat(n), each, known, committed=begun)
+        prefix = None if committed is None else np.repeat(committed, n, 0)
+        chunks = self.act_on(context.repeat(n), each, known, committed=prefix)
         return chunks.reshape(len(context), n, *chunks.shape[1:])
 
     def reset(self, episodes: Sequence[int] | None = None) -> None:

@@ -156,11 +156,11 @@ class PolicyServer:
         self._room = Room(self.cfg.clients, self.cfg.send_timeout)
         listening = listen(self.cfg.host, self.cfg.port)
         self._port = listening.getsockname()[1]
-        begun: Future[None] = Future()
-        run = lambda: asyncio.run(self._serve(listening, begun))  # noqa: E731
+        started: Future[None] = Future()
+        run = lambda: asyncio.run(self._serve(listening, started))  # noqa: E731
         self._thread = threading.Thread(target=run, name="listen", daemon=True)
         self._thread.start()
-        begun.result()
+        started.result()
 
     @property
     def url(self) -> str:
@@ -182,14 +182,14 @@ class PolicyServer:
         self.close()
 
     # ------------------------------------------------------------------ all of it below runs in the thread that listens
-    async def _serve(self, listening: socket.socket, begun: Future[None]) -> None:
+    async def _serve(self, listening: socket.socket, started: Future[None]) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         server = await serve(
             self._converse, sock=listening, compression=None, origins=[None], process_request=self._welcome,
             max_size=request_bytes(self.body), max_queue=2, ping_interval=60, ping_timeout=self.cfg.patience,
             close_timeout=1, create_connection=self._room.connection,  # type: ignore[arg-type]
         )  # fmt: skip
-        begun.set_result(None)
+        started.set_result(None)
         await self._stop.wait()
         server.close(close_connections=False)
         closed = asyncio.ensure_future(server.wait_closed())
@@ -302,11 +302,11 @@ class PolicyServer:
             seed = derive(self.cfg.seed, session.calls, Stream.POLICY)
         elif isinstance(seed, bool) or not isinstance(seed, int | np.integer):
             raise ShapeError(f"seed is {str(seed)[:40]!r}, expected a whole number.")
-        begun = request.get("committed")
-        if begun is not None and not takes_committed(self.policy):
+        committed = request.get("committed")
+        if committed is not None and not takes_committed(self.policy):
             raise ImagineError("this server's policy cannot go on from what is committed; ask without it.")
-        begun = None if begun is None else read_committed(begun, self.body)
-        chunk = await asyncio.wrap_future(self._batcher.act(observation, int(seed), episode, begun))
+        committed = None if committed is None else read_committed(committed, self.body)
+        chunk = await asyncio.wrap_future(self._batcher.act(observation, int(seed), episode, committed))
         if not np.isfinite(chunk).all():
             raise ImagineError("the policy answered NaN or infinity, which no robot should be sent; check the model.")
         session.calls += request.get("seed") is None

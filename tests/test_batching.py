@@ -78,8 +78,13 @@ def test_those_that_go_on_from_something_are_batched_by_how_much(worker):
     policy = Counting()
     batcher = Batcher(policy, worker)
     worker.submit(policy.go.wait)
-    begun = np.ones((1, 3, 2), np.float32)
-    answers = [ask(batcher, 1), ask(batcher, 2, committed=begun), ask(batcher, 3, committed=begun), ask(batcher, 4)]
+    committed = np.ones((1, 3, 2), np.float32)
+    answers = [
+        ask(batcher, 1),
+        ask(batcher, 2, committed=committed),
+        ask(batcher, 3, committed=committed),
+        ask(batcher, 4),
+    ]
     policy.go.set()
     assert [len(a.result(5)) for a in answers] == [1, 4, 4, 1]
     assert sorted(policy.sizes) == [2, 2]

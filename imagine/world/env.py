@@ -30,8 +30,8 @@ from imagine.world.interface import (
     episode_seed,
     is_seed,
     next_episode,
-    require_begun,
     require_going,
+    require_reset,
     with_horizon,
 )
 
@@ -139,7 +139,7 @@ class WorldModelVectorEnv(gym.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
             ShapeError: wrong shape, NaN or infinity.
             ResetNeeded: before the first reset, or, with autoreset disabled, while an environment waits for one.
         """
-        self._require_begun("step")
+        self._require_reset("step")
         actions = self._checked(actions)
         if self._over is not None:
             return self._step_and_restart(actions, self._over)
@@ -154,12 +154,12 @@ class WorldModelVectorEnv(gym.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
 
     def render(self) -> tuple[Any, ...] | None:
         """The newest frame (H, W, 3) uint8 of every environment; None without a render mode."""
-        self._require_begun("render")
+        self._require_reset("render")
         return tuple(self.world.frames(i)[-1] for i in range(self.num_envs)) if self.render_mode else None
 
     def snapshot(self) -> EnvState:
         """Keep this moment of the dream: after :meth:`restore`, equal actions give equal bytes."""
-        self._require_begun("snapshot")
+        self._require_reset("snapshot")
         generator = copy.deepcopy(dict(self.np_random.bit_generator.state))
         return EnvState(
             self.world.snapshot(), tuple(self._episodes), self._elapsed.copy(), self._over, self._lost, generator
@@ -202,10 +202,10 @@ class WorldModelVectorEnv(gym.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
         self._spec = with_horizon(spec, self.cfg.horizon)
 
     def _require_open(self) -> None:
-        require_begun("reset", True, self.closed)
+        require_reset("reset", True, self.closed)
 
-    def _require_begun(self, what: str) -> None:
-        require_begun(what, self._begun, self.closed)
+    def _require_reset(self, what: str) -> None:
+        require_reset(what, self._begun, self.closed)
 
     def _checked(self, actions: Any) -> np.ndarray:
         array = as_numbers(actions, self._action_shape)

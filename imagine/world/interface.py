@@ -135,16 +135,16 @@ def as_numbers(actions: Any, want: tuple[int, ...] | None) -> np.ndarray:
     return array
 
 
-def require_begun(what: str, begun: bool, closed: bool) -> None:
+def require_reset(what: str, was_reset: bool, closed: bool) -> None:
     """Refuse a call to an environment that is closed, or that was never reset.
 
     Raises:
         ClosedEnvironmentError: it is closed.
-        ResetNeeded: it has not ``begun``.
+        ResetNeeded: it never ``was_reset``.
     """
     if closed:
         raise gym.error.ClosedEnvironmentError("this environment is closed; build a new one.")
-    if not begun:
+    if not was_reset:
         raise gym.error.ResetNeeded(f"{what} was called before reset; call reset first.")
 
 

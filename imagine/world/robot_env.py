@@ -17,8 +17,8 @@ from imagine.world.interface import (
     is_seed,
     next_episode,
     one_each,
-    require_begun,
     require_going,
+    require_reset,
     with_horizon,
 )
 from imagine.world.spaces import ObservationType
@@ -52,7 +52,7 @@ class RobotEnv(gym.Wrapper[Any, np.ndarray, Any, np.ndarray]):
             ShapeError: the seed is not in [0, 2^63).
             ImagineError: an option is unknown or out of range.
         """
-        self._require("reset", begun=False)
+        self._require("reset", was_reset=False)
         given = checked_options(options)
         if not is_seed(seed):
             raise ShapeError(f"seed is {seed!r}, expected a whole number in [0, 2^63), or None.")
@@ -88,5 +88,5 @@ class RobotEnv(gym.Wrapper[Any, np.ndarray, Any, np.ndarray]):
         self._closed = True
         self.env.close()
 
-    def _require(self, what: str, *, begun: bool = True) -> None:
-        require_begun(what, self._begun or not begun, self._closed)
+    def _require(self, what: str, *, was_reset: bool = True) -> None:
+        require_reset(what, self._begun or not was_reset, self._closed)
