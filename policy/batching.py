@@ -12,7 +12,7 @@ import numpy as np
 
 from imagine.types import Policy, ShapeError
 
-MOST = 64
+MOST = 16
 """Observations in one call of the policy."""
 
 
