@@ -22,16 +22,18 @@ from imagine.configs.build import dream_config, dreamer
 from imagine.configs.commands.common import options_of
 from imagine.configs.judges import load_judge
 from imagine.configs.load import make
-from imagine.configs.loaded import Loaded, load
+from imagine.configs.loaded import Loaded
 from imagine.configs.policies import load_policy
 from imagine.configs.runfolder import RunFolder
 from imagine.data.write import DatasetWriter
+from imagine.embodiment import Embodiment
 from imagine.policy.client import RemotePolicy
 from imagine.policy.clock import Clock, SimulatedClock, WallClock
 from imagine.policy.drive import Drive, DriveConfig, Driver, Think, thinker
 from imagine.policy.guard import Guard, GuardConfig
 from imagine.policy.policy import JointPolicy
 from imagine.policy.robot_process import RobotProcess
+from imagine.policy.robots.registry import load_robot
 from imagine.progress import Progress
 from imagine.types import ImagineError, TickRobot
 
@@ -90,7 +92,7 @@ def _episodes(
     body, wall = loaded.model.body, args.clock == "wall"
     robot: TickRobot
     if wall:
-        robot = RobotProcess(partial(_robot, loaded.robot.spec, str(loaded.folder), dict(args.options())))
+        robot = RobotProcess(partial(_robot, loaded.robot.spec, body, loaded.options))
         clock: Clock = WallClock(body.control_hz, latency / 1000)
     else:
         robot = loaded.robot.make_ticks(body, **loaded.options)
@@ -122,9 +124,8 @@ def _writer(folder: Path, loaded: Loaded) -> DatasetWriter:
     return DatasetWriter(folder, body.robot_type, body.control_hz, 1, {} if recorder is None else recorder.names)
 
 
-def _robot(spec: str, folder: str, options: Mapping[str, Any]) -> TickRobot:
-    loaded = load(folder, spec, options)
-    return loaded.robot.make_ticks(loaded.model.body, **loaded.options)
+def _robot(spec: str, body: Embodiment, options: Mapping[str, Any]) -> TickRobot:
+    return load_robot(spec).make_ticks(body, **options)
 
 
 def _thinking(args: Any, loaded: Loaded, dreamt: bool, stack: ExitStack) -> Callable[[int], Think]:

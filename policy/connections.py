@@ -122,7 +122,7 @@ class BoundedConnection(ServerConnection):
 
 
 async def unless_left(connection: ServerConnection, answering: Coroutine[Any, Any, str | bytes]) -> str | bytes:
-    """The answer; work for it is not begun, or not gone on with, once the client has left."""
+    """The answer; work for it is not started, or is given up, once the client has left."""
     work, left = asyncio.ensure_future(answering), asyncio.ensure_future(connection.wait_closed())
     await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
     left.cancel()

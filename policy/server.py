@@ -14,8 +14,8 @@ from it. A refused request is answered by one sentence as a text frame and the c
 by the traceback, and the connection is closed with code 1011, as openpi does.
 
 What a client can cost the others is bounded: the number of connections and what each may send and hold, the time for
-which one is waited for that does not read. Work for a client that has left is not begun, and refusing messages takes a
-small share of the time. Web pages are refused by their ``Origin``.
+which one is waited for that does not read. Work for a client that has left is not started, and refusing messages takes
+a small share of the time. Web pages are refused by their ``Origin``.
 
 Source: openpi ``WebsocketPolicyServer``; dreamzero ``eval_utils/policy_server.py`` (RoboArena).
 """
