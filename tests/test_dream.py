@@ -14,6 +14,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 from imagine.model.model import WorldActionModel
+from imagine.precision import has_bfloat16
 from imagine.rewards.guards import GuardConfig, GuardedJudge
 from imagine.rewards.progress import Potential
 from imagine.types import Clip, ImagineError, RewardUnavailable, Score, ShapeError, UnknownWord
@@ -82,6 +83,17 @@ def test_same_seed_and_actions_replay_and_another_seed_does_not(tiny_model: Worl
     assert all(same(x[0], y[0]) for x, y in zip(a, b, strict=True))
     c = play(WorldModelVectorEnv(dream(tiny_model), 2), actions, seed=6)
     assert not same(a[-1][0]["proprio"], c[-1][0]["proprio"])
+
+
+def test_bfloat16_is_computed_in_where_the_chip_has_it_and_nowhere_else(tiny_model: WorldActionModel) -> None:
+    def video(**cfg: Any) -> torch.Tensor:
+        world = dream(tiny_model, **cfg)
+        world.allocate(2)
+        world.reset(np.arange(2), [3, 4], {})
+        world.step(chunks(2, 1)[0])
+        return world.newest
+
+    assert torch.equal(video(), video(autocast=True)) != has_bfloat16("cpu")
 
 
 def test_a_snapshot_forks_the_dream(tiny_model: WorldActionModel) -> None:

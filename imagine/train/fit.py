@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from imagine.extras import extra
 from imagine.files import named_errors, recover_folder, remove, replace_folder, write_json
+from imagine.precision import has_bfloat16
 from imagine.progress import Progress
 from imagine.seeds import Stream, derive
 from imagine.train.replay import Replay, Replayable
@@ -93,7 +94,10 @@ class _Run:
 
         folder.mkdir(parents=True, exist_ok=True)
         AcceleratorState._reset_state(reset_partial_state=True)  # one process may train twice, at two precisions
-        self.acc = Accelerator(mixed_precision=cfg.mixed_precision, cpu=not torch.cuda.is_available())
+        cpu = not torch.cuda.is_available()
+        emulated = cpu and cfg.mixed_precision == "bf16" and not has_bfloat16("cpu")
+        precision = "no" if emulated else cfg.mixed_precision
+        self.acc = Accelerator(mixed_precision=precision, cpu=cpu)
         module.to(self.acc.device)
         self.module, self.cfg, self.folder, self.name, self.step = module, cfg, folder, name, 0
         optimiser = torch.optim.AdamW(_groups(module, cfg), lr=cfg.lr, betas=(0.9, 0.95), fused=True)

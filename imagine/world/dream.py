@@ -16,6 +16,7 @@ from torch import Tensor
 from imagine.model.batching import named_in_tiles
 from imagine.model.blocks import compile_blocks, packed_weights
 from imagine.model.model import WorldActionModel, as_observation
+from imagine.precision import has_bfloat16
 from imagine.seeds import Stream, derive
 from imagine.types import Context, ImagineError, RewardModel, ShapeError, pack_instruction
 from imagine.world.env import Outcome
@@ -188,7 +189,8 @@ class Dream:
         """
         commanded = torch.from_numpy(self.model.body.check_action(actions)).to(self.model.device)
         packed = packed_weights(self.model.device) if self.cfg.compile else nullcontext()
-        with packed, torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.cfg.autocast):
+        half = self.cfg.autocast and has_bfloat16(self.model.device)
+        with packed, torch.autocast(self.model.device.type, torch.bfloat16, enabled=half):
             out = named_in_tiles(lambda rows: self._imagine(rows, commanded[rows]), len(commanded), self.cfg.tile)
         outcome = self._outcome(out)
         after = self.model.after(self.context(), out["video"], out["proprio"], out.get("memory"))

@@ -34,7 +34,7 @@ class DreamConfig(BaseModel):
         default="read", validation_alias=AliasChoices("history", "memory")
     )
     compile: bool = False  # fuse the model's blocks, whose weights never change then; needs a C++ compiler on a CPU
-    autocast: bool = False  # imagine in bfloat16: about twice as fast on chips that have it; the last bits differ
+    autocast: bool = False  # imagine in bfloat16 on chips that have it: about twice as fast; the last bits differ
     inverse_error_cost: float = Field(  # reward lost per unit of inverse error, every chunk (MOPO, arXiv:2005.13239)
         default=0.0, validation_alias=AliasChoices("inverse_error_cost", "doubt_cost")
     )
