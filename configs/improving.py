@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from imagine.agents.envs import DreamEnvs
 from imagine.agents.finetune.improve import ImproveConfig, Trainer
+from imagine.agents.finetune.survey import Survey, survey
 from imagine.agents.monitor import Monitor, MonitorConfig
 from imagine.agents.paired import Paired, compare
+from imagine.agents.rollout import rollout
 from imagine.configs import build
 from imagine.configs.commands.common import console
 from imagine.configs.judges import judge_name, second_judge
@@ -20,6 +23,8 @@ from imagine.configs.paid import Payer, note, warning
 from imagine.configs.policies import adapter_of, load_policy
 from imagine.configs.practice import Practice
 from imagine.data.read import LeRobotDataset
+from imagine.files import write_json
+from imagine.intact import intact
 from imagine.policy.adapter import weights_hash
 from imagine.progress import Progress
 from imagine.types import ImagineError
@@ -28,8 +33,10 @@ from imagine.world.starts import DatasetStarts, MixedStarts
 
 P = TypeVar("P", bound=Practice)
 
+SURVEYED, LONGEST = 880_000, 4
+"""First start seed of the survey, and the chunks of its episodes."""
 SHOWN = (
-    "horizon", "return", "success", "second_judge", "inverse_error", "kl", "held_out_success", "floor", "judge_gap"
+    "return", "success", "second_judge", "inverse_error", "step_kl", "kl", "held_out_success", "floor", "judge_gap"
 )  # fmt: skip
 """What is printed after every update."""
 
@@ -60,12 +67,19 @@ def improve(practice: Practice, cfg: ImproveConfig, loaded: Loaded, folder: Path
     """
     begin, dream, checks = time.time(), _dream(practice, loaded, folder), MonitorConfig(starts=practice.watch_starts)
     frozen = weights_hash(dream.model)
-    envs, monitor = DreamEnvs(dream, practice.num_envs), None
+    found = surveyed(practice, loaded, dream, folder)
+    practised = found.practised
+    console.print(str(found))
+
+    def wanted(seed: int) -> bool:
+        return loaded.robot.task_of(dream.starts(seed, {}).instruction) in practised
+
+    envs, monitor = DreamEnvs(dream, practice.num_envs, horizon=found.horizon), None
     if not practice.unguarded:
         held_out = DreamEnvs(Dream(dream.model, dream.judge, build.starts_of(loaded), dream.cfg), checks.starts)
-        monitor = Monitor(held_out, loaded.distractor, checks)
+        monitor = Monitor(held_out, loaded.distractor, checks, wanted)
     start = adapter_of(practice.policy, loaded.folder)
-    run = Trainer(loaded.model, envs, cfg, folder, monitor=monitor, start=start)
+    run = Trainer(loaded.model, envs, cfg, folder, monitor=monitor, start=start, wanted=wanted)
     note(folder / "adapter", start, Payer.of(practice.judge, loaded.folder))
     with Progress("improve", cfg.updates, run.update) as on_progress:
         adapter = run.run(lambda done, row: on_progress.report(done, {k: row[k] for k in SHOWN if k in row}))
@@ -74,10 +88,12 @@ def improve(practice: Practice, cfg: ImproveConfig, loaded: Loaded, folder: Path
     if run.alarm:
         console.print(f"[yellow]{run.alarm}[/yellow]")
     if monitor is not None and not run.kept:
-        console.print("[yellow]no update was better, on held-out starts, than the policy it began with[/yellow]")
+        console.print("[yellow]every update was worse, on held-out starts, than the policy it began with[/yellow]")
     return {
         "adapter": str(adapter),
         "algorithm": cfg.algorithm,
+        "survey": asdict(found) | {"practised": practised},
+        "horizon": run.horizon,
         "updates": run.update,
         "imagined_episodes": run.update * cfg.groups * cfg.members,
         "imagined_chunks": int(sum(row.get("chunks", 0) for row in run.curve)),
@@ -86,6 +102,21 @@ def improve(practice: Practice, cfg: ImproveConfig, loaded: Loaded, folder: Path
         "seconds": round(time.time() - begin, 1),
         "curve": run.curve,
     }
+
+
+def surveyed(practice: Practice, loaded: Loaded, dream: Dream, folder: Path) -> Survey:
+    """What the policy achieves in the dream before it learns; kept in ``survey.json`` of the run folder."""
+    kept = folder / "survey.json"
+    if kept.is_file():
+        with intact(kept, "delete the run folder and start again"):
+            return Survey(**json.loads(kept.read_bytes()))
+    seeds = range(SURVEYED, SURVEYED + 2 * practice.watch_starts)
+    policy = load_policy(practice.policy, loaded.model, loaded.folder)
+    envs = DreamEnvs(dream, min(len(seeds), practice.num_envs), horizon=LONGEST)
+    with Progress("survey") as on_progress:
+        found = survey(rollout(envs, policy, seeds, on_progress=on_progress), loaded.robot.task_of)
+    write_json(kept, asdict(found))
+    return found
 
 
 def _dream(practice: Practice, loaded: Loaded, folder: Path) -> Dream:

@@ -63,7 +63,7 @@ def test_a_plan_is_made_and_carried_out_in_the_dream(foreign: Path) -> None:
 
 @pytest.mark.slow
 def test_a_policy_is_improved_and_proved_in_the_dream(foreign: Path) -> None:
-    small = ("--set", "updates=1,groups=2,members=2,last_horizon=2", "--num-envs", "4", "--test-episodes", "2")
+    small = ("--set", "updates=1,groups=2,members=2,horizon=2", "--num-envs", "4", "--test-episodes", "2")
     got = run("improve", "--model", str(foreign), *small, "--out", "run")
     assert {"imagined_before", "imagined_after", "imagined_gain"} <= got.keys() and "gain" not in got
     assert "Improved in the dream" in Path("run/report.html").read_text()

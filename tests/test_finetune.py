@@ -22,6 +22,8 @@ from imagine.agents.finetune.experience import Experience, advantages, gather, v
 from imagine.agents.finetune.grpo import FlowGRPO
 from imagine.agents.finetune.improve import Check, ImproveConfig, Trainer
 from imagine.agents.finetune.kernel import LEAST, FlowKernel, Moves
+from imagine.agents.finetune.survey import survey
+from imagine.agents.rollout import EpisodeRecord
 from imagine.model.model import WorldActionModel
 from imagine.noise import schedule
 from imagine.policy.adapter import Learner, merged, weights_hash
@@ -167,10 +169,14 @@ def test_decisions_belong_to_the_episode_that_made_them(tiny_model: WorldActionM
         torch.testing.assert_close(rows.context.proprio[row], context.proprio[lane])
 
 
-def test_advantages_are_standardised_within_groups_and_silent_where_nothing_differs() -> None:
-    a = advantages(np.array([1.0, 0, 0, 1, 1, 1]), np.array([0, 0, 0, 1, 1, 1]))
-    assert a[3:].tolist() == [0, 0, 0]
-    assert a[:3].mean() == pytest.approx(0, abs=1e-12) and a[:3].std() == pytest.approx(1)
+def test_advantages_compare_within_groups_in_one_unit_and_are_silent_where_nothing_differs() -> None:
+    group = np.repeat([0, 1, 2], 4)
+    a = advantages(np.array([1.0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0]), group)
+    assert a[4:8].tolist() == [0, 0, 0, 0]
+    assert a[:4].mean() == pytest.approx(0, abs=1e-12) and a[8:].mean() == pytest.approx(0, abs=1e-12)
+    assert np.square(a[a != 0]).mean() == pytest.approx(1)
+    assert a[0] / a[8] == pytest.approx(0.75 / 0.5), "a rare success counts by how much better it was, and no more"
+    assert not advantages(np.array([1.0, 1, 0, 0]), np.array([0, 0, 1, 1])).any()
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.kind)
@@ -365,7 +371,7 @@ def test_the_best_policy_of_all_looks_is_kept(tiny_model: WorldActionModel, tmp_
 
 @pytest.mark.slow
 def test_the_loop_raises_the_imagined_return(tiny_model: WorldActionModel, tmp_path: Path) -> None:
-    cfg = config(updates=8, groups=8, members=8, minibatch=64, lr=5e-3, epochs=3, first_horizon=1, last_horizon=1)
+    cfg = config(updates=8, groups=8, members=8, minibatch=64, lr=5e-3, epochs=3, horizon=1, target_kl=1e3)
     run = Trainer(tiny_model, arena(tiny_model, 64), cfg, tmp_path, monitor=None)
     run.run()
     returns = [row["return"] for row in run.curve]
@@ -384,9 +390,51 @@ def test_settings_without_a_gradient_are_refused(tiny_model: WorldActionModel, t
         Trainer(tiny_model, arena(tiny_model), config(), tmp_path, monitor=None)
 
 
-def test_the_horizon_grows() -> None:
-    cfg = config(first_horizon=2, last_horizon=4, grow_every=3)
-    assert [cfg.horizon(u) for u in range(8)] == [2, 2, 2, 3, 3, 3, 4, 4]
+@pytest.mark.parametrize("target", [0.01, 0.1, 1e3])
+def test_an_update_leads_no_further_than_the_target(
+    tiny_model: WorldActionModel, tmp_path: Path, target: float
+) -> None:
+    cfg = config(updates=1, lr=3e-2, epochs=3, target_kl=target, algorithm="filtered_bc")
+    run = Trainer(tiny_model, arena(tiny_model), cfg, tmp_path, monitor=None)
+    run.run()
+    numbers = run.curve[0]
+    assert 0 < numbers["step_kl"] <= 1.1 * target
+    assert numbers["kl"] == pytest.approx(numbers["step_kl"], rel=1e-3), (
+        "the first step leads away from where training began"
+    )
+    assert (numbers["step_share"] < 1) == (target < 1e3), "a step is shortened where it must be, and nowhere else"
+
+
+def test_only_wanted_starts_are_practised(tiny_model: WorldActionModel, tmp_path: Path) -> None:
+    cfg = config(updates=2)
+    run = Trainer(tiny_model, arena(tiny_model), cfg, tmp_path, monitor=None, wanted=lambda seed: seed % 3 == 1)
+    met: list[int] = []
+    reset = run.envs.reset
+    run.envs.reset = lambda seeds, told=None: (met.extend(seeds), reset(seeds, told))[1]  # type: ignore[method-assign]
+    run.run()
+    assert len(set(met)) == 8 and all(seed % 3 == 1 for seed in met)
+    assert all(seed in cfg.start_seeds() for seed in met)
+    with pytest.raises(ImagineError, match="none of the start seeds"):
+        Trainer(tiny_model, arena(tiny_model), cfg, tmp_path / "none", monitor=None, wanted=lambda seed: False).run()
+
+
+def test_a_survey_says_how_long_to_practise_and_what() -> None:
+    def episode(task: str, took: int, success: bool) -> EpisodeRecord:
+        return EpisodeRecord(0, task, success, rewards=[0.0] * took)
+
+    found = survey(
+        [
+            *[episode("push it", 2, True)] * 3, *[episode("push it", 4, False)] * 3, *[episode("lift it", 1, True)] * 2,
+            *[episode("throw it", 4, False)] * 4, episode("hide it", 4, True), *[episode("hide it", 4, False)] * 2,
+        ],
+        lambda told: told.split()[0],
+    )  # fmt: skip
+    assert found.horizon == 2, "three of six successes had come"
+    assert found.success == {"hide": 0, "lift": 1, "push": 0.5, "throw": 0}
+    assert found.practised == ("push",), "nothing is learnt where all fail, or all succeed"
+    assert "not practised: hide, lift, throw" in str(found)
+    never = survey([episode("throw it", 4, False)] * 2, str)
+    assert never.horizon == 4 and never.practised == ("throw it",)
 
 
 # ---------------------------------------------------------------------- adapters

@@ -12,12 +12,25 @@ from pathlib import Path
 
 import pytest
 
-SMALL = "updates=3,groups=2,members=2,first_horizon=1,last_horizon=1,look_every=100,epochs=1"
+SMALL = "updates=3,groups=2,members=2,horizon=1,look_every=100,epochs=1"
 ROOT = Path(__file__).parent.parent
 
 
 def start(out: Path) -> subprocess.Popen[bytes]:
-    words = ["improve", "--set", SMALL, "--unguarded", "--lanes", "4", "--test-episodes", "0", "--out", str(out)]
+    words = [
+        "improve",
+        "--set",
+        SMALL,
+        "--unguarded",
+        "--lanes",
+        "4",
+        "--watch-starts",
+        "2",
+        "--test-episodes",
+        "0",
+        "--out",
+        str(out),
+    ]
     line = [sys.executable, "-m", "imagine.configs.cli", *words]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(line, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)  # type: ignore[call-overload, no-any-return]

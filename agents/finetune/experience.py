@@ -6,9 +6,9 @@ doing and not the world's (common random numbers).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from imagine.agents.envs import DreamEnvs
 from imagine.agents.finetune.kernel import FlowKernel, Moves
 from imagine.agents.rollout import EpisodeRecord, OnProgress, episode_id, rollout
 from imagine.model.batching import in_tiles
+from imagine.model.kv_cache import ContextCache
 from imagine.model.model import WorldActionModel
 from imagine.policy.policy import JointPolicy
 from imagine.questions import POLICY
@@ -25,7 +26,20 @@ from imagine.sampler import initial_noise, sample
 from imagine.seeds import Stream, derive
 from imagine.types import Batched, Chunk, Context, ImagineError, NoiseLevels
 
-Baseline = Literal["group", "batch"]
+Wanted = Callable[[int], bool]
+"""Whether to practise from a start seed."""
+
+
+def chosen(seeds: Iterable[int], wanted: Wanted, most: int) -> list[int]:
+    """The first ``most`` wanted ones of some start seeds.
+
+    Raises:
+        ImagineError: none is wanted.
+    """
+    found = list(islice(filter(wanted, seeds), most))
+    if not found:
+        raise ImagineError("none of the start seeds belongs to a task that is practised; give other starts.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -139,7 +153,6 @@ def gather(
     draw: int,
     steps: int = 4,
     discount: float = 0.9,
-    baseline: Baseline = "batch",
     on_progress: OnProgress | None = None,
 ) -> Experience:
     """Roll out a group of episodes from every seed.
@@ -153,7 +166,6 @@ def gather(
         draw: another one gives other draws of the policy.
         steps: denoising steps of the policy.
         discount: per chunk.
-        baseline: what an episode's return is compared with; see :func:`advantages`.
         on_progress: called after every group of episodes.
     """
     explorer = Explorer(model, kernel, steps)
@@ -162,9 +174,8 @@ def gather(
     records = rollout(envs, explorer, starts.tolist(), policy_seed=draws, on_progress=on_progress)
     returns = np.array([sum(discount**t * r for t, r in enumerate(record.rewards)) for record in records])
     group = np.repeat(np.arange(len(seeds)), members)
-    better = advantages(returns, group if baseline == "group" else np.zeros_like(group))
     ids = [episode_id(int(start), one) for start, one in zip(starts, draws, strict=True)]
-    return Experience(records, group, returns, _decisions(explorer, records, ids, better))
+    return Experience(records, group, returns, _decisions(explorer, records, ids, advantages(returns, group)))
 
 
 def _decisions(
@@ -187,28 +198,36 @@ def _decisions(
 
 
 def advantages(returns: np.ndarray, group: np.ndarray, least: float = 0.05) -> np.ndarray:
-    """(E,) returns less their group's mean, over its standard deviation; 0 throughout a group without spread.
+    """(E,) returns less their group's mean, over the spread that is left in all groups together.
+
+    A group is compared with itself alone, so that what cannot be done, or not be seen in the dream, is not held against
+    what was tried there. Its spread is not its own unit: from a hard start a rare success is often the judge's mistake,
+    and would count most.
 
     A group whose members all failed (or all succeeded at once) still differs a little in the cost of inverse error;
-    blown up to unit spread that would teach to lower it alone, so a spread below ``least`` counts as none.
+    that would teach to lower it alone, so a spread below ``least`` counts as none.
 
-    With the whole batch as one group a success counts the same from every start. Within groups of one start a rare
-    success counts most, and from a hard start a rare success is often the judge's mistake.
-
-    Source: GRPO, arXiv:2402.03300, equation 4; groups without spread are dropped as in DAPO, arXiv:2503.14476.
+    Source: GRPO, arXiv:2402.03300, equation 4, without the division by each group's own deviation as in Dr. GRPO,
+    arXiv:2503.20783; groups without spread are dropped as in DAPO, arXiv:2503.14476.
     """
     out = np.zeros(len(returns))
     for g in np.unique(group):
         own = group == g
-        spread = returns[own].std()
-        if spread > least:
-            out[own] = (returns[own] - returns[own].mean()) / spread
-    return out
+        if returns[own].std() > least:
+            out[own] = returns[own] - returns[own].mean()
+    some = out != 0
+    return out / np.sqrt(np.square(out[some]).mean()) if some.any() else out
 
 
-def velocity(model: WorldActionModel, context: Context, x: Tensor, sigma: Tensor | float) -> Tensor:
-    """The policy's flow velocity (B, K, A) at noisy chunks ``x`` (B, K, A), ``sigma`` a level or (B,) of them."""
+def velocity(
+    model: WorldActionModel, context: Context, x: Tensor, sigma: Tensor | float, cache: ContextCache | None = None
+) -> Tensor:
+    """The policy's flow velocity (B, K, A) at noisy chunks ``x`` (B, K, A), ``sigma`` a level or (B,) of them.
+
+    ``cache`` is ``model.prefill(context)``, if at hand.
+    """
     level = torch.full((len(x),), sigma, device=x.device) if isinstance(sigma, float) else sigma
-    out = model.velocity(Chunk(action=x), NoiseLevels(level, level), context, model.prefill(context)).action
+    cache = model.prefill(context) if cache is None else cache
+    out = model.velocity(Chunk(action=x), NoiseLevels(level, level), context, cache).action
     assert out is not None
     return out

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from imagine.agents.envs import DreamEnvs
 from imagine.agents.finetune.algorithms import ALGORITHMS, Algorithm
 from imagine.agents.finetune.awr import AWR
-from imagine.agents.finetune.experience import Baseline, Decisions, Experience, gather, velocity
+from imagine.agents.finetune.experience import Decisions, Experience, Wanted, chosen, gather, velocity
 from imagine.agents.finetune.filtered_bc import FilteredBC
 from imagine.agents.finetune.grpo import FlowGRPO
 from imagine.agents.finetune.kernel import FlowKernel
@@ -35,6 +35,8 @@ from imagine.seeds import Stream, derive
 from imagine.train.fit import step_generator
 from imagine.types import ImagineError
 
+CHOICE = 8
+"""Start seeds per start that an update needs; those of tasks that are not practised are passed over."""
 RULER = FlowKernel(kind="cps", noise=0.5)
 """The kernel by which every algorithm's divergence from the base is measured, whatever it explores with."""
 
@@ -50,16 +52,14 @@ class ImproveConfig(BaseModel):
         first_seed: of the starts.
         steps: denoising steps of the policy.
         discount: of rewards, per chunk.
-        baseline: what returns are compared with: the mean of the batch, or of the group from the same start.
-        first_horizon: chunks per imagined episode at the beginning.
-        last_horizon: and at most.
-        grow_every: updates after which the horizon grows by one chunk.
+        horizon: chunks per imagined episode; None leaves the environments' own.
         rank: of a new adapter.
         lr: learning rate.
         epochs: passes over an update's decisions.
         minibatch: decisions per gradient step.
         clip: gradient norm.
-        follow: share of itself that the acting policy keeps when it follows the learner; 0 is on-policy.
+        target_kl: an update is shortened until the learner's divergence from the policy that acted is at most this,
+            nats per decision.
         look_every: updates between two looks for exploitation.
     """
 
@@ -70,22 +70,19 @@ class ImproveConfig(BaseModel):
     awr: AWR = AWR()
     nft: DiffusionNFT = DiffusionNFT()
     grpo: FlowGRPO = FlowGRPO()
-    updates: int = Field(default=8, ge=1)
+    updates: int = Field(default=6, ge=1)
     groups: int = Field(default=16, ge=1)
     members: int = Field(default=8, ge=1)
     first_seed: int = Field(default=800_000, ge=0)
     steps: int = Field(default=4, ge=1)
     discount: float = Field(default=0.9, gt=0, le=1)
-    baseline: Baseline = "batch"
-    first_horizon: int = Field(default=2, ge=1)
-    last_horizon: int = Field(default=4, ge=1)
-    grow_every: int = Field(default=3, ge=1)
+    horizon: int | None = Field(default=None, ge=1)
     rank: int = Field(default=16, ge=1)
     lr: float = Field(default=6e-4, gt=0)
     epochs: int = Field(default=2, ge=1)
     minibatch: int = Field(default=64, ge=1)
     clip: float = 1.0
-    follow: float = Field(default=0.0, ge=0, lt=1)
+    target_kl: float = Field(default=0.5, gt=0)
     seed: int = 0
     look_every: int = Field(default=4, ge=1)
 
@@ -95,16 +92,13 @@ class ImproveConfig(BaseModel):
         assert set(ALGORITHMS) <= set(type(self).model_fields)
         return getattr(self, self.algorithm)  # type: ignore[no-any-return]
 
-    def start_seeds(self, update: int | None = None) -> tuple[int, int]:
-        """First and last start seed of an update, or of all."""
+    def start_seeds(self, update: int | None = None) -> range:
+        """The start seeds that an update, or all of them, may choose its starts from."""
         # Runs of other seeds begin elsewhere in a band of 40,000 starts.
         offset = int(np.random.default_rng(derive(self.seed, Stream.START)).integers(20_000)) if self.seed else 0
-        first = self.first_seed + offset + (update or 0) * self.groups
-        return first, first + self.groups * (self.updates if update is None else 1) - 1
-
-    def horizon(self, update: int) -> int:
-        """Chunks per imagined episode at an update."""
-        return min(self.last_horizon, self.first_horizon + update // self.grow_every)
+        each = CHOICE * self.groups
+        first = self.first_seed + offset + (update or 0) * each
+        return range(first, first + each * (self.updates if update is None else 1))
 
 
 @dataclass(frozen=True)
@@ -114,10 +108,12 @@ class Check:
     Attributes:
         numbers: for the curves.
         alarm: why training should stop; None if it need not.
+        error: by how much ``held_out_success`` differs between two checks of one policy, a standard error.
     """
 
     numbers: dict[str, float]
     alarm: str | None
+    error: float = 0.0
 
 
 class Watcher(Protocol):
@@ -152,6 +148,7 @@ class Trainer:
         *,
         monitor: Watcher | None,
         start: str | Path | None = None,
+        wanted: Wanted = lambda seed: True,
     ) -> None:
         """Prepare, and take up whatever ``folder`` already holds.
 
@@ -162,13 +159,15 @@ class Trainer:
             folder: run folder.
             monitor: watches; None trains unwatched.
             start: adapter of the policy to improve; None improves the base.
+            wanted: whether to practise from a start seed.
 
         Raises:
             CheckpointMismatch: ``start`` or the folder's state was made for another network.
             ImagineError: the algorithm needs random moves and its kernel makes none, or groups to compare and has none.
         """
-        self.base, self.envs, self.cfg, self.folder, self.monitor = base, envs, cfg, Path(folder), monitor
-        self.algorithm = cfg.chosen
+        self.base, self.envs, self.cfg, self.folder = base, envs, cfg, Path(folder)
+        self.monitor, self.wanted = monitor, wanted
+        self.algorithm, self.horizon = cfg.chosen, cfg.horizon or envs.horizon
         if cfg.algorithm == "grpo" and not cfg.grpo.noisy_steps(cfg.steps, base.schedule_shift):
             raise ImagineError(
                 f"grpo.kernel {cfg.grpo.kernel.kind} with noise {cfg.grpo.kernel.noise} in {cfg.steps} steps makes no "
@@ -214,26 +213,33 @@ class Trainer:
         cfg, u = self.cfg, self.update
         if self.alarm:
             return {}
-        self.envs.horizon = cfg.horizon(u)
-        first, last = cfg.start_seeds(u)
-        gathered = gather(
-            self.envs, self.behaviour.model, self.algorithm.kernel, range(first, last + 1), cfg.members,
-            draw=derive(cfg.seed, u), steps=cfg.steps, discount=cfg.discount,
-            baseline=cfg.baseline,
-        )  # fmt: skip
-        numbers = {**gathered.numbers(), "horizon": float(cfg.horizon(u))}
-        numbers |= self._learn(gathered, step_generator(derive(cfg.seed, Stream.POLICY), u))
-        keep = cfg.follow
-        newest = self.learner.state()
-        self.behaviour.load({k: keep * v + (1 - keep) * newest[k] for k, v in self.behaviour.state().items()})
-        return numbers | {"kl": self._divergence(gathered.decisions)}
+        self.envs.horizon = self.horizon
+        seeds, draw = chosen(cfg.start_seeds(u), self.wanted, cfg.groups), derive(cfg.seed, u)
+        how: dict[str, Any] = {"draw": draw, "steps": cfg.steps, "discount": cfg.discount}
+        gathered = gather(self.envs, self.behaviour.model, self.algorithm.kernel, seeds, cfg.members, **how)
+        numbers = gathered.numbers() | self._learn(gathered, step_generator(derive(cfg.seed, Stream.POLICY), u))
+        numbers |= self._bound(gathered.decisions)
+        self.behaviour.load(self.learner.state())
+        return numbers | {"kl": self._divergence(gathered.decisions, self.began)}
+
+    def _bound(self, rows: Decisions) -> dict[str, float]:
+        """Step back towards the policy that acted until the update is no longer than ``target_kl``.
+
+        The divergence grows with the square of a small step, so one step back is nearly always enough.
+        """
+        share, acted = 1.0, self.behaviour.state()
+        while (kl := self._divergence(rows, self.behaviour.model)) > 1.1 * self.cfg.target_kl:
+            back = (self.cfg.target_kl / kl) ** 0.5
+            share *= back
+            self.learner.load({k: acted[k] + back * (v - acted[k]) for k, v in self.learner.state().items()})
+        return {"step_kl": kl, "step_share": share}
 
     def _learn(self, gathered: Experience, generator: torch.Generator) -> dict[str, float]:
         cfg, algorithm = self.cfg, self.algorithm
         rows = gathered.decisions.index(algorithm.usable(gathered.decisions))
-        sums: dict[str, list[float]] = {"usable": [len(rows) / len(gathered.decisions)]}
         if not len(rows):
             return {"usable": 0.0}
+        sums: dict[str, list[float]] = {"usable": [len(rows) / len(gathered.decisions)]}
         prepared = algorithm.prepare(rows, self.behaviour.model)
         models = (self.learner.model, self.behaviour.model, self.began)
         for _ in range(cfg.epochs):
@@ -251,31 +257,31 @@ class Trainer:
         return {k: float(np.mean(v)) for k, v in sums.items()}
 
     @torch.no_grad()
-    def _divergence(self, rows: Decisions, most: int = 128) -> float:
-        """Mean KL of the learner from where training began, nats per decision, on the chains of this update."""
+    def _divergence(self, rows: Decisions, other: WorldActionModel, most: int = 96) -> float:
+        """Mean KL of the learner from another policy, nats per decision, on the chains of this update."""
         rows = rows.index(torch.linspace(0, len(rows) - 1, min(most, len(rows))).long())
         levels = schedule(self.cfg.steps, self.base.schedule_shift).tolist()
-        total = torch.zeros(len(rows))
+        total, both = torch.zeros(len(rows)), [(m, m.prefill(rows.context)) for m in (self.learner.model, other)]
         for k in range(self.cfg.steps):
             x = rows.chain[:, k]
-            ours, theirs = (velocity(m, rows.context, x, levels[k]) for m in (self.learner.model, self.began))
+            ours, theirs = (velocity(m, rows.context, x, levels[k], cache) for m, cache in both)
             total += RULER.kl(x, ours, theirs, levels[k], levels[k + 1]).cpu()
         return float(total.mean())
 
     def _check(self, always: bool = False) -> dict[str, float]:
-        """Ask the monitor when it is time; the best that it has found becomes the adapter that is kept."""
+        """Ask the monitor when it is time; kept is the newest adapter that is not worse than the best by an error."""
         if not always and self.update % self.cfg.look_every and self.monitor is not None:
             return {}
         if self.monitor is not None:
-            found = self.monitor.check(self.learner.model, self.cfg.last_horizon)
+            found = self.monitor.check(self.learner.model, self.horizon)
             if found.alarm:
                 self.alarm = (
                     f"training stopped after {self.update} updates: {found.alarm}; the best adapter before is kept"
                 )
                 return found.numbers
-            if (success := found.numbers.get("held_out_success", self.best)) < self.best:
+            if (success := found.numbers.get("held_out_success", self.best)) < self.best - found.error:
                 return found.numbers
-            self.best, self.kept = success, self.update
+            self.best, self.kept = max(self.best, success), self.update
         self.learner.save(self.folder / "adapter")
         return found.numbers if self.monitor is not None else {}
 
@@ -284,7 +290,6 @@ class Trainer:
         state = {
             "update": self.update,
             "learner": self.learner.state(),
-            "behaviour": self.behaviour.state(),
             "optimiser": self.optimiser.state_dict(),
             "told": json.dumps({"curve": self.curve, "alarm": self.alarm, "best": self.best, "kept": self.kept}),
             "monitor": json.dumps(self.monitor.state() if self.monitor else {}),
@@ -302,10 +307,10 @@ class Trainer:
 
     def _take(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`_save` wrote."""
-        for learner, name in ((self.learner, "learner"), (self.behaviour, "behaviour")):
-            if wrong := misfits(learner.parameters(), state[name]):
-                raise ValueError(f"{name}: {wrong[0]}")
-            learner.load(state[name])
+        if wrong := misfits(self.learner.parameters(), state["learner"]):
+            raise ValueError(f"learner: {wrong[0]}")
+        for learner in (self.learner, self.behaviour):
+            learner.load(state["learner"])
         self.optimiser.load_state_dict(state["optimiser"])
         progress = json.loads(state["told"])
         self.update, self.curve, self.alarm = int(state["update"]), progress["curve"], progress["alarm"]

@@ -67,9 +67,9 @@ def _check(args: Args, cfg: Any) -> None:
     at_least(args, num_envs=1, watch_starts=1, test_episodes=0, inverse_error_cost=0, midway=0)
     if args.midway > 1:
         raise ImagineError(f"--midway is {args.midway}, expected a share from 0 to 1.")
-    first, last = cfg.start_seeds()
-    if first < args.test_seed + args.test_episodes and args.test_seed <= last:
+    seeds = cfg.start_seeds()
+    if seeds[0] < args.test_seed + args.test_episodes and args.test_seed <= seeds[-1]:
         raise ImagineError(
-            f"start seeds {first} to {last} to learn from overlap those of the proof (from {args.test_seed}); "
+            f"start seeds {seeds[0]} to {seeds[-1]} to learn from overlap those of the proof (from {args.test_seed}); "
             "choose another first_seed."
         )
