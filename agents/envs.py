@@ -24,6 +24,7 @@ class StepResult:
         unbelievable: it was dreamt, and can no longer be believed.
         hallucination: normalised action units; None outside dreams.
         terms: what the judge's reward is made of; empty outside dreams.
+        probability: of success, as the judge says; None outside dreams.
     """
 
     success: bool
@@ -32,6 +33,7 @@ class StepResult:
     unbelievable: bool = False
     hallucination: float | None = None
     terms: dict[str, float] = field(default_factory=dict)
+    probability: float | None = None
 
 
 class ParallelEnvs(Protocol):
@@ -184,8 +186,9 @@ class DreamEnvs:
             done = success or (self.break_off and not believable) or self.chunks >= self.horizon
             terms = {k: float(v[row]) for k, v in outcome.info.get("reward_terms", {}).items()}
             hallucination = float(outcome.info["hallucination"][row]) if "hallucination" in outcome.info else None
-            reward = float(outcome.reward[row])
-            results.append(StepResult(success, done, reward, not believable, hallucination, terms))
+            reward, chance = float(outcome.reward[row]), outcome.info.get("success_probability")
+            probability = None if chance is None else float(chance[row])
+            results.append(StepResult(success, done, reward, not believable, hallucination, terms, probability))
         return self._observation(rows), results
 
     def next_actions(self, rows: Sequence[int]) -> np.ndarray:

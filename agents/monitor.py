@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagine.agents.envs import DreamEnvs, RecordedEnvs
-from imagine.agents.finetune.experience import Wanted, chosen, second_verdicts
+from imagine.agents.finetune.experience import second_verdicts
 from imagine.agents.finetune.improve import Check
 from imagine.agents.rollout import EpisodeRecord, rollout
 from imagine.model.model import WorldActionModel
@@ -48,17 +48,16 @@ class MonitorConfig(BaseModel):
 class Monitor:
     """A ``imagine.agents.finetune.improve.Watcher``; remembers rate and gap of the first check."""
 
-    def __init__(self, envs: DreamEnvs, absent: Absent, cfg: MonitorConfig, wanted: Wanted = lambda seed: True) -> None:
+    def __init__(self, envs: DreamEnvs, absent: Absent, cfg: MonitorConfig) -> None:
         """Watch.
 
         Args:
             envs: a dream whose judge reports the second one's verdict as the term ``second``, if there is one.
             absent: see :data:`Absent`.
             cfg: how much, and when to stop.
-            wanted: whether to look from a start seed.
         """
         self.envs, self.absent, self.cfg = envs, absent, cfg
-        self.seeds = chosen(range(cfg.first_seed, cfg.first_seed + 10_000), wanted, cfg.starts)
+        self.seeds = list(range(cfg.first_seed, cfg.first_seed + cfg.starts))
         self._gap = GapAlarm(cfg.sigmas, cfg.gap)
         self._floor: tuple[float, int] | None = None
 

@@ -43,6 +43,7 @@ class EpisodeRecord:
         hallucination: per chunk, normalised action units; empty outside dreams.
         rewards: per chunk.
         terms: per chunk, what the judge's reward is made of; empty outside dreams.
+        probability: of success at the end, as the judge says; None outside dreams.
         observations: per chunk, the observation the policy acted on, without batch axis; empty unless kept.
         actions: per chunk, (K, A) float32, robot units; empty unless kept.
         frames: (T, H, W, 3) uint8, first frame included; empty unless asked for.
@@ -55,6 +56,7 @@ class EpisodeRecord:
     hallucination: list[float] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     terms: list[dict[str, float]] = field(default_factory=list)
+    probability: float | None = None
     observations: list[dict[str, np.ndarray]] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     frames: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.uint8))
@@ -64,6 +66,7 @@ class EpisodeRecord:
         self.success |= result.success
         self.unbelievable |= result.unbelievable
         self.rewards.append(result.reward)
+        self.probability = result.probability
         if result.hallucination is not None:
             self.hallucination.append(result.hallucination)
             self.terms.append(result.terms)

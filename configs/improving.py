@@ -68,18 +68,13 @@ def improve(practice: Practice, cfg: ImproveConfig, loaded: Loaded, folder: Path
     begin, dream, checks = time.time(), _dream(practice, loaded, folder), MonitorConfig(starts=practice.watch_starts)
     frozen = weights_hash(dream.model)
     found = surveyed(practice, loaded, dream, folder)
-    practised = found.practised
     console.print(str(found))
-
-    def wanted(seed: int) -> bool:
-        return loaded.robot.task_of(dream.starts(seed, {}).instruction) in practised
-
     envs, monitor = DreamEnvs(dream, practice.num_envs, horizon=found.horizon), None
     if not practice.unguarded:
         held_out = DreamEnvs(Dream(dream.model, dream.judge, build.starts_of(loaded), dream.cfg), checks.starts)
-        monitor = Monitor(held_out, loaded.distractor, checks, wanted)
+        monitor = Monitor(held_out, loaded.distractor, checks)
     start = adapter_of(practice.policy, loaded.folder)
-    run = Trainer(loaded.model, envs, cfg, folder, monitor=monitor, start=start, wanted=wanted)
+    run = Trainer(loaded.model, envs, cfg, folder, monitor=monitor, start=start)
     note(folder / "adapter", start, Payer.of(practice.judge, loaded.folder))
     with Progress("improve", cfg.updates, run.update) as on_progress:
         adapter = run.run(lambda done, row: on_progress.report(done, {k: row[k] for k in SHOWN if k in row}))
@@ -92,7 +87,7 @@ def improve(practice: Practice, cfg: ImproveConfig, loaded: Loaded, folder: Path
     return {
         "adapter": str(adapter),
         "algorithm": cfg.algorithm,
-        "survey": asdict(found) | {"practised": practised},
+        "survey": asdict(found),
         "horizon": run.horizon,
         "updates": run.update,
         "imagined_episodes": run.update * cfg.groups * cfg.members,

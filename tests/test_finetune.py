@@ -18,7 +18,7 @@ from torch import Tensor
 
 from imagine.agents.envs import DreamEnvs
 from imagine.agents.finetune.algorithms import ALGORITHMS
-from imagine.agents.finetune.experience import Experience, advantages, gather, velocity
+from imagine.agents.finetune.experience import Experience, advantages, gather, returned, velocity
 from imagine.agents.finetune.grpo import FlowGRPO
 from imagine.agents.finetune.improve import Check, ImproveConfig, Trainer
 from imagine.agents.finetune.kernel import LEAST, FlowKernel, Moves
@@ -171,12 +171,19 @@ def test_decisions_belong_to_the_episode_that_made_them(tiny_model: WorldActionM
 
 def test_advantages_compare_within_groups_in_one_unit_and_are_silent_where_nothing_differs() -> None:
     group = np.repeat([0, 1, 2], 4)
-    a = advantages(np.array([1.0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0]), group)
+    a = advantages(np.array([1.0, 0, 0, 0, 1, 1, 1, 1, 0.2, 0.2, 0, 0]), group)
     assert a[4:8].tolist() == [0, 0, 0, 0]
-    assert a[:4].mean() == pytest.approx(0, abs=1e-12) and a[8:].mean() == pytest.approx(0, abs=1e-12)
-    assert np.square(a[a != 0]).mean() == pytest.approx(1)
-    assert a[0] / a[8] == pytest.approx(0.75 / 0.5), "a rare success counts by how much better it was, and no more"
+    assert a.reshape(3, 4).mean(1) == pytest.approx(0, abs=1e-12) and np.square(a).mean() == pytest.approx(1)
+    assert a[0] / a[8] == pytest.approx(0.75 / 0.1), "where little was at stake, little is learnt"
     assert not advantages(np.array([1.0, 1, 0, 0]), np.array([0, 0, 1, 1])).any()
+
+
+def test_a_return_counts_how_sure_the_judge_is_at_the_end() -> None:
+    won = EpisodeRecord(0, "", True, rewards=[-0.1, 0.9], probability=0.6)
+    lost = EpisodeRecord(0, "", False, rewards=[-0.1, -0.1], probability=0.3)
+    assert returned(won, 0.5) == pytest.approx(-0.1 + 0.5 * (0.6 - 0.1))
+    assert returned(lost, 0.5) == pytest.approx(-0.1 + 0.5 * (0.3 - 0.1))
+    assert returned(EpisodeRecord(0, "", True, rewards=[1.0, 3.0]), 0.5) == 2.5, "a simulator has no doubt"
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.kind)
@@ -405,36 +412,16 @@ def test_an_update_leads_no_further_than_the_target(
     assert (numbers["step_share"] < 1) == (target < 1e3), "a step is shortened where it must be, and nowhere else"
 
 
-def test_only_wanted_starts_are_practised(tiny_model: WorldActionModel, tmp_path: Path) -> None:
-    cfg = config(updates=2)
-    run = Trainer(tiny_model, arena(tiny_model), cfg, tmp_path, monitor=None, wanted=lambda seed: seed % 3 == 1)
-    met: list[int] = []
-    reset = run.envs.reset
-    run.envs.reset = lambda seeds, told=None: (met.extend(seeds), reset(seeds, told))[1]  # type: ignore[method-assign]
-    run.run()
-    assert len(set(met)) == 8 and all(seed % 3 == 1 for seed in met)
-    assert all(seed in cfg.start_seeds() for seed in met)
-    with pytest.raises(ImagineError, match="none of the start seeds"):
-        Trainer(tiny_model, arena(tiny_model), cfg, tmp_path / "none", monitor=None, wanted=lambda seed: False).run()
+def test_a_survey_says_how_long_to_practise() -> None:
+    def episodes(n: int, task: str, took: int, success: bool) -> list[EpisodeRecord]:
+        return [EpisodeRecord(0, task, success, rewards=[0.0] * took) for _ in range(n)]
 
-
-def test_a_survey_says_how_long_to_practise_and_what() -> None:
-    def episode(task: str, took: int, success: bool) -> EpisodeRecord:
-        return EpisodeRecord(0, task, success, rewards=[0.0] * took)
-
-    found = survey(
-        [
-            *[episode("push it", 2, True)] * 3, *[episode("push it", 4, False)] * 3, *[episode("lift it", 1, True)] * 2,
-            *[episode("throw it", 4, False)] * 4, episode("hide it", 4, True), *[episode("hide it", 4, False)] * 2,
-        ],
-        lambda told: told.split()[0],
-    )  # fmt: skip
+    never = episodes(4, "throw it", 4, False)
+    some = episodes(3, "push it", 2, True) + episodes(3, "push it", 4, False) + episodes(2, "lift it", 1, True)
+    found = survey([*some, *episodes(1, "lift it", 4, True), *never], lambda told: told.split()[0])
     assert found.horizon == 2, "three of six successes had come"
-    assert found.success == {"hide": 0, "lift": 1, "push": 0.5, "throw": 0}
-    assert found.practised == ("push",), "nothing is learnt where all fail, or all succeed"
-    assert "not practised: hide, lift, throw" in str(found)
-    never = survey([episode("throw it", 4, False)] * 2, str)
-    assert never.horizon == 4 and never.practised == ("throw it",)
+    assert found.success == {"lift": 2 / 3, "push": 0.5, "throw": 0}
+    assert survey(never, str).horizon == 4
 
 
 # ---------------------------------------------------------------------- adapters

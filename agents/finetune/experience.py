@@ -6,9 +6,8 @@ doing and not the world's (common random numbers).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -26,20 +25,8 @@ from imagine.sampler import initial_noise, sample
 from imagine.seeds import Stream, derive
 from imagine.types import Batched, Chunk, Context, ImagineError, NoiseLevels
 
-Wanted = Callable[[int], bool]
-"""Whether to practise from a start seed."""
-
-
-def chosen(seeds: Iterable[int], wanted: Wanted, most: int) -> list[int]:
-    """The first ``most`` wanted ones of some start seeds.
-
-    Raises:
-        ImagineError: none is wanted.
-    """
-    found = list(islice(filter(wanted, seeds), most))
-    if not found:
-        raise ImagineError("none of the start seeds belongs to a task that is practised; give other starts.")
-    return found
+LEAST = 1e-4
+"""A smaller spread of returns is none."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +159,7 @@ def gather(
     starts = np.repeat(np.asarray(seeds, np.int64), members)
     draws = [derive(draw, i % members) for i in range(len(starts))]
     records = rollout(envs, explorer, starts.tolist(), policy_seed=draws, on_progress=on_progress)
-    returns = np.array([sum(discount**t * r for t, r in enumerate(record.rewards)) for record in records])
+    returns = np.array([returned(record, discount) for record in records])
     group = np.repeat(np.arange(len(seeds)), members)
     ids = [episode_id(int(start), one) for start, one in zip(starts, draws, strict=True)]
     return Experience(records, group, returns, _decisions(explorer, records, ids, advantages(returns, group)))
@@ -197,26 +184,30 @@ def _decisions(
     return made._map(torch.clone)  # out of inference mode
 
 
-def advantages(returns: np.ndarray, group: np.ndarray, least: float = 0.05) -> np.ndarray:
+def returned(record: EpisodeRecord, discount: float) -> float:
+    """An episode's discounted return, in which the judge's verdict at the end counts by its probability.
+
+    How sure the judge is tells more of what the same actions do than whether it is sure enough: near misses differ, and
+    so do successes.
+    """
+    rewards, last = record.rewards, len(record.rewards) - 1
+    doubt = 0.0 if record.probability is None else record.probability - float(record.success)
+    return float(sum(discount**t * r for t, r in enumerate(rewards)) + discount**last * doubt)
+
+
+def advantages(returns: np.ndarray, group: np.ndarray) -> np.ndarray:
     """(E,) returns less their group's mean, over the spread that is left in all groups together.
 
     A group is compared with itself alone, so that what cannot be done, or not be seen in the dream, is not held against
-    what was tried there. Its spread is not its own unit: from a hard start a rare success is often the judge's mistake,
-    and would count most.
-
-    A group whose members all failed (or all succeeded at once) still differs a little in the cost of inverse error;
-    that would teach to lower it alone, so a spread below ``least`` counts as none.
+    what was tried there. Its spread is not its own unit: where nothing that the policy did mattered, little is learnt.
 
     Source: GRPO, arXiv:2402.03300, equation 4, without the division by each group's own deviation as in Dr. GRPO,
-    arXiv:2503.20783; groups without spread are dropped as in DAPO, arXiv:2503.14476.
+    arXiv:2503.20783.
     """
-    out = np.zeros(len(returns))
-    for g in np.unique(group):
-        own = group == g
-        if returns[own].std() > least:
-            out[own] = returns[own] - returns[own].mean()
-    some = out != 0
-    return out / np.sqrt(np.square(out[some]).mean()) if some.any() else out
+    means = np.bincount(group, returns) / np.maximum(np.bincount(group), 1)
+    out = returns - means[group]
+    spread = np.sqrt(np.square(out).mean())
+    return out / spread if spread > LEAST else np.zeros(len(out))
 
 
 def velocity(
