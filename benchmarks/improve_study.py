@@ -1,10 +1,8 @@
-"""Every algorithm at an equal budget of imagined episodes: what it is worth on the real twin.
+"""Every algorithm at an equal budget of imagined episodes: what it is worth on the simulator.
 
-``python benchmarks/improve_study.py`` trains each recipe of a table below with each seed (a finished run is kept, a
-killed one goes on), evaluates every adapter on the same real starts, and writes ``docs/improve.json`` and the table in
-``docs/improve.md``. Starts from 900000 on; none of them was learnt from or tuned on. ``--table longer --seeds 1 2 3 4``
-gives the first two twice the updates; ``--table horizon --seeds 1`` spends one budget of chunks on short episodes or on
-long ones.
+``python benchmarks/improve_study.py`` trains each recipe with each seed (a finished run is kept, a killed one goes on),
+evaluates every adapter on the same simulated starts, and writes ``docs/improve.json`` and the table in
+``docs/improve.md``. Starts from 900000 on; none of them was learnt from or tuned on.
 """
 
 from __future__ import annotations
@@ -19,78 +17,46 @@ from pathlib import Path
 import numpy as np
 
 from imagine.agents.evaluate import evaluate
-from imagine.agents.statistics import Interval, mean_interval, success_rate
+from imagine.agents.statistics import Interval, mean_interval
 from imagine.configs import build
 from imagine.configs.policies import load_policy
 
 ROOT = Path(__file__).parent.parent
 MODEL = "g1-table-tiny"
-TABLES = {
-    "study": {
-        "filtered BC": ("filtered-bc",),
-        "DiffusionNFT": ("nft",),
-        "AWR": ("awr",),
-        "Flow-GRPO (CPS)": ("grpo",),
-        "DiffusionNFT, baseline per start": ("nft", "baseline=group", "nft.pure=0.6"),
-        "AWR, baseline per start": ("awr", "baseline=group"),
-        "Flow-GRPO (CPS), baseline per start": ("grpo", "baseline=group", "lr=0.0002"),
-        "DiffusionNFT, unguarded": ("nft", "--unguarded"),
-    },
-    "longer": {
-        "filtered BC": ("filtered-bc", "updates=16"),
-        "DiffusionNFT": ("nft", "updates=16"),
-    },
-    "horizon": {
-        f"DiffusionNFT, {updates} updates of {chunks} chunks": (
-            "nft", f"updates={updates}", f"first_horizon={chunks}", f"last_horizon={chunks}",
-        )
-        for chunks, updates in ((2, 12), (4, 6), (8, 3))
-    },
-}  # fmt: skip
-"""Table, name, preset and what else ``imagine improve`` is told; all else is the same for all of a table."""
+RECIPES = {"DiffusionNFT": "nft", "filtered BC": "filtered-bc"}
+"""Name and preset; all else is the same for all."""
+BUDGET = ["--set", "look_every=100,updates=3"]
+"""What ``imagine improve`` is told; looks at the beginning and the end alone save time."""
 
 
-def options(recipe: tuple[str, ...]) -> list[str]:
-    """Words after ``imagine improve``; looks at the beginning and the end alone save time and change nothing else."""
-    preset, *more = recipe
-    changes = ["look_every=100", *(m for m in more if not m.startswith("--"))]
-    return ["--preset", preset, "--set", ",".join(changes), *(m for m in more if m.startswith("--"))]
-
-
-def folder_of(table: str, name: str, seed: int, runs: Path) -> Path:
-    """Where one run lies."""
-    return runs / table / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-{seed}"
-
-
-def train(recipe: tuple[str, ...], seed: int, folder: Path) -> Path:
-    """Run ``imagine improve`` unless it is finished; returns the adapter's folder."""
+def train(preset: str, seed: int, folder: Path) -> dict:
+    """Run ``imagine improve`` unless it is finished."""
     if not (folder / "metrics.json").is_file():
-        line = ["improve", *options(recipe), "--seed", str(seed), "--test-episodes", "0", "--out", str(folder)]
-        subprocess.run(
-            [sys.executable, "-m", "imagine.configs.cli", *line], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
-        )
-    return folder / "adapter"
+        line = ["improve", "--preset", preset, *BUDGET, "--seed", str(seed), "--test-episodes", "0"]
+        command = [sys.executable, "-m", "imagine.configs.cli", *line, "--out", str(folder)]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return json.loads((folder / "metrics.json").read_text())
 
 
-def outcomes(loaded: build.Loaded, policy: str, episodes: int, chunks: tuple[int, ...]) -> dict[int, np.ndarray]:
-    """(episodes,) bool by time limit in chunks: was the task done by then, on the real twin? Kept beside an adapter."""
-    kept = Path(policy).parent / f"real-{episodes}.json" if Path(policy).is_dir() else None
-    if kept is not None and kept.is_file():
-        took = np.array(json.loads(kept.read_text()))
-    else:
-        lanes = build.parallel_envs(loaded, "sim", 16)
+def outcomes(loaded: build.Loaded, policy: str, world: str, episodes: int, kept: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(episodes,) bool success and their tasks; kept in a file."""
+    if not kept.is_file():
+        envs = build.parallel_envs(loaded, world, 20 if world == "sim" else 50)
         seeds = range(900_000, 900_000 + episodes)
-        _, records = evaluate(lanes, load_policy(policy, loaded.model, MODEL), seeds, task_of=loaded.robot.task_of)
-        took = np.array([len(r.rewards) if r.success else 10**6 for r in records])
-        if kept is not None:
-            kept.write_text(json.dumps(took.tolist()))
-    return {h: took <= h for h in chunks}
+        acts = load_policy(policy, loaded.model, loaded.folder)
+        _, records = evaluate(envs, acts, seeds, task_of=loaded.robot.task_of)
+        found = {"success": [bool(r.success) for r in records]}
+        found["task"] = [loaded.robot.task_of(r.instruction) for r in records]
+        kept.write_text(json.dumps(found))
+    found = json.loads(kept.read_text())
+    return np.array(found["success"], bool), np.array(found["task"])
 
 
-def gain(after: list[np.ndarray], before: np.ndarray) -> Interval:
-    """Mean difference over seeds and starts; a start is one cluster, whatever the seed."""
-    difference = np.concatenate([a.astype(float) - before for a in after])
-    return mean_interval(difference, np.tile(np.arange(len(before)), len(after)))
+def gain(after: list[np.ndarray], before: list[np.ndarray], some: np.ndarray) -> Interval:
+    """Mean difference over seeds and some starts; a start is one cluster, whatever the seed."""
+    pairs = zip(after, before, strict=True)
+    difference = np.concatenate([(a.astype(float) - b)[some] for a, b in pairs])
+    return mean_interval(difference, np.tile(np.arange(some.sum()), len(after)))
 
 
 def points(x: Interval) -> str:
@@ -102,58 +68,57 @@ def main() -> None:
     """Train, evaluate, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "improve-study")
-    parser.add_argument("--table", choices=list(TABLES), default="study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--imagined", type=int, default=100, help="episodes in the dream; 0 leaves them out")
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--finished", action="store_true", help="evaluate finished runs, train nothing")
     args = parser.parse_args()
-    loaded, chunks = build.load(MODEL), (4, 8)
-    before = outcomes(loaded, "base", args.episodes, chunks)
-    found: dict[str, list[dict[int, np.ndarray]]] = {}
-    curves: dict[str, list[dict[str, float]]] = {}
-    for name, recipe in TABLES[args.table].items():
-        for seed in args.seeds:
-            folder = folder_of(args.table, name, seed, args.runs)
-            if args.finished and not (folder / "metrics.json").is_file():
-                continue
-            adapter = train(recipe, seed, folder)
-            curve = json.loads((adapter.parent / "metrics.json").read_text())["curve"]
-            found.setdefault(name, []).append(outcomes(loaded, str(adapter), args.episodes, chunks))
-            curves.setdefault(name, []).append({**curve[0], **curve[-1]})
-            print(name, seed, {h: x.mean() for h, x in found[name][-1].items()}, file=sys.stderr)
-    lines = [
-        "| policy | seeds | real success, per seed | gain over base | … within 4 chunks | over filtered BC "
-        "| imagined gain (held-out starts, 4 chunks) | KL | doubt |",
-        "|---|---|---|---|---|---|---|---|---|",
-        f"| base | | {100 * success_rate(before[8]).value:.0f} % | | | | | 0 | |",
-    ]
-    report: dict[str, dict] = {"base": {"success": before[8].mean(), "within_4": before[4].mean()}}
-    for name, each in found.items():
-        overall, quick = (gain([e[h] for e in each], before[h]) for h in chunks[::-1])
-        ours, theirs = [e[8] for e in each], [e[8] for e in found.get("filtered BC", [])]
-        pairs = list(zip(ours, theirs, strict=False)) if name != "filtered BC" else []
-        against = gain([a.astype(float) - b for a, b in pairs], np.zeros(args.episodes)) if pairs else None
-        dreamt = [c["final_held_out_success"] - c["held_out_success"] for c in curves[name] if "floor" in c]
-        kl, error = (float(np.mean([c[k] for c in curves[name]])) for k in ("kl", "inverse_error"))
-        per_seed = ", ".join(f"{100 * e[8].mean():.0f}" for e in each)
-        lines.append(
-            f"| {name} | {len(each)} | {per_seed} % | **{points(overall)}** | {points(quick)} "
-            f"| {points(against) if against else ''} | {f'{100 * np.mean(dreamt):+.0f}' if dreamt else 'not looked'} "
-            f"| {kl:.0f} | {error:.3f} |"
-        )
-        report[name] = {
-            "per_seed": [float(e[8].mean()) for e in each],
-            "gain": overall.__dict__,
-            "gain_within_4": quick.__dict__,
-            "over_filtered_bc": against.__dict__ if against else None,
-            "imagined_gain": float(np.mean(dreamt)) if dreamt else None,
-            "kl": kl,
+    args.runs.mkdir(parents=True, exist_ok=True)
+    loaded, real = build.load(MODEL), dict[str, list[np.ndarray]]()
+    worlds = {"sim": args.episodes} | ({"imagined": args.imagined} if args.imagined else {})
+    base = {w: outcomes(loaded, "base", w, n, args.runs / f"base-{w}-{n}.json") for w, n in worlds.items()}
+    tasks = sorted(set(base["sim"][1].tolist()))
+    lines = [f"| policy | success per seed | gain over base | {' | '.join(tasks)} | imagined gain | KL |"]
+    lines += ["|---" * (5 + len(tasks)) + "|"]
+    report: dict[str, dict] = {"base": {w: float(x.mean()) for w, (x, _) in base.items()}}
+    lines.append(f"| base | {100 * base['sim'][0].mean():.0f} % | | {' | '.join(_rates(*base['sim'], tasks))} | | 0 |")
+    for name in args.recipes:
+        folders = [args.runs / f"{RECIPES[name]}-{seed}" for seed in args.seeds]
+        if args.finished:
+            folders = [f for f in folders if (f / "metrics.json").is_file()]
+        told = [train(RECIPES[name], seed, folder) for seed, folder in zip(args.seeds, folders, strict=False)]
+        if not folders:
+            continue
+        found = {
+            w: [outcomes(loaded, str(f / "adapter"), w, n, f / f"{w}-{n}.json")[0] for f in folders]
+            for w, n in worlds.items()
         }
-    kept = ROOT / "docs" / "improve.json"
-    kept.write_text(json.dumps({**json.loads(kept.read_text()), args.table: report}, indent=1) + "\n")
-    page, mark = ROOT / "docs" / "improve.md", args.table
-    body = f"<!-- {mark} -->\n" + "\n".join(lines) + f"\n<!-- /{mark} -->"
-    page.write_text(re.sub(f"<!-- {mark} -->.*?<!-- /{mark} -->", lambda _: body, page.read_text(), flags=re.S))
+        real[name] = found["sim"]
+        every = {w: gain(x, [base[w][0]] * len(x), np.ones(worlds[w], bool)) for w, x in found.items()}
+        each = [gain(real[name], [base["sim"][0]] * len(folders), base["sim"][1] == task) for task in tasks]
+        rates, kl = [float(x.mean()) for x in real[name]], [row["curve"][-1]["kl"] for row in told]
+        lines.append(
+            f"| {name} | {', '.join(f'{100 * r:.0f}' for r in rates)} % | **{points(every['sim'])}** "
+            f"| {' | '.join(points(x) for x in each)} "
+            f"| {points(every['imagined']) if 'imagined' in every else ''} | {', '.join(f'{x:.1f}' for x in kl)} |"
+        )
+        report[name] = {"per_seed": rates, "kl": kl, **{f"gain_{w}": x.__dict__ for w, x in every.items()}}
+        report[name] |= {"gain_per_task": {t: x.__dict__ for t, x in zip(tasks, each, strict=True)}}
+    if len(real) == 2:
+        n = min(map(len, real.values()))
+        first, second = (x[:n] for x in real.values())
+        over = gain(first, second, np.ones(args.episodes, bool))
+        report["over_filtered_bc"] = over.__dict__ | {"seeds": n}
+        lines += ["", f"{' over '.join(real)}, {n} seeds: {points(over)}."]
+    (ROOT / "docs" / "improve.json").write_text(json.dumps(report, indent=1) + "\n")
+    page = ROOT / "docs" / "improve.md"
+    body = "<!-- study -->\n" + "\n".join(lines) + "\n<!-- /study -->"
+    page.write_text(re.sub("<!-- study -->.*?<!-- /study -->", lambda _: body, page.read_text(), flags=re.S))
+
+
+def _rates(success: np.ndarray, task: np.ndarray, tasks: list[str]) -> list[str]:
+    return [f"{100 * success[task == t].mean():.0f} %" for t in tasks]
 
 
 if __name__ == "__main__":
