@@ -105,7 +105,7 @@ class Demo:
     def improve(self) -> None:
         """5. Learn in the dream, then prove it on the simulator."""
         practice = resolved(Practice(), self.loaded)
-        sizes = (f"updates={self.updates}", "groups=12", f"look_every={self.updates}")
+        sizes = (f"updates={self.updates}", "groups=12", "epochs=3", f"look_every={self.updates}")
         learnt = improve(practice, load(ImproveConfig, "nft", sizes), self.loaded, self.folder)
         names = {"before": practice.policy, "after": learnt["adapter"]}
         policies = self._policies(names)

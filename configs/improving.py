@@ -69,12 +69,16 @@ def improve(practice: Practice, cfg: ImproveConfig, loaded: Loaded, folder: Path
     frozen = weights_hash(dream.model)
     found = surveyed(practice, loaded, dream, folder)
     console.print(str(found))
+
+    def wanted(seed: int) -> bool:
+        return loaded.robot.task_of(dream.starts(seed, {}).instruction) in found.practised
+
     envs, monitor = DreamEnvs(dream, practice.num_envs, horizon=found.horizon), None
     if not practice.unguarded:
         held_out = DreamEnvs(Dream(dream.model, dream.judge, build.starts_of(loaded), dream.cfg), checks.starts)
         monitor = Monitor(held_out, loaded.distractor, checks)
     start = adapter_of(practice.policy, loaded.folder)
-    run = Trainer(loaded.model, envs, cfg, folder, monitor=monitor, start=start)
+    run = Trainer(loaded.model, envs, cfg, folder, monitor=monitor, start=start, wanted=wanted)
     note(folder / "adapter", start, Payer.of(practice.judge, loaded.folder))
     with Progress("improve", cfg.updates, run.update) as on_progress:
         adapter = run.run(lambda done, row: on_progress.report(done, {k: row[k] for k in SHOWN if k in row}))
@@ -87,8 +91,8 @@ def improve(practice: Practice, cfg: ImproveConfig, loaded: Loaded, folder: Path
     return {
         "adapter": str(adapter),
         "algorithm": cfg.algorithm,
-        "survey": asdict(found),
         "horizon": run.horizon,
+        "practised": list(found.practised),
         "updates": run.update,
         "imagined_episodes": run.update * cfg.groups * cfg.members,
         "imagined_chunks": int(sum(row.get("chunks", 0) for row in run.curve)),

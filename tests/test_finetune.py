@@ -377,12 +377,12 @@ def test_the_best_policy_of_all_looks_is_kept(tiny_model: WorldActionModel, tmp_
 
 
 @pytest.mark.slow
-def test_the_loop_raises_the_imagined_return(tiny_model: WorldActionModel, tmp_path: Path) -> None:
+def test_the_loop_raises_the_imagined_success(tiny_model: WorldActionModel, tmp_path: Path) -> None:
     cfg = config(updates=8, groups=8, members=8, minibatch=64, lr=5e-3, epochs=3, horizon=1, target_kl=1e3)
     run = Trainer(tiny_model, arena(tiny_model, 64), cfg, tmp_path, monitor=None)
     run.run()
-    returns = [row["return"] for row in run.curve]
-    assert np.mean(returns[-2:]) > returns[0] + 0.1, returns
+    rates = [row["success"] for row in run.curve]
+    assert np.mean(rates[-2:]) > rates[0] + 0.1, rates
     assert run.curve[-1]["kl"] > 0
 
 
@@ -412,7 +412,21 @@ def test_an_update_leads_no_further_than_the_target(
     assert (numbers["step_share"] < 1) == (target < 1e3), "a step is shortened where it must be, and nowhere else"
 
 
-def test_a_survey_says_how_long_to_practise() -> None:
+def test_only_wanted_starts_are_practised(tiny_model: WorldActionModel, tmp_path: Path) -> None:
+    cfg = config(updates=2)
+    run = Trainer(tiny_model, arena(tiny_model), cfg, tmp_path, monitor=None, wanted=lambda seed: seed % 3 == 1)
+    met: list[int] = []
+    reset = run.envs.reset
+    run.envs.reset = lambda seeds, told=None: (met.extend(seeds), reset(seeds, told))[1]  # type: ignore[method-assign]
+    run.run()
+    assert len(set(met)) == 8 and all(seed % 3 == 1 for seed in met)
+    assert all(seed in cfg.start_seeds() for seed in met)
+    nothing = Trainer(tiny_model, arena(tiny_model), cfg, tmp_path / "none", monitor=None, wanted=lambda seed: False)
+    with pytest.raises(ImagineError, match="none of the start seeds"):
+        nothing.run()
+
+
+def test_a_survey_says_how_long_to_practise_and_what() -> None:
     def episodes(n: int, task: str, took: int, success: bool) -> list[EpisodeRecord]:
         return [EpisodeRecord(0, task, success, rewards=[0.0] * took) for _ in range(n)]
 
@@ -421,7 +435,10 @@ def test_a_survey_says_how_long_to_practise() -> None:
     found = survey([*some, *episodes(1, "lift it", 4, True), *never], lambda told: told.split()[0])
     assert found.horizon == 2, "three of six successes had come"
     assert found.success == {"lift": 2 / 3, "push": 0.5, "throw": 0}
-    assert survey(never, str).horizon == 4
+    assert found.practised == ("lift", "push") and "not practised: throw" in str(found)
+    assert survey(never, str).horizon == 4 and survey(never, str).practised == ("throw it",), "all where there is none"
+    always = survey([*some, *episodes(2, "push it", 2, True), *episodes(2, "hold it", 1, True)], str)
+    assert always.practised == ("push it",), "nor is anything learnt where all succeed"
 
 
 # ---------------------------------------------------------------------- adapters

@@ -123,7 +123,7 @@ def test_heads_are_taught_on_whole_dreams(tmp_path: Path) -> None:
 
 
 def test_improve_then_use_the_adapter(tmp_path: Path) -> None:
-    small = ["--set", "updates=1,groups=2,horizon=2", "--num-envs", "16", "--watch-starts", "4"]
+    small = ["--set", "updates=1,groups=2", "--num-envs", "16", "--watch-starts", "4"]
     got = run("improve", *small, "--test-episodes", "2", "--out", str(tmp_path / "run"))
     assert {"before", "after", "imagined_chunks", "imagined_gain", "seconds", "warning"} <= got.keys()
     assert got["second_judge"]["name"] == "latent" and {"before", "after", "gain"} <= got["second_judge"].keys()

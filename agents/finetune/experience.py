@@ -6,8 +6,9 @@ doing and not the world's (common random numbers).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -25,8 +26,22 @@ from imagine.sampler import initial_noise, sample
 from imagine.seeds import Stream, derive
 from imagine.types import Batched, Chunk, Context, ImagineError, NoiseLevels
 
+Wanted = Callable[[int], bool]
+"""Whether to practise from a start seed."""
 LEAST = 1e-4
 """A smaller spread of returns is none."""
+
+
+def chosen(seeds: Iterable[int], wanted: Wanted, most: int) -> list[int]:
+    """The first ``most`` wanted ones of some start seeds.
+
+    Raises:
+        ImagineError: none is wanted.
+    """
+    found = list(islice(filter(wanted, seeds), most))
+    if not found:
+        raise ImagineError("none of the start seeds belongs to a task that is practised; give other starts.")
+    return found
 
 
 @dataclass(frozen=True)

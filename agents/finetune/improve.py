@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from imagine.agents.envs import DreamEnvs
 from imagine.agents.finetune.algorithms import ALGORITHMS, Algorithm
 from imagine.agents.finetune.awr import AWR
-from imagine.agents.finetune.experience import Decisions, Experience, gather, velocity
+from imagine.agents.finetune.experience import Decisions, Experience, Wanted, chosen, gather, velocity
 from imagine.agents.finetune.filtered_bc import FilteredBC
 from imagine.agents.finetune.grpo import FlowGRPO
 from imagine.agents.finetune.kernel import FlowKernel
@@ -35,6 +35,8 @@ from imagine.seeds import Stream, derive
 from imagine.train.fit import step_generator
 from imagine.types import ImagineError
 
+CHOICE = 8
+"""Start seeds per start that an update needs; those of tasks that are not practised are passed over."""
 RULER = FlowKernel(kind="cps", noise=0.5)
 """The kernel by which every algorithm's divergence from the base is measured, whatever it explores with."""
 
@@ -77,8 +79,8 @@ class ImproveConfig(BaseModel):
     horizon: int | None = Field(default=None, ge=1)
     rank: int = Field(default=16, ge=1)
     lr: float = Field(default=1e-3, gt=0)
-    epochs: int = Field(default=3, ge=1)
-    minibatch: int = Field(default=64, ge=1)
+    epochs: int = Field(default=6, ge=1)
+    minibatch: int = Field(default=256, ge=1)
     clip: float = 1.0
     target_kl: float = Field(default=0.5, gt=0)
     seed: int = 0
@@ -91,11 +93,12 @@ class ImproveConfig(BaseModel):
         return getattr(self, self.algorithm)  # type: ignore[no-any-return]
 
     def start_seeds(self, update: int | None = None) -> range:
-        """The start seeds of an update, or of all."""
+        """The start seeds that an update, or all of them, may choose its starts from."""
         # Runs of other seeds begin elsewhere in a band of 40,000 starts.
         offset = int(np.random.default_rng(derive(self.seed, Stream.START)).integers(20_000)) if self.seed else 0
-        first = self.first_seed + offset + (update or 0) * self.groups
-        return range(first, first + self.groups * (self.updates if update is None else 1))
+        each = CHOICE * self.groups
+        first = self.first_seed + offset + (update or 0) * each
+        return range(first, first + each * (self.updates if update is None else 1))
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ class Trainer:
         *,
         monitor: Watcher | None,
         start: str | Path | None = None,
+        wanted: Wanted = lambda seed: True,
     ) -> None:
         """Prepare, and take up whatever ``folder`` already holds.
 
@@ -155,12 +159,14 @@ class Trainer:
             folder: run folder.
             monitor: watches; None trains unwatched.
             start: adapter of the policy to improve; None improves the base.
+            wanted: whether to practise from a start seed.
 
         Raises:
             CheckpointMismatch: ``start`` or the folder's state was made for another network.
             ImagineError: the algorithm needs random moves and its kernel makes none, or groups to compare and has none.
         """
-        self.base, self.envs, self.cfg, self.folder, self.monitor = base, envs, cfg, Path(folder), monitor
+        self.base, self.envs, self.cfg, self.folder = base, envs, cfg, Path(folder)
+        self.monitor, self.wanted = monitor, wanted
         self.algorithm, self.horizon = cfg.chosen, cfg.horizon or envs.horizon
         if cfg.algorithm == "grpo" and not cfg.grpo.noisy_steps(cfg.steps, base.schedule_shift):
             raise ImagineError(
@@ -208,10 +214,9 @@ class Trainer:
         if self.alarm:
             return {}
         self.envs.horizon = self.horizon
-        gathered = gather(
-            self.envs, self.behaviour.model, self.algorithm.kernel, cfg.start_seeds(u), cfg.members,
-            draw=derive(cfg.seed, u), steps=cfg.steps, discount=cfg.discount,
-        )  # fmt: skip
+        seeds = chosen(cfg.start_seeds(u), self.wanted, cfg.groups)
+        how: dict[str, Any] = {"draw": derive(cfg.seed, u), "steps": cfg.steps, "discount": cfg.discount}
+        gathered = gather(self.envs, self.behaviour.model, self.algorithm.kernel, seeds, cfg.members, **how)
         numbers = gathered.numbers() | self._learn(gathered, step_generator(derive(cfg.seed, Stream.POLICY), u))
         numbers |= self._bound(gathered.decisions)
         self.behaviour.load(self.learner.state())

@@ -3,7 +3,7 @@
 The policy that acted is pushed along the learner's change where a chunk turned out well, and against it where not; both
 implicit policies are trained by plain flow matching on chunks carried out, so any sampler may have made them.
 What it departs from in its source: rewards are advantages of whole imagined episodes, shared by their chunks;
-only pure noise is visited by default, where the policy must make up its mind, and errors have no adaptive weights.
+errors have no adaptive weights.
 Source: DiffusionNFT, arXiv:2509.16117, equations 5 to 9 and its soft-updated rollout policy.
 """
 
@@ -25,8 +25,6 @@ class DiffusionNFT(BaseModel):
     Attributes:
         beta: how far the implicit policies lie from the one that acted, in units of the learner's change.
         most: advantages are clipped to +-most before they become the probability (A / most + 1) / 2 of being good.
-        pure: share of levels at pure noise; elsewhere a bad chunk is nearly visible, and being pushed away from it
-            costs finesse rather than changing one's mind.
         kernel: how rollouts explore.
     """
 
@@ -34,7 +32,6 @@ class DiffusionNFT(BaseModel):
 
     beta: float = Field(default=1.0, gt=0)
     most: float = Field(default=1.5, gt=0)
-    pure: float = Field(default=1.0, ge=0, le=1)
     kernel: FlowKernel = FlowKernel(kind="ode")
 
     def usable(self, rows: Decisions) -> Tensor:
@@ -51,8 +48,7 @@ class DiffusionNFT(BaseModel):
     ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
         """Errors of both implicit policies, weighted by how good the chunk was."""
         clean = rows.chain[:, -1]
-        sigma = torch.rand(len(clean), generator=generator)
-        sigma = torch.where(torch.rand(len(clean), generator=generator) < self.pure, 1.0, sigma).to(clean)
+        sigma = torch.rand(len(clean), generator=generator).to(clean)
         noisy = mix(clean, torch.randn(clean.shape, generator=generator).to(clean), sigma)
         with torch.no_grad():
             old = velocity(behaviour, rows.context, noisy, sigma)

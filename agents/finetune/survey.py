@@ -1,6 +1,7 @@
-"""What a policy achieves in the dream before it learns, and so how long to practise.
+"""What a policy achieves in the dream before it learns, and so how long to practise, and what.
 
-A dream is the more faithful the shorter it is, so episodes are as long as success usually takes and no longer.
+A dream is the more faithful the shorter it is, so episodes are as long as success usually takes and no longer. What
+never succeeds by then, or always does, is left as it is.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from imagine.agents.rollout import EpisodeRecord
+
+LEAST, MOST = 0.1, 0.9
+"""Success rates between which a task is practised, as in DAPO (arXiv:2503.14476)."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,16 @@ class Survey:
     horizon: int
     success: dict[str, float]
 
+    @property
+    def practised(self) -> tuple[str, ...]:
+        """Tasks that sometimes succeed and sometimes do not; all of them where there is none."""
+        return tuple(task for task, rate in self.success.items() if LEAST <= rate <= MOST) or tuple(self.success)
+
     def __str__(self) -> str:
         each = ", ".join(f"{task} {rate:.0%}" for task, rate in self.success.items())
-        return f"imagined success within {self.horizon} chunks: {each}"
+        left = ", ".join(task for task in self.success if task not in self.practised)
+        text = f"imagined success within {self.horizon} chunks: {each}"
+        return text + (f"; not practised: {left}" if left else "")
 
 
 def survey(episodes: Sequence[EpisodeRecord], task_of: Callable[[str], str]) -> Survey:
