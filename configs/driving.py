@@ -37,6 +37,7 @@ from imagine.policy.robots.registry import load_robot
 from imagine.progress import Progress
 from imagine.types import ImagineError, TickRobot
 
+PATIENCE = DriveConfig().patience
 DREAMT = ("hallucination", "surprise", "success")
 """What a guard can only know where the plan is dreamt."""
 
@@ -58,7 +59,8 @@ def drive(args: Any) -> dict[str, Any]:
         folder = RunFolder.of("drive", args)
         runs = {}
         for execution, latency in product(args.execution, latencies):
-            cfg = DriveConfig(seconds=args.seconds, every=args.every, execution=execution)
+            patience = PATIENCE + latency / 1000
+            cfg = DriveConfig(seconds=args.seconds, every=args.every, execution=execution, patience=patience)
             guard = Guard(loaded.model.body, loaded.robot.limits(loaded.model.body), watched)
             name = f"{execution}-{latency:g}ms" if len(args.execution) * len(latencies) > 1 else ""
             where = None if args.record is None else args.record / name
@@ -97,20 +99,22 @@ def _episodes(
     else:
         robot = loaded.robot.make_ticks(body, **loaded.options)
         clock = SimulatedClock(body.control_hz, latency / 1000)
-    recording = RecordingRobot(robot, body)
+    recording, found = RecordingRobot(robot, body), list[Drive]()
     writer = None if record is None else _writer(record, loaded)
     try:
-        driver, found = Driver(robot if writer is None else recording, body, guard, clock, cfg), list[Drive]()
+        driver = Driver(robot if writer is None else recording, body, guard, clock, cfg)
         with Progress(f"driving, {cfg.execution}, {latency:g} ms") as on_progress:
             for seed in range(args.seed, args.seed + args.episodes):
                 found.append(driver.episode(think(seed), seed))
                 if writer is not None:
                     writer.write_shard(len(found) - 1, [recording.episode()])
                 on_progress(len(found), args.episodes)
-        if writer is not None:
-            writer.finalize()
+                if found[-1].lost:
+                    break
         return found
     finally:
+        if writer is not None and found:
+            writer.finalize()
         robot.close()
         if isinstance(clock, WallClock):
             clock.close()
@@ -137,7 +141,8 @@ def _thinking(args: Any, loaded: Loaded, dreamt: bool, stack: ExitStack) -> Call
                 "--plan and what --guard asks of dreams need the model here; name a policy of its folder."
             )
         body = loaded.model.body
-        remote = stack.enter_context(RemotePolicy(args.policy, body.chunk_actions, body.action_dim))
+        timeout = PATIENCE + max(map(_milliseconds, args.latency)) / 1000
+        remote = stack.enter_context(RemotePolicy(args.policy, body.chunk_actions, body.action_dim, timeout=timeout))
         return lambda seed: thinker(remote, seed, seed)
     policy = load_policy(args.policy, loaded.model, loaded.folder)
     warm_up(policy, None, loaded.model)
@@ -166,10 +171,11 @@ def summary(episodes: list[Drive], hz: float) -> dict[str, Any]:
         "ticks": len(late),
         "missed": int((late > 1 / hz).sum()),
         "late_p99_ms": round(1000 * float(np.quantile(late, 0.99)), 2),
-        "median_latency_ms": round(1000 * float(np.median(latencies)) / hz, 1),
+        "median_latency_ms": round(1000 * float(np.median(latencies)) / hz, 1) if latencies else None,
         "decisions": len(latencies),
         "held": sum(episode.held for episode in episodes),
         "refused": sum(episode.refused for episode in episodes),
+        "lost": next((episode.lost for episode in episodes if episode.lost), ""),
         "guarded": dict(guarded.most_common()),
         "notes": dict(sum((episode.notes for episode in episodes), Counter())),
     }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+
+from imagine.policy.worker import Worker
 
 Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
@@ -21,7 +23,7 @@ class Pending(Protocol[Result_co]):
         ...
 
     def result(self) -> Result_co:
-        """The answer, once it is there."""
+        """The answer, once it is there; raises what kept it from coming."""
         ...
 
 
@@ -42,15 +44,15 @@ class Clock(Protocol):
 
 
 @dataclass(frozen=True)
-class _Ready(Generic[Result]):
-    answer: Result
-    at: int
+class _Answering(Generic[Result]):
+    future: Future[Result]
+    at: int = 0
 
     def ready(self, tick: int) -> bool:
-        return tick >= self.at
+        return tick >= self.at and self.future.done()
 
     def result(self) -> Result:
-        return self.answer
+        return self.future.result()
 
 
 class SimulatedClock:
@@ -69,7 +71,12 @@ class SimulatedClock:
 
     def submit(self, work: Callable[[], Result], tick: int) -> Pending[Result]:
         """See :class:`Clock`."""
-        return _Ready(work(), tick + self.delay)
+        future: Future[Result] = Future()
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
+        return _Answering(future, tick + self.delay)
 
 
 class WallClock:
@@ -78,7 +85,7 @@ class WallClock:
     def __init__(self, hz: float, latency: float = 0.0) -> None:
         """``latency``: seconds that every answer takes at least, to try what a slower machine or network does."""
         self.hz, self.latency = hz, latency
-        self._worker = ThreadPoolExecutor(1, "think")
+        self._worker, self._last = Worker(), list[Future[Any]]()
 
     def start(self) -> None:
         """See :class:`Clock`."""
@@ -100,19 +107,10 @@ class WallClock:
             time.sleep(max(0.0, asked + self.latency - time.monotonic()))
             return answer
 
-        return _InThread(self._worker.submit(answered))
+        self._last = [self._worker.submit(answered)]
+        return _Answering(self._last[0])
 
     def close(self) -> None:
-        """Wait for the thread."""
-        self._worker.shutdown(cancel_futures=True)
-
-
-@dataclass(frozen=True)
-class _InThread(Generic[Result]):
-    future: Future[Result]
-
-    def ready(self, tick: int) -> bool:
-        return self.future.done()
-
-    def result(self) -> Result:
-        return self.future.result()
+        """End the thread; an answer that is not there in a few seconds is given up."""
+        self._worker.shutdown()
+        wait(self._last, timeout=3)

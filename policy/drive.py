@@ -2,7 +2,8 @@
 
 What is planned lies in a queue stamped in control ticks. The next chunk is asked for while the last one is still being
 carried out; what the robot will have done by the time the answer comes is given along (``committed``), so that the
-answer goes on from there instead of contradicting it. Where no answer has come in time the robot holds.
+answer goes on from there instead of contradicting it. Where no answer has come in time the robot brakes and holds.
+Where a question fails it does so at once, and asks again, less and less often, until its patience is over.
 
 Source: real-time chunking, Black et al. (2025), arXiv:2506.07339; here the prefix is inpainted, see
 :class:`imagine.sampler.Inpaint`.
@@ -10,6 +11,8 @@ Source: real-time chunking, Black et al. (2025), arXiv:2506.07339; here the pref
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +28,9 @@ from imagine.seeds import Stream, derive
 from imagine.types import TickRobot, takes_committed
 
 Execution = Literal["overlap", "restart", "wait"]
+SOONEST, LATEST = 0.25, 2.0
+"""Seconds from a failed question to the next one; twice as long after every further failure, LATEST at most."""
+_log = logging.getLogger(__name__)
 
 
 class DriveConfig(BaseModel):
@@ -36,6 +42,7 @@ class DriveConfig(BaseModel):
         execution: ``overlap``: think while moving, and go on from what is committed. ``restart``: think while moving,
             knowing nothing of it. ``wait``: hold until the answer is there, then carry it out.
         stop_on_success: end the episode as soon as the instruction has been carried out.
+        patience: seconds without any answer, after which whoever thinks is lost and the episode ends.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +51,7 @@ class DriveConfig(BaseModel):
     every: Annotated[int, Field(gt=0)] = 12
     execution: Execution = "overlap"
     stop_on_success: bool = True
+    patience: Annotated[float, Field(gt=0)] = 5.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,9 @@ class Drive:
         held: ticks for which nothing was planned in time.
         events: of the guard.
         refused: the guard stopped the robot for good.
-        notes: of the answers.
+        notes: of the answers, and why there was none.
+        hallucination: of the newest plan, normalised action units; None where nobody knows.
+        lost: why the episode was ended without whoever thinks; empty where it was not.
     """
 
     success: bool = False
@@ -92,13 +102,21 @@ class Drive:
     events: list[Event] = field(default_factory=list)
     refused: bool = False
     notes: Counter[str] = field(default_factory=Counter)
+    hallucination: float | None = None
+    lost: str = ""
 
 
 class Driver:
     """Drives episodes of one robot."""
 
     def __init__(
-        self, robot: TickRobot, body: Embodiment, guard: Guard, clock: Clock, cfg: DriveConfig | None = None
+        self,
+        robot: TickRobot,
+        body: Embodiment,
+        guard: Guard,
+        clock: Clock,
+        cfg: DriveConfig | None = None,
+        on_tick: Callable[[Drive, int], None] | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -108,27 +126,33 @@ class Driver:
             guard: stands between it and whoever thinks.
             clock: when ticks are.
             cfg: how it is driven.
+            on_tick: is told after every tick what was driven so far, and for how many ticks there is a plan; must be
+                quick.
         """
         self.robot, self.body, self.guard, self.clock = robot, body, guard, clock
-        self.cfg = cfg or DriveConfig()
+        self.cfg, self.on_tick = cfg or DriveConfig(), on_tick
+        self._answered = False
 
     def episode(self, think: Think, seed: int, instruction: str | None = None) -> Drive:
-        """Drive until success, the end of the time, or the guard's refusal.
+        """Drive until success, the end of the time, the guard's refusal, or the loss of whoever thinks.
 
         Args:
             think: the policy, here or at the other end of a wire; see :func:`thinker`.
             seed: of the start.
             instruction: in place of the start's own.
+
+        Raises:
+            Exception: what the very first question to whoever thinks failed with: nothing has moved yet.
         """
         robot, body, guard, out = self.robot, self.body, self.guard, Drive()
         robot.reset(seed, instruction)
         first = robot.observe()
         guard.reset(body.absolute_action(body.hold(first["proprio"])[0], robot.anchor()))
-        plan, asked = _Plan(), _Asked(think)
+        plan, asked, out.events = _Plan(), _Asked(think), guard.events
         self.clock.start()
         for tick in range(round(self.cfg.seconds * body.control_hz)):
             out.late.append(self.clock.wait(tick))
-            if asked.pending is None and self._due(plan, tick):
+            if asked.pending is None and tick >= asked.again and self._due(plan, tick):
                 self._ask(plan, asked, out, tick)
             if asked.pending is not None and asked.pending.ready(tick):
                 self._take(plan, asked, out, tick)
@@ -137,9 +161,14 @@ class Driver:
             out.commands.append(guard.check(move))
             robot.tick(out.commands[-1])
             out.success = out.success or robot.success
-            if guard.refused or (out.success and self.cfg.stop_on_success):
+            if self.on_tick is not None:
+                self.on_tick(out, max(0, plan.end - tick - 1))
+            if tick - asked.answered >= self.cfg.patience * body.control_hz:
+                out.lost = asked.failure or f"no answer in {self.cfg.patience:g} s"
+                _log.warning("the episode ends: %s", out.lost)
+            if out.lost or guard.refused or (out.success and self.cfg.stop_on_success):
                 break
-        out.events, out.refused = guard.events, guard.refused
+        out.refused = guard.refused
         return out
 
     def _due(self, plan: _Plan, tick: int) -> bool:
@@ -163,8 +192,19 @@ class Driver:
 
     def _take(self, plan: _Plan, asked: _Asked, out: Drive, tick: int) -> None:
         assert asked.pending is not None
-        answer, asked.pending = asked.pending.result(), None
+        pending, asked.pending = asked.pending, None
+        try:
+            answer = pending.result()
+        except Exception as error:
+            if not self._answered:
+                raise
+            plan.clear(tick)
+            asked.fail(tick, error, self.body.control_hz)
+            out.notes[f"failed: {asked.failure}"] += 1
+            return
+        self._answered, asked.answered, asked.failures, asked.failure = True, tick, 0, ""
         out.latencies.append(tick - asked.tick)
+        out.hallucination = answer.hallucination
         if answer.note:
             out.notes[answer.note] += 1
         if not self.guard.admit(hallucination=answer.hallucination, success=answer.success):
@@ -207,13 +247,21 @@ class _Asked:
 
     def __init__(self, think: Think) -> None:
         self.think, self.pending = think, cast("Pending[Answer] | None", None)
-        self.tick, self.number = 0, 0
+        self.tick, self.number, self.answered = 0, 0, 0
+        self.again, self.failures, self.failure = 0, 0, ""
         self.anchor: np.ndarray = np.zeros(0)
         self.frames: np.ndarray | None = None
 
     def begin(self, tick: int, anchor: np.ndarray, pending: Pending) -> None:
         self.tick, self.anchor, self.pending = tick, anchor, pending
         self.number, self.frames = self.number + 1, None
+
+    def fail(self, tick: int, error: Exception, hz: float) -> None:
+        """Note why there is no answer, and when to ask again."""
+        wait = min(LATEST, SOONEST * 2**self.failures)
+        self.again, self.failures = tick + math.ceil(wait * hz), self.failures + 1
+        self.failure = f"{error}".strip().partition("\n")[0] or type(error).__name__
+        _log.warning("the robot holds, and asks again in %g s: %s", wait, self.failure)
 
     def expected(self, tick: int, stride: int) -> np.ndarray | None:
         """The canvas that should be seen now; None where none was imagined for this tick."""

@@ -48,8 +48,8 @@ class Event:
         tick: of the episode.
         rule: what was broken: ``finite``, a rule of :meth:`imagine.limits.Limits.breaches`, ``late`` (there was no
             command), ``hallucination``, ``surprise``, ``success`` or ``patience``.
-        response: ``slow``, a part of the way was commanded; ``hold``, the last command again, or a plan was dropped;
-            ``refuse``, nothing moves until the next reset.
+        response: ``slow``, a part of the way was commanded; ``hold``, the robot brakes and stays, or a plan was
+            dropped; ``refuse``, nothing moves until the next reset.
         excess: by how much, as a share of what is allowed.
     """
 
@@ -63,7 +63,8 @@ class Guard:
     """Lets commands pass one by one; whatever it returns is finite and within the limits.
 
     A command that is only too fast is followed as far as allowed; one that leads where the robot may not be is not
-    followed at all: the robot stays. Staying may stop it abruptly, which is the one jerk that is never refused.
+    followed at all, nor is one that is not there: the robot brakes, as fast as its limits allow, and stays. Where no
+    way to brake keeps them it stops with the least jerk there is, which is the one jerk that is never refused.
 
     Attributes:
         events: what did not pass since the last reset.
@@ -91,7 +92,7 @@ class Guard:
             pose: (A,) absolute, robot units: the command that leaves the robot where it is.
         """
         self.events, self.refused, self._tick, self._held, self._dropped = [], False, -1, 0, 0
-        self._sent = [np.asarray(pose, np.float64)]
+        self._sent, self._stop = [np.asarray(pose, np.float64)], list[np.ndarray]()
 
     def check(self, command: np.ndarray | None) -> np.ndarray:
         """What may be sent in place of a command, once per tick.
@@ -100,14 +101,15 @@ class Guard:
             command: (A,) absolute, robot units; None where nothing was planned in time.
 
         Returns:
-            (A,) float32: the command, a part of the way to it, or the last one again, where per-tick actions are 0.
+            (A,) float32: the command, a part of the way to it, or what brakes; once the robot stands the last one
+            again, where per-tick actions are 0.
         """
         self._tick += 1
         sent = self._sent[-1]
         if command is None or self.refused:
             if not self.refused:
                 self._note("late", "hold", 0.0)
-            return self._send(self._stay())
+            return self._brake()
         if np.shape(command) != sent.shape or not np.isfinite(command).all():
             self._note("finite", "hold", float("inf"))
             return self._hold()
@@ -167,16 +169,40 @@ class Guard:
     def _stay(self) -> np.ndarray:
         return np.where(self.body.is_per_tick, 0.0, self._sent[-1])
 
+    def _brake(self) -> np.ndarray:
+        """Send the next command of a stop."""
+        stop = self._stop or self._shortest_stop()
+        sent = self._send(stop[0])
+        self._stop = stop[1:]
+        return sent
+
+    def _shortest_stop(self) -> list[np.ndarray]:
+        """Commands whose speed falls along a cosine to nothing: as soon as the limits allow, in a second at most."""
+        stay, past = self._stay(), self._sent[-3:]
+        step = np.where(self.body.is_per_tick, past[-1], past[-1] - past[max(-2, -len(past))])
+        best, least = [stay], np.inf
+        for ticks in range(self.body.control_hz if step.any() else 0):
+            speed = step * (1 + np.cos(np.pi * np.arange(1, ticks + 2)[:, None] / (ticks + 1))) / 2
+            moves = np.where(self.body.is_per_tick, speed, stay + np.cumsum(speed, 0))
+            path = np.stack([*past, *moves, moves[-1], moves[-1]])
+            found = self.limits.breaches(path[len(past) - 1 :])
+            jerk = float(self.limits.breaches(path)["jerk"])
+            if jerk < least and not any(x > 0 for name, x in found.items() if name != "jerk"):
+                best, least = [*moves], jerk
+            if least == 0:
+                break
+        return best
+
     def _hold(self) -> np.ndarray:
         held = self._held + 1
         if held >= self.cfg.patience and not self.refused:
             self._refuse()
-        sent = self._send(self._stay())
+        sent = self._brake()
         self._held = held
         return sent
 
     def _send(self, command: np.ndarray) -> np.ndarray:
-        self._sent, self._held = [*self._sent[-2:], command], 0
+        self._sent, self._held, self._stop = [*self._sent[-2:], command], 0, []
         return command.astype(np.float32)
 
     def _drop(self, rule: str, excess: float) -> bool:

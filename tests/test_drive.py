@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 
+from imagine.agents.drive_record import RecordingRobot
 from imagine.embodiment import Embodiment
 from imagine.limits import Limits
 from imagine.policy.clock import SimulatedClock, WallClock
@@ -213,6 +216,82 @@ def test_a_late_plan_makes_the_robot_hold(table, start):
     drive = driven(table, still, latency=(K + 10) / HZ, every=12)
     assert drive.held > K + 10
     assert not drive.refused
+
+
+class Failing(Scripted):
+    """Answers but in some of its questions."""
+
+    def __init__(self, chunk: np.ndarray, fails: range) -> None:
+        super().__init__(chunk)
+        self.fails = fails
+
+    def __call__(self, observation, committed, number) -> Answer:
+        self.asked.append((number, committed))
+        if number in self.fails:
+            raise ConnectionResetError("the server hung up")
+        return Answer(self.chunk)
+
+
+def moving(table) -> np.ndarray:
+    return (BODY.hold(table.observe()["proprio"])[:K] + np.linspace(0, 0.02, K)[:, None]).astype(np.float32)
+
+
+def test_a_robot_holds_while_a_server_fails_and_goes_on_when_it_is_back(table, start):
+    drive = driven(table, Failing(moving(table), range(1, 3)), latency=1 / HZ, every=12)
+    assert not drive.lost
+    assert drive.notes == {"failed: the server hung up": 2}
+    failed = 12 + 1  # asked at tick 12, and answered one later
+    back = failed + math.ceil(0.25 * HZ) + 1 + math.ceil(0.5 * HZ) + 1  # twice as long after the second failure
+    held = np.stack(drive.commands)[failed:back]
+    assert np.ptp(held[2:], axis=0).max() == 0  # it stands
+    assert np.abs(drive.commands[back + 2] - held[-1]).max() > 0
+
+
+def test_a_lost_server_ends_the_episode_with_all_that_was_driven(table, start):
+    recording = RecordingRobot(table, BODY)
+    cfg = DriveConfig(seconds=4.0, stop_on_success=False, patience=1.0)
+    driver = Driver(recording, BODY, Guard(BODY, LIMITS), SimulatedClock(HZ), cfg)
+    think = Failing(moving(table), range(1, 1000))
+    drive = driver.episode(think, 3)
+    assert drive.lost == "the server hung up"
+    assert len(drive.commands) == HZ + 1  # patience from the last answer on, which came at tick 0
+    assert 2 <= len(think.asked) - 1 <= 3  # asked again less and less often
+    assert len(recording.episode().features["action"]) == len(drive.commands)
+    with pytest.raises(ConnectionResetError):  # nothing has moved before the first answer
+        Driver(table, BODY, Guard(BODY, LIMITS), SimulatedClock(HZ), cfg).episode(Failing(moving(table), range(9)), 3)
+
+
+def test_a_thinker_that_hangs_is_given_up_in_time(table, start):
+    gone = threading.Event()
+
+    class Hangs(Scripted):
+        def __call__(self, observation, committed, number) -> Answer:
+            if number:
+                gone.wait(20)
+            return Answer(self.chunk)
+
+    clock, cfg = WallClock(HZ), DriveConfig(seconds=5.0, stop_on_success=False, patience=0.6)
+    drive = Driver(table, BODY, Guard(BODY, LIMITS), clock, cfg).episode(Hangs(moving(table)), 3)
+    gone.set()
+    clock.close()
+    assert drive.lost == "no answer in 0.6 s"
+    assert len(drive.commands) < HZ + 5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_a_robot_without_a_plan_brakes_within_its_limits_and_then_stands(seed):
+    limits = Limits(control_hz=HZ, velocity=(1.0,) * A, jerk=(60.0,) * A)
+    speed = np.random.default_rng(seed).uniform(-0.9, 0.9, A) / HZ
+    guard = Guard(BODY, limits)
+    guard.reset(np.zeros(A))
+    ramp = np.clip(np.arange(60) / 30, 0, 1)
+    path = [guard.check(x) for x in np.cumsum(ramp * ramp * (3 - 2 * ramp))[:, None] * speed]
+    assert not guard.events
+    moving_at = np.abs(path[-1] - path[-2]).max()
+    path += [guard.check(None) for _ in range(60)]
+    assert moving_at > 0.9 * np.abs(speed).max()
+    assert all(x == 0 for x in limits.breaches(np.stack(path[-66:])).values())
+    np.testing.assert_array_equal(path[-1], path[-2])
 
 
 @pytest.mark.parametrize("seed", [0, 1])

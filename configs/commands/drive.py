@@ -56,7 +56,8 @@ def run(args: Args) -> dict[str, Any]:
     Returns:
         ``runs``: success rate with its interval, ticks, those that began more than a tick late (``missed``), the 99th
         percentile of lateness and the median latency in ms, ticks without a plan (``held``), what the guard did
-        (``guarded``), and what was not thought in time (``notes``).
+        (``guarded``), what was not thought in time (``notes``), and why no more episodes were driven, where nothing
+        answered any longer (``lost``).
 
     Raises:
         ImagineError: an option is out of range, or the robot cannot be driven tick by tick.
