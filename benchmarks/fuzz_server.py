@@ -279,8 +279,8 @@ def together(calls: Sequence[Callable[[], None]]) -> list[threading.Thread]:
     return threads
 
 
-def attack_server(args: argparse.Namespace) -> dict[str, Any]:
-    """See the module."""
+def serve(args: argparse.Namespace) -> tuple[subprocess.Popen[str], str]:
+    """Start ``imagine serve`` and return it and its address."""
     what = ["--model", args.model, "--policy", args.policy, "--judge", "none", "--out", str(args.out)]
     words = ["serve", *what, "--port", "0", "--json"]
     server = subprocess.Popen(
@@ -288,7 +288,12 @@ def attack_server(args: argparse.Namespace) -> dict[str, Any]:
     )
     line = next(line for line in server.stderr if "ws://" in line)  # type: ignore[union-attr]
     threading.Thread(target=server.stderr.read, daemon=True).start()  # type: ignore[union-attr]
-    url = next(word for word in line.split() if word.startswith("ws://")).rstrip(";")
+    return server, next(word for word in line.split() if word.startswith("ws://")).rstrip(";")
+
+
+def attack_server(args: argparse.Namespace) -> dict[str, Any]:
+    """See the module."""
+    server, url = serve(args)
     healthy = [Healthy(url, args.period, i, args.instruction) for i in range(args.clients // 2)]
     go, counts = multiprocessing.Event(), multiprocessing.Manager().dict()
     with connect(url) as connection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from itertools import product
@@ -20,6 +20,7 @@ from imagine.agents.statistics import success_rate
 from imagine.agents.thinking import DreamThinker
 from imagine.configs.build import dream_config, dreamer
 from imagine.configs.commands.common import options_of
+from imagine.configs.drive_view import DriveView
 from imagine.configs.judges import load_judge
 from imagine.configs.load import make
 from imagine.configs.loaded import Loaded
@@ -34,7 +35,6 @@ from imagine.policy.guard import Guard, GuardConfig
 from imagine.policy.policy import JointPolicy
 from imagine.policy.robot_process import RobotProcess
 from imagine.policy.robots.registry import load_robot
-from imagine.progress import Progress
 from imagine.types import ImagineError, TickRobot
 
 PATIENCE = DriveConfig().patience
@@ -55,7 +55,7 @@ def drive(args: Any) -> dict[str, Any]:
     watched = make(GuardConfig, given, "--guard")
     latencies = [_milliseconds(x) for x in args.latency]
     with ExitStack() as stack:
-        think = _thinking(args, loaded, any(name in given for name in DREAMT), stack)
+        think = thinking(args, loaded, any(name in given for name in DREAMT), stack)
         folder = RunFolder.of("drive", args)
         runs = {}
         for execution, latency in product(args.execution, latencies):
@@ -64,7 +64,7 @@ def drive(args: Any) -> dict[str, Any]:
             guard = Guard(loaded.model.body, loaded.robot.limits(loaded.model.body), watched)
             name = f"{execution}-{latency:g}ms" if len(args.execution) * len(latencies) > 1 else ""
             where = None if args.record is None else args.record / name
-            episodes = _episodes(args, loaded, think, guard, cfg, latency, where)
+            episodes = list(driven(args, loaded, think, guard, cfg, latency, where))
             runs[f"{execution}, {latency:g} ms"] = summary(episodes, loaded.model.body.control_hz)
     answer = {"policy": args.policy, "clock": args.clock, "plan": args.plan, "runs": runs, "seed": args.seed}
     folder.save_metrics(answer)
@@ -81,16 +81,26 @@ def _milliseconds(text: str) -> float:
     return found
 
 
-def _episodes(
+def driven(
     args: Any,
     loaded: Loaded,
     think: Callable[[int], Think],
     guard: Guard,
     cfg: DriveConfig,
     latency: float,
-    record: Path | None,
-) -> list[Drive]:
-    """Every episode, one after the other."""
+    record: Path | None = None,
+) -> Iterator[Drive]:
+    """Episodes one after the other; the robot is let go after the last one that is asked for.
+
+    Args:
+        args: see :func:`drive`.
+        loaded: the model with its robot.
+        think: who thinks in the episode of a seed.
+        guard: of every command.
+        cfg: how the robot is driven.
+        latency: ms that an answer takes at least.
+        record: folder of a new dataset; None records nothing.
+    """
     body, wall = loaded.model.body, args.clock == "wall"
     robot: TickRobot
     if wall:
@@ -99,21 +109,22 @@ def _episodes(
     else:
         robot = loaded.robot.make_ticks(body, **loaded.options)
         clock = SimulatedClock(body.control_hz, latency / 1000)
-    recording, found = RecordingRobot(robot, body), list[Drive]()
+    recording, done = RecordingRobot(robot, body), 0
     writer = None if record is None else _writer(record, loaded)
     try:
-        driver = Driver(robot if writer is None else recording, body, guard, clock, cfg)
-        with Progress(f"driving, {cfg.execution}, {latency:g} ms") as on_progress:
+        with DriveView(f"driving, {cfg.execution}, {latency:g} ms", args.episodes, body.control_hz) as view:
+            driver = Driver(robot if writer is None else recording, body, guard, clock, cfg, view.on_tick)
             for seed in range(args.seed, args.seed + args.episodes):
-                found.append(driver.episode(think(seed), seed))
+                found = driver.episode(think(seed), seed)
                 if writer is not None:
-                    writer.write_shard(len(found) - 1, [recording.episode()])
-                on_progress(len(found), args.episodes)
-                if found[-1].lost:
+                    writer.write_shard(done, [recording.episode()])
+                done += 1
+                view.on_episode(found)
+                yield found
+                if found.lost:
                     break
-        return found
     finally:
-        if writer is not None and found:
+        if writer is not None and done:
             writer.finalize()
         robot.close()
         if isinstance(clock, WallClock):
@@ -132,8 +143,15 @@ def _robot(spec: str, body: Embodiment, options: Mapping[str, Any]) -> TickRobot
     return load_robot(spec).make_ticks(body, **options)
 
 
-def _thinking(args: Any, loaded: Loaded, dreamt: bool, stack: ExitStack) -> Callable[[int], Think]:
-    """Who thinks in the episode of a seed."""
+def thinking(args: Any, loaded: Loaded, dreamt: bool, stack: ExitStack) -> Callable[[int], Think]:
+    """Who thinks in the episode of a seed.
+
+    Args:
+        args: see :func:`drive`.
+        loaded: the model with its robot.
+        dreamt: plans are dreamt, and not only acted.
+        stack: closes what is connected to.
+    """
     dreamt = dreamt or args.plan > 1
     if args.policy.startswith(("ws://", "wss://")):
         if dreamt:

@@ -158,6 +158,7 @@ class Driver:
                 self._take(plan, asked, out, tick)
             move = plan.at(tick)
             out.held += move is None
+            asked.held += move is None
             out.commands.append(guard.check(move))
             robot.tick(out.commands[-1])
             out.success = out.success or robot.success
@@ -211,8 +212,8 @@ class Driver:
             return
         asked.frames = answer.expected
         moves = self.body.absolute_action(answer.actions, asked.anchor)
-        begin = tick if self.cfg.execution == "wait" else asked.tick
-        plan.replace(begin, moves)
+        asked.tick += asked.held  # what the robot stood still for is still to be done
+        plan.replace(asked.tick, moves)
 
 
 class _Plan:
@@ -247,14 +248,14 @@ class _Asked:
 
     def __init__(self, think: Think) -> None:
         self.think, self.pending = think, cast("Pending[Answer] | None", None)
-        self.tick, self.number, self.answered = 0, 0, 0
+        self.tick, self.number, self.answered, self.held = 0, 0, 0, 0
         self.again, self.failures, self.failure = 0, 0, ""
         self.anchor: np.ndarray = np.zeros(0)
         self.frames: np.ndarray | None = None
 
     def begin(self, tick: int, anchor: np.ndarray, pending: Pending) -> None:
         self.tick, self.anchor, self.pending = tick, anchor, pending
-        self.number, self.frames = self.number + 1, None
+        self.number, self.frames, self.held = self.number + 1, None, 0
 
     def fail(self, tick: int, error: Exception, hz: float) -> None:
         """Note why there is no answer, and when to ask again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import threading
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from imagine.agents.drive_record import RecordingRobot
+from imagine.configs.drive_view import DriveView
 from imagine.embodiment import Embodiment
 from imagine.limits import Limits
 from imagine.policy.clock import SimulatedClock, WallClock
@@ -197,7 +200,7 @@ def test_committed_actions_lead_where_the_plan_in_hand_leads(table, start):
     chunk = np.clip(np.linspace(0, 0.03, K)[:, None] * np.ones(A), BODY.action_low, BODY.action_high).astype(np.float32)
     think = Checked(chunk)
     drive = driven(table, think, latency=4 / HZ, every=10)
-    ticks = np.cumsum([0, 10, 10])
+    ticks = np.cumsum([4, 10, 10])  # nothing is planned before the first answer, and nothing of it is left out
     anchor, committed = think.asked[1]
     done = np.stack(drive.commands)[ticks[1] : ticks[1] + 4]
     np.testing.assert_allclose(BODY.absolute_action(committed, anchor), done, atol=2e-4)
@@ -240,7 +243,7 @@ def test_a_robot_holds_while_a_server_fails_and_goes_on_when_it_is_back(table, s
     drive = driven(table, Failing(moving(table), range(1, 3)), latency=1 / HZ, every=12)
     assert not drive.lost
     assert drive.notes == {"failed: the server hung up": 2}
-    failed = 12 + 1  # asked at tick 12, and answered one later
+    failed = 1 + 12 + 1  # asked 12 ticks after the first move, and answered one later
     back = failed + math.ceil(0.25 * HZ) + 1 + math.ceil(0.5 * HZ) + 1  # twice as long after the second failure
     held = np.stack(drive.commands)[failed:back]
     assert np.ptp(held[2:], axis=0).max() == 0  # it stands
@@ -276,6 +279,22 @@ def test_a_thinker_that_hangs_is_given_up_in_time(table, start):
     clock.close()
     assert drive.lost == "no answer in 0.6 s"
     assert len(drive.commands) < HZ + 5
+
+
+def test_a_terminal_shows_how_the_drive_goes_and_a_file_gets_a_line(table, start):
+    def shown(**how) -> str:
+        view = DriveView("driving", 1, HZ, Console(file=io.StringIO(), width=100, **how))
+        guard, cfg = Guard(BODY, LIMITS), DriveConfig(seconds=1.0, stop_on_success=False)
+        with view:
+            driver = Driver(table, BODY, guard, SimulatedClock(HZ, 3 / HZ), cfg, view.on_tick)
+            view.on_episode(driver.episode(Failing(moving(table), range(1, 2)), 3))
+        return view.console.file.getvalue()
+
+    terminal, lines = shown(force_terminal=True), shown(force_terminal=False).splitlines()
+    assert len(lines) == 1
+    for said in ("1 of 1", "100 ms", "late: hold", "the server hung up (1)"):
+        assert said in terminal, said
+        assert said in lines[0], said
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
