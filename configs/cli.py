@@ -28,6 +28,7 @@ COMMANDS = {
     "embodiment": "draft the file that says how a dataset's numbers and cameras are to be read",
     "check": "find what would fail later in a dataset, an embodiment and a recipe",
     "train": "train the joint world-action model on a dataset",
+    "play": "drive the dream by hand in a browser, beside the simulator",
     "rollout": "let a policy act in the dream or on the twin, and film it",
     "clone": "clone recorded behaviour into a policy adapter",
     "refine": "make the dream truer on recorded episodes",

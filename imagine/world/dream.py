@@ -100,6 +100,7 @@ class Dream:
         if self.cfg.history != "read":
             self.history = HistoryCache(self.model, self.cfg.history, n, self.cfg.tile)
         self.newest = torch.zeros(n, *self.model.chunk_shapes["video"], device=device)
+        self.newest_proprio = torch.zeros(n, self.newest.shape[1], p, device=device)
         self.before = self.video.clone()  # the context of the newest chunk
         shape = (n, self.model.body.canvas_height, self.model.body.canvas_width, 3)
         self.canvas = torch.zeros(shape, dtype=torch.uint8, device=device)  # the newest frame, as it is observed
@@ -161,6 +162,7 @@ class Dream:
             "start_video": video[:, -1],
             "start_proprio": proprio[:, -1],
             "newest": video[:, -1:].expand(-1, self.newest.shape[1], -1, -1, -1),
+            "newest_proprio": proprio[:, -1:].expand(-1, self.newest.shape[1], -1),
         }
         for name, part in {**fields, **derived}.items():
             if getattr(self, name) is None:
@@ -171,6 +173,23 @@ class Dream:
     def judge_by(self, instructions: Sequence[str]) -> None:
         """Until their next reset, judge all environments by other instructions than those that are observed."""
         self.instruction = list(instructions)
+
+    @torch.inference_mode()
+    def instruct(self, instructions: Sequence[str]) -> None:
+        """From now on, until their next reset, tell all environments to do something else.
+
+        Args:
+            instructions: one per environment.
+
+        Raises:
+            UnknownWord: the model never saw a word of them; nothing has changed then.
+            ShapeError: there is another number of them.
+        """
+        each = [str(text) for text in one_each(list(instructions), len(self.seeds))]
+        packed, text = np.stack([pack_instruction(t) for t in each]), self.model.embed_text(each)
+        self.packed, self.text, self.instruction = packed, text.to(self.text), each
+        if self.history is not None:
+            self.history.begin(self.context(), np.arange(len(each)))
 
     def context(self) -> Context:
         """What the model is given in every environment now."""
@@ -196,6 +215,7 @@ class Dream:
         after = self.model.after(self.context(), out["video"], out["proprio"], out.get("memory"))
         self.memory = after.memory
         self.before, self.newest, self.video, self.proprio = self.video, out["video"], after.video, after.proprio
+        self.newest_proprio = out["proprio"]
         self.canvas, self.steps = out["canvas"], self.steps + 1
         return outcome
 
@@ -257,6 +277,10 @@ class Dream:
         proprio = self.model.restore_proprio(self.proprio[:, -1]).cpu().numpy()
         return {**self.model.body.untile(canvas), "proprio": proprio, "instruction": self.packed.copy()}
 
+    def motion(self, env: int) -> np.ndarray:
+        """(F, P) float32, robot units: proprioception during the newest chunk of one environment."""
+        return self.model.restore_proprio(self.newest_proprio[env]).cpu().numpy()
+
     @torch.inference_mode()
     def frames(self, env: int) -> np.ndarray:
         """(F, H, W, 3) uint8, the newest chunk of one environment."""
@@ -265,7 +289,7 @@ class Dream:
 
     _STATE = (
         *("video", "proprio", "canvas", "text", "image", "condition", "memory"),
-        *("newest", "before", "packed", "seeds", "steps"),
+        *("newest", "newest_proprio", "before", "packed", "seeds", "steps"),
         *("start_video", "start_proprio", "start_canvas"),
     )
 
