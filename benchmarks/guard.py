@@ -3,12 +3,14 @@
 ``python benchmarks/guard.py --violations 1000 --episodes 200`` takes the scripted expert's episodes from seed 900000
 on, passes every tick through the guard, and at random ticks asks for a command that breaks one rule by 0.2 % to ten
 times its allowance. A violation is stopped if what is sent instead breaks no limit.
+``python benchmarks/guard.py dreams`` measures what the guard asks of dreams (``benchmarks/dream_guards.py``).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable
 
@@ -137,4 +139,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["dreams"]:
+        import dream_guards
+
+        dream_guards.main(sys.argv[2:])
+    else:
+        main()
