@@ -15,6 +15,7 @@ import numpy as np
 
 from imagine.agents.dream_scorer import DreamScorer
 from imagine.agents.drive_record import RecordingRobot
+from imagine.agents.replayed import ReplayedRobot
 from imagine.agents.serving import warm_up
 from imagine.agents.statistics import success_rate
 from imagine.agents.thinking import DreamThinker
@@ -104,10 +105,10 @@ def driven(
     body, wall = loaded.model.body, args.clock == "wall"
     robot: TickRobot
     if wall:
-        robot = RobotProcess(partial(_robot, loaded.robot.spec, body, loaded.options))
+        robot = RobotProcess(partial(_robot, loaded.robot.spec, body, loaded.options, args.replay))
         clock: Clock = WallClock(body.control_hz, latency / 1000)
     else:
-        robot = loaded.robot.make_ticks(body, **loaded.options)
+        robot = _robot(loaded.robot.spec, body, loaded.options, args.replay)
         clock = SimulatedClock(body.control_hz, latency / 1000)
     recording, done = RecordingRobot(robot, body), 0
     writer = None if record is None else _writer(record, loaded)
@@ -139,7 +140,9 @@ def _writer(folder: Path, loaded: Loaded) -> DatasetWriter:
     return DatasetWriter(folder, body.robot_type, body.control_hz, 1, {} if recorder is None else recorder.names)
 
 
-def _robot(spec: str, body: Embodiment, options: Mapping[str, Any]) -> TickRobot:
+def _robot(spec: str, body: Embodiment, options: Mapping[str, Any], replay: Path | None) -> TickRobot:
+    if replay is not None:
+        return ReplayedRobot(replay, body)
     return load_robot(spec).make_ticks(body, **options)
 
 

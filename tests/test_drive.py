@@ -10,10 +10,15 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
-from imagine.agents.drive_record import RecordingRobot
+from imagine.agents.dream_scorer import DreamScorer
+from imagine.agents.drive_record import STATE, RecordingRobot
+from imagine.agents.replayed import ReplayedRobot
+from imagine.agents.thinking import DreamThinker
 from imagine.configs.drive_view import DriveView
+from imagine.data.write import DatasetWriter
 from imagine.embodiment import Embodiment
 from imagine.limits import Limits
 from imagine.policy.clock import SimulatedClock, WallClock
@@ -21,6 +26,7 @@ from imagine.policy.drive import Answer, DriveConfig, Driver
 from imagine.policy.guard import Guard, GuardConfig, surprise
 from imagine.policy.robots.g1_table.env import FOLDER
 from imagine.policy.robots.registry import DEFAULT, load_robot
+from imagine.types import Score
 
 ROBOT = load_robot(DEFAULT)
 BODY = ROBOT.embodiment()
@@ -336,6 +342,23 @@ def test_an_answer_goes_on_from_what_is_committed(model_and_observation):
     np.testing.assert_array_equal(policy.act(row, [2], committed=begin[1:])[0], bound[1])
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_nothing_imagined_outlives_what_is_then_seen(model_and_observation, seed):
+    model, policy, observation = model_and_observation
+
+    def judge(clip, instruction) -> Score:
+        return Score(*(torch.full((len(clip.latents),), 0.5) for _ in range(2)), torch.ones(len(clip.latents)) > 0)
+
+    first, then = ({name: value[i] for name, value in observation.items()} for i in (0, 1))
+    none = np.zeros((0, A), np.float32)
+    used, new = (DreamThinker(policy, DreamScorer(model, judge), seed) for _ in range(2))
+    dreamt = used(first, none, 0)
+    after, fresh = used(then, none, 1), new(then, none, 1)
+    np.testing.assert_array_equal(after.actions, fresh.actions)
+    np.testing.assert_array_equal(after.expected, fresh.expected)
+    assert (after.expected != dreamt.expected).any()
+
+
 @pytest.fixture(scope="module")
 def model_and_observation():
     from imagine.model.model import WorldActionModel
@@ -345,6 +368,28 @@ def model_and_observation():
     robot = ROBOT.make_ticks(model.body, **ROBOT.options())
     seen = [robot.reset(seed) for seed in (0, 1)]
     return model, JointPolicy(model), {name: np.stack([o[name] for o in seen]) for name in seen[0]}
+
+
+def test_recorded_episodes_stand_in_for_a_robot_whatever_is_commanded(table, start, tmp_path):
+    recording = RecordingRobot(table, BODY)
+    cfg = DriveConfig(seconds=1.0, stop_on_success=False)
+    clock = SimulatedClock(HZ, 2 / HZ)
+    Driver(recording, BODY, Guard(BODY, LIMITS), clock, cfg).episode(Scripted(moving(table)), 3)
+    recorded = recording.episode()
+    writer = DatasetWriter(tmp_path / "one", BODY.robot_type, HZ, 1, ROBOT.recorder().names)
+    writer.write_shard(0, [recorded])
+    writer.finalize()
+    robot, still = ReplayedRobot(tmp_path / "one", BODY), Scripted(BODY.hold(table.observe()["proprio"]))
+    drive = Driver(robot, BODY, Guard(BODY, LIMITS), clock, cfg).episode(still, 7)
+    assert len(drive.commands) == HZ
+    assert not drive.success
+    robot.reset(7)
+    for row in recorded.features[STATE]:
+        np.testing.assert_array_equal(robot.features()[STATE], row)
+        robot.tick(np.full(A, np.nan))
+    np.testing.assert_array_equal(robot.features()[STATE], recorded.features[STATE][-1])
+    seen, true = robot.observe()["top_head"], recorded.views["observation.images.top_head"][-1]
+    assert np.abs(seen.astype(float) - true).mean() < 6  # a video loses a little
 
 
 @pytest.mark.slow
@@ -371,6 +416,8 @@ def test_the_command_drives_on_either_clock_and_plans(tmp_path, capsys):
     assert len(dataset.features(0)["action"]) == run["ticks"]
     assert main(["check", "--dataset", str(tmp_path / "driven"), "--embodiment", str(FOLDER / "g1_eef.yaml")]) == 0
     capsys.readouterr()
+    (dry,) = runs("dry", "--replay", str(tmp_path / "driven")).values()
+    assert dry["success_rate"] == 0
     for wrong in (["--execution", "hope"], ["--latency", "soon"], ["--guard", "calm=1"]):
         assert main(["drive", *wrong, "--out", str(tmp_path / "wrong")]) == 2
 

@@ -31,6 +31,8 @@ class Args(OfRobot):
         judge: of --plan and of --guard, as for imagine evaluate.
         guard: NAME=VALUE, as hallucination=0.4, surprise=60, success=0.2, patience=30; any number of times. The first
             three let the model dream what it plans. Limits are the robot's own.
+        replay: a LeRobot dataset whose episodes stand in for the robot, a dry run: what is seen is recorded, nothing
+            that is commanded is carried out, and success is not known.
         record: folder of a LeRobot dataset that every episode is written to; every execution and latency has its own.
         seed: first start seed; nothing shipped was trained on seeds from 900000 on.
     """
@@ -46,6 +48,7 @@ class Args(OfRobot):
     budget_ms: float | None = None
     judge: str = ""
     guard: Pairs = ()
+    replay: Folder = None
     record: Folder = None
     seed: int = 900_000
 
