@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -12,8 +13,10 @@ import numpy as np
 
 from imagine.types import Policy, ShapeError
 
-MOST = 16
+MOST = 8
 """Observations in one call of the policy."""
+DUE = 0.25
+"""Who was answered last less than this share of the time ago for which another has gone without waits for that one."""
 
 
 @dataclass(frozen=True)
@@ -24,23 +27,31 @@ class _Question:
     seed: int
     episode: int
     committed: np.ndarray | None
+    since: float
     answer: Future[np.ndarray] = field(default_factory=Future)
 
 
 class Batcher:
     """Acts for many clients.
 
-    A policy answers a batch of N with the bytes of N batches of one, so nobody can tell who else was asking.
+    A policy answers a batch of N with the bytes of N batches of one, so nobody can tell who else was asking. Whoever
+    has gone longest without an answer is first, and is not held up by a larger batch for those who ask all the time.
     """
 
     def __init__(self, policy: Policy, worker: Executor) -> None:
         """Batches form while ``worker``, which has one thread, is at work."""
         self.policy, self.worker = policy, worker
         self._waiting: list[_Question] = []
+        self._called = False  # whether the worker is to answer, or is taking what it will
         self._lock = Lock()
 
     def act(
-        self, observation: dict[str, np.ndarray], seed: int, episode: int, committed: np.ndarray | None = None
+        self,
+        observation: dict[str, np.ndarray],
+        seed: int,
+        episode: int,
+        committed: np.ndarray | None = None,
+        since: float = 0.0,
     ) -> Future[np.ndarray]:
         """Ask for one chunk (K, A) float32, robot units; a future that is cancelled in time costs nothing.
 
@@ -49,17 +60,32 @@ class Batcher:
             seed: of the noise.
             episode: what the policy knows the episode by; one question of each is answered at a time.
             committed: (1, D, A), for policies that take it.
+            since: when this client was last answered, or else came; seconds of ``time.monotonic``.
         """
-        question = _Question(observation, seed, episode, committed)
+        question = _Question(observation, seed, episode, committed, since)
         with self._lock:
             self._waiting.append(question)
-            if len(self._waiting) % MOST == 1:  # the first of a batch calls for it
-                self.worker.submit(self._answer)
+            self._call_worker()
         return question.answer
+
+    def _call_worker(self) -> None:
+        if self._waiting and not self._called:
+            self._called = True
+            self.worker.submit(self._answer)
+
+    def _due(self) -> list[_Question]:
+        """Take those who are answered next."""
+        now = time.monotonic()
+        self._waiting.sort(key=lambda question: question.since)
+        longest = now - self._waiting[0].since
+        count = sum(now - question.since >= DUE * longest for question in self._waiting[:MOST])
+        due, self._waiting = self._waiting[:count], self._waiting[count:]
+        return due
 
     def _answer(self) -> None:
         with self._lock:
-            asked, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+            asked, self._called = self._due(), False
+            self._call_worker()
         alike: dict[Any, list[_Question]] = defaultdict(list)
         for question in asked:
             if question.answer.set_running_or_notify_cancel():

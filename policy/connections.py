@@ -102,6 +102,17 @@ class BoundedConnection(ServerConnection):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+        # What it holds would stay until the next garbage collection: bytes and messages not read, and the newest one.
+        self.protocol.reader.buffer.clear()
+        self.recv_messages.frames.queue.clear()
+        self.protocol.parser.close()
+
+    def send_data(self) -> None:
+        """Called by websockets: send what the protocol answers, unless nobody is there to take it."""
+        if self.transport.is_closing():
+            self.protocol.data_to_send()  # asyncio would log every write
+        else:
+            super().send_data()
 
     def pause_writing(self) -> None:
         """Called by asyncio when more waits to be sent than a few answers, pongs among them."""
@@ -130,7 +141,10 @@ async def unless_left(connection: ServerConnection, answering: Coroutine[Any, An
         work.cancel()
         await asyncio.wait({work})
         raise connection.protocol.close_exc
-    return work.result()
+    try:
+        return work.result()
+    finally:
+        del work, answering  # a refusal knows this frame: it would keep its message until the next garbage collection
 
 
 async def leave(connection: ServerConnection) -> None:

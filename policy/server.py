@@ -106,11 +106,13 @@ class Connection:
         episodes: under way, by ``session_id``; None where the client sends none.
         calls: requests answered without a seed of their own.
         previous_ms: from the arrival of the previous request to its answer being sent.
+        since: when it was last answered, or else came; seconds of ``time.monotonic``.
     """
 
     episodes: dict[str | None, Episode] = field(default_factory=dict)
     calls: int = 0
     previous_ms: float | None = None
+    since: float = field(default_factory=time.monotonic)
 
 
 class PolicyServer:
@@ -186,7 +188,7 @@ class PolicyServer:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         server = await serve(
             self._converse, sock=listening, compression=None, origins=[None], process_request=self._welcome,
-            max_size=request_bytes(self.body), max_queue=2, ping_interval=60, ping_timeout=self.cfg.patience,
+            max_size=request_bytes(self.body), max_queue=1, ping_interval=60, ping_timeout=self.cfg.patience,
             close_timeout=1, create_connection=self._room.connection,  # type: ignore[arg-type]
         )  # fmt: skip
         started.set_result(None)
@@ -225,7 +227,7 @@ class PolicyServer:
                     await connection.send(await self._answer_or_refuse(connection, message, session, begin))
                 finally:
                     self._answering -= 1
-                session.previous_ms = 1000 * (self.clock() - begin)
+                session.previous_ms, session.since = 1000 * (self.clock() - begin), time.monotonic()
             await leave(connection)
         except ConnectionClosed:
             pass
@@ -246,7 +248,10 @@ class PolicyServer:
         if not receiving.done():
             receiving.cancel()
             return None
-        message = receiving.result()  # raises ConnectionClosed where the client has left
+        try:
+            message = receiving.result()  # raises ConnectionClosed where the client has left
+        finally:
+            del receiving
         return message if connection.state is State.OPEN else None
 
     async def _answer_or_refuse(
@@ -306,7 +311,8 @@ class PolicyServer:
         if committed is not None and not takes_committed(self.policy):
             raise ImagineError("this server's policy cannot go on from what is committed; ask without it.")
         committed = None if committed is None else read_committed(committed, self.body)
-        chunk = await asyncio.wrap_future(self._batcher.act(observation, int(seed), episode, committed))
+        answer = self._batcher.act(observation, int(seed), episode, committed, session.since)
+        chunk = await asyncio.wrap_future(answer)
         if not np.isfinite(chunk).all():
             raise ImagineError("the policy answered NaN or infinity, which no robot should be sent; check the model.")
         session.calls += request.get("seed") is None
