@@ -22,7 +22,9 @@ from imagine.configs.judges import Judge, judge_name
 from imagine.configs.loaded import Loaded
 from imagine.configs.policies import load_policy
 from imagine.configs.runfolder import RunFolder
+from imagine.policy.policy import JointPolicy
 from imagine.policy.worker import Worker
+from imagine.world.dream import Dream
 
 PAGE = Path(__file__).with_name("play")
 
@@ -42,14 +44,23 @@ def session_of(loaded: Loaded, *, policy: str = "base", judge: Judge | None = No
     model = loaded.model
     # Alone in its tile, an environment is imagined eight times faster; its bytes are those of no larger batch then.
     cfg = dream_config(loaded.folder).model_copy(update={"tile": 1})
-    first, several = (dream(loaded, cfg, judge=judge, starts=starts or None) for _ in range(2))
+    several = dream(loaded, cfg, judge=judge, starts=starts or None)
+    later = {"inverse_steps": 0} if cfg.history == "read" else {}  # is asked while the frames are shown
+    first = Dream(several.model, several.judge, several.starts, cfg.model_copy(update=later))
     acts = load_policy(policy, model, loaded.folder)
+    if isinstance(acts, JointPolicy):
+        acts.tile = 1
     warm_up(acts, None, model)
     twin = None
     if starts in ("", "sim") and loaded.robot.has_env:
         twin = Twin(loaded.robot, lambda: loaded.sim_env(HORIZON), model.body, Worker())
     controls = Controls(model.body, model.action_std.cpu().numpy())
     return PlaySession(first, several, acts, controls, Worker(), twin)
+
+
+def share_cores() -> None:
+    """Leave cores to simulator and browser: a pool of threads on all of them waits for its slowest one."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
 
 
 def page() -> str:
@@ -66,8 +77,7 @@ def play(args: Any) -> dict[str, Any]:
         ImagineError: see :func:`imagine.configs.commands.play.run`.
     """
     loaded = args.load()
-    # The simulator and the browser need cores too; a pool of threads on all of them would wait for its slowest one.
-    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    share_cores()
     session = session_of(loaded, policy=args.policy, judge=args.judge or None, starts=args.starts)
     session.start(args.seed, args.instruction or None)
     folder = RunFolder.of("play", args)

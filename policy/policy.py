@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagine.model.batching import in_tiles
+from imagine.model.batching import TILE, in_tiles
 from imagine.model.kv_cache import ContextCache
 from imagine.model.model import WorldActionModel, as_observation
 from imagine.questions import JOINT, POLICY
@@ -32,13 +32,14 @@ class JointPolicy:
         question: what it is asked.
         steps: denoising steps; each costs the action tokens only.
         temperature: scale of the initial noise; below 1 the policy is more decided, above 1 more varied.
+        tile: rows per network call, see :mod:`imagine.model.batching`; 1 is fastest for one robot.
         takes_committed: :meth:`act` takes the beginning of its answer.
     """
 
     takes_committed = True
 
-    def __init__(self, model: WorldActionModel, *, steps: int = 4, temperature: float = 1.0):
-        self.model, self.steps, self.temperature = model, steps, temperature
+    def __init__(self, model: WorldActionModel, *, steps: int = 4, temperature: float = 1.0, tile: int = TILE):
+        self.model, self.steps, self.temperature, self.tile = model, steps, temperature, tile
         self.question = JOINT if JOINT in model.answers and POLICY not in model.answers else POLICY
         self._fresh = FreshSeeds()
 
@@ -65,7 +66,7 @@ class JointPolicy:
             return tuple(context.values())
 
         with torch.inference_mode():
-            parts = in_tiles(encode, len(canvas))
+            parts = in_tiles(encode, len(canvas), self.tile)
         return Context(**dict(zip(names, parts, strict=True)))
 
     def act(
@@ -116,7 +117,7 @@ class JointPolicy:
             assert chunk.action is not None
             return (self.model.restore_action(chunk.action),)
 
-        return in_tiles(answer, len(context))[0].cpu().numpy()
+        return in_tiles(answer, len(context), self.tile)[0].cpu().numpy()
 
     def _known(self, committed: np.ndarray) -> Tensor:
         """(B, D, A) robot units, normalised.

@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
 DOCS = [
     block
-    for page in ("judge.md", "evaluate.md", "pretrained.md", "improve.md")
+    for page in ("judge.md", "evaluate.md", "pretrained.md", "improve.md", "play.md")
     for block in re.findall(r"```(python|bash)\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
 ]
 COMMANDS = [

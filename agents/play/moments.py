@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from imagine.agents.play.late import Verdict
 from imagine.agents.play.twin import TrueChunk
-from imagine.types import Score
 from imagine.world.env import Outcome
 
 
@@ -21,11 +21,15 @@ class Judgement:
         probability: of success, in [0, 1]; None where the judge cannot tell.
         progress: the judge's term of that name; None where it has none.
         success: the instruction counts as carried out.
+        hallucination: normalised action units; None where nobody asks whether the dream follows the actions.
+        believable: whether that is within the limit.
     """
 
     probability: float | None
     progress: float | None
     success: bool
+    hallucination: float | None = None
+    believable: bool = True
 
     @property
     def value(self) -> float:
@@ -43,8 +47,6 @@ class Chunk:
         motion: (F, P) float32, robot units, proprioception during it; of a start (1, P).
         instruction: that was followed during it.
         by: who acted: start, hands, policy.
-        hallucination: normalised action units; None of a start, or where it is not asked.
-        believable: whether that is within the limit.
         judgement: comes later.
         state: the dream at its end.
         target: (A,) where absolute actions are at its end.
@@ -55,8 +57,6 @@ class Chunk:
     motion: np.ndarray
     instruction: str
     by: str
-    hallucination: float | None
-    believable: bool
     judgement: Future[Judgement]
     state: dict[str, Any]
     target: np.ndarray
@@ -105,24 +105,26 @@ class Candidate:
     @property
     def hallucination(self) -> float | None:
         """The worst on the way."""
-        known = [c.hallucination for c in self.chunks if c.hallucination is not None]
+        each = [c.judgement.result().hallucination for c in self.chunks]
+        known = [error for error in each if error is not None]
         return max(known, default=None)
 
     @property
     def believable(self) -> bool:
         """Whether all of it is."""
-        return all(c.believable for c in self.chunks)
+        return all(c.judgement.result().believable for c in self.chunks)
 
 
-def judged(outcome: Outcome, env: int) -> Judgement:
-    """What an outcome says of one environment."""
+def judged(outcome: Outcome, env: int, *, checked: bool) -> Judgement:
+    """What an outcome says of one environment; ``checked``: it was asked whether it follows the actions."""
     info, terms = outcome.info, outcome.info["reward_terms"]
     known = bool(info["valid"][env])
-    progress = float(terms["progress"][env]) if known and "progress" in terms else None
     return Judgement(
         float(info["success_probability"][env]) if known else None,
-        None if progress is None or np.isnan(progress) else progress,
+        _number(terms["progress"][env]) if known and "progress" in terms else None,
         bool(outcome.terminated[env]),
+        float(info["hallucination"][env]) if checked else None,
+        bool(outcome.believable[env]),
     )
 
 
@@ -133,18 +135,29 @@ def known_already(judgement: Judgement) -> Future[Judgement]:
     return out
 
 
-def later(score: Future[Score]) -> Future[Judgement]:
-    """What a score of one clip will say."""
+def later(verdict: Future[Verdict], limit: float | None) -> Future[Judgement]:
+    """What a verdict on one clip will say; nothing is believable whose inverse error is above ``limit``."""
     out: Future[Judgement] = Future()
 
-    def done(found: Future[Score]) -> None:
+    def done(found: Future[Verdict]) -> None:
         if (error := found.exception()) is not None:
             out.set_exception(error)
             return
-        given = found.result()
-        known, progress = bool(given.valid[0]), given.terms.get("progress")
-        value = None if progress is None or not known or bool(progress[0].isnan()) else float(progress[0])
-        out.set_result(Judgement(float(given.success[0]) if known else None, value, bool(given.terminated[0])))
+        score, off = found.result().score, found.result().inverse_error
+        known, progress = bool(score.valid[0]), score.terms.get("progress")
+        out.set_result(
+            Judgement(
+                float(score.success[0]) if known else None,
+                None if progress is None or not known else _number(progress[0]),
+                bool(score.terminated[0]),
+                off,
+                off is None or limit is None or off <= limit,
+            )
+        )
 
-    score.add_done_callback(done)
+    verdict.add_done_callback(done)
     return out
+
+
+def _number(x: Any) -> float | None:
+    return None if np.isnan(float(x)) else float(x)

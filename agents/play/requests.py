@@ -134,8 +134,6 @@ def _of(moment: Moment) -> dict[str, Any]:
         "frames": len(chunk.frames),
         "instruction": moment.instruction,
         "seed": moment.seed,
-        "hallucination": _finite(chunk.hallucination),
-        "believable": chunk.believable,
         "target": moment.target.tolist(),
     }
 
@@ -156,15 +154,17 @@ def _judgement(said: Judgement) -> dict[str, Any]:
         "probability": _finite(said.probability),
         "progress": _finite(said.progress),
         "success": said.success,
+        "hallucination": _finite(said.hallucination),
+        "believable": said.believable,
     }
 
 
 def _candidate(one: Candidate) -> dict[str, Any]:
     return {
         "frames": sum(len(chunk.frames) for chunk in one.chunks),
+        **_judgement(one.judgement),
         "hallucination": _finite(one.hallucination),
         "believable": one.believable,
-        **_judgement(one.judgement),
     }
 
 

@@ -18,7 +18,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -31,6 +31,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Origin
 
 from imagine.agents.play.requests import Requests
+from imagine.agents.play.session import PATIENCE
 from imagine.policy.connections import listen
 from imagine.policy.worker import Worker
 from imagine.types import ImagineError
@@ -82,10 +83,11 @@ class PlayServer:
         return f"http://127.0.0.1:{self.port}/?token={self.token}"
 
     def close(self) -> None:
-        """Stop listening, and close the page's connection."""
+        """Stop listening, and close the page's connection and the session."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
+        wait([self._worker.submit(self.requests.session.close)], timeout=2 * PATIENCE)
         self._worker.shutdown()
 
     def __enter__(self) -> PlayServer:
@@ -162,7 +164,7 @@ class PlayServer:
         self, connection: ServerConnection, future: Future[Any], tell: Callable[[Any], tuple[dict[str, Any], Any]]
     ) -> None:
         try:
-            answer, frames = tell(await asyncio.wrap_future(future))
+            answer, frames = tell(await asyncio.shield(asyncio.wrap_future(future)))  # others wait for it too
         except Exception as error:  # a judge that is away, a simulator that fails: the dream goes on without
             answer, frames = {"error": f"{type(error).__name__}: {error}"[:500]}, None
         with contextlib.suppress(ConnectionClosed):

@@ -7,26 +7,28 @@ a moment holds promises of what they say.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from typing import Any
 
 import numpy as np
+import torch
 
 from imagine.agents.play.controls import Controls
-from imagine.agents.play.late import LateJudge
+from imagine.agents.play.late import Check, LateJudge
 from imagine.agents.play.moments import Candidate, Chunk, Judgement, Moment, judged, known_already, later
-from imagine.agents.play.twin import TrueChunk, Twin
+from imagine.agents.play.twin import Twin
 from imagine.policy.policy import candidate_seed
 from imagine.seeds import Stream, derive
 from imagine.types import ImagineError, Policy
 from imagine.world.dream import Dream
-from imagine.world.env import Outcome
 from imagine.world.fork import repeated, row_of
 
 MOST_MOMENTS = 2000
 """Moments that a session keeps."""
 MOST_FUTURES, MOST_DEPTH = 16, 8
 """Futures that are imagined side by side, and chunks of each."""
+PATIENCE = 10.0
+"""Seconds that a session that is closed waits for what is under way."""
 
 
 class PlaySession:
@@ -47,7 +49,8 @@ class PlaySession:
         Args:
             dream: imagines what is played; not shared.
             several: the same again, for futures side by side; with ``tile=1``, as the first, futures are to the bit
-                what playing them gives.
+                what playing them gives. Where it checks whether dreams follow the actions and the first does not
+                (``inverse_steps``), that is done while what is played is shown.
             policy: at the wheel on demand.
             controls: what hands command.
             judging: where the judge of what is played is asked.
@@ -75,7 +78,7 @@ class PlaySession:
     @property
     def limit(self) -> float | None:
         """Hallucination above which nothing is believed, normalised action units."""
-        return self.dream.cfg.hallucination_limit
+        return self.several.cfg.hallucination_limit
 
     def start(self, seed: int, instruction: str | None = None) -> Moment:
         """Begin elsewhere; what was played before stays, and can be returned to.
@@ -93,7 +96,7 @@ class PlaySession:
         target = self.controls.target(seen["proprio"][0])
         frames, silent = self.dream.canvas.cpu().numpy().copy(), Judgement(None, None, False)
         chunk = Chunk(
-            None, frames, seen["proprio"], self.dream.instruction[0], "start", None, True, known_already(silent),
+            None, frames, seen["proprio"], self.dream.instruction[0], "start", known_already(silent),
             self.dream.snapshot(), target,
         )  # fmt: skip
         return self._add(chunk, None, seed, instruction)
@@ -108,11 +111,11 @@ class PlaySession:
         now = self.now
         self._require_room(1)
         action = self.controls.body.check_action(np.asarray(action)[None])[0]
-        true = self._followed(now, action)  # begins before the dream does: they need as long as each other
-        outcome = self.dream.step(action[None])
-        judgement = later(self.judge.newest)
-        chunk = self._chunk(self.dream, 0, action, by, outcome, judgement, now.target)
-        return self._add(chunk, now, true=true)
+        self.judge.check = self._check(action)
+        self.dream.step(action[None])
+        judgement = later(self.judge.newest, self.limit)
+        chunk = self._chunk(self.dream, 0, action, by, judgement, now.target)
+        return self._add(chunk, now)
 
     def steer(self, deflection: Sequence[float] | np.ndarray) -> Moment:
         """Act as hands command: how far each control is pushed, (A,) in [-1, 1]."""
@@ -192,11 +195,10 @@ class PlaySession:
                 actions, by = self.policy.act(wide.observe(), [candidate_seed(seed, i) for i in range(n)]), "policy"
             actions = self.controls.body.check_action(actions)
             outcome = wide.step(actions)
+            verdicts = [judged(outcome, i, checked=bool(wide.cfg.inverse_steps)) for i in range(n)]
             whole = wide.snapshot()
             for i, line in enumerate(lines):
-                line.append(
-                    self._chunk(wide, i, actions[i], by, outcome, known_already(judged(outcome, i)), targets[i], whole)
-                )
+                line.append(self._chunk(wide, i, actions[i], by, known_already(verdicts[i]), targets[i], whole))
                 targets[i] = line[-1].target
         self.futures = tuple(Candidate(tuple(line)) for line in lines)
         return self.futures
@@ -222,6 +224,13 @@ class PlaySession:
         self.dream.restore(moment.state)
         return moment
 
+    def close(self) -> None:
+        """Wait for judge and simulator, and let the simulator go."""
+        waiting = [self.judge.executor.submit(lambda: None)]
+        if self.twin is not None:
+            waiting.append(self.twin.close())
+        wait(waiting, timeout=PATIENCE)
+
     def line(self, moment: Moment | None = None) -> list[Moment]:
         """The moments from a start to this one."""
         found = [self.now if moment is None else moment]
@@ -229,37 +238,35 @@ class PlaySession:
             found.append(self.moments[parent])
         return found[::-1]
 
+    def _check(self, action: np.ndarray) -> Check | None:
+        """What tells whether the next chunk follows its action, while it is shown; None: its dream tells, or nobody."""
+        dream, steps = self.dream, self.several.cfg.inverse_steps
+        if dream.cfg.inverse_steps or not steps:
+            return None
+        seed = derive(int(dream.seeds[0]), int(dream.steps[0]), Stream.WORLD)
+        return Check(dream.model, dream.context(), torch.from_numpy(action[None]).to(dream.model.device), steps, seed)
+
     def _chunk(
-        self, dream: Dream, env: int, action: np.ndarray, by: str, outcome: Outcome, judgement: Future[Judgement],
-        target: np.ndarray, whole: dict[str, Any] | None = None,
+        self, dream: Dream, env: int, action: np.ndarray, by: str, judgement: Future[Judgement], target: np.ndarray,
+        whole: dict[str, Any] | None = None,
     ) -> Chunk:  # fmt: skip
-        error = float(outcome.info["hallucination"][env]) if dream.cfg.inverse_steps else None
         state = dream.snapshot() if whole is None else row_of(whole, env)
         return Chunk(
-            action, dream.frames(env), dream.motion(env), dream.instruction[env], by, error,
-            bool(outcome.believable[env]), judgement, state, self.controls.after(target, action),
+            action, dream.frames(env), dream.motion(env), dream.instruction[env], by, judgement, state,
+            self.controls.after(target, action),
         )  # fmt: skip
 
-    def _add(
-        self, chunk: Chunk, parent: Moment | None, seed: int = 0, asked: str | None = None,
-        true: Future[TrueChunk] | None = None,
-    ) -> Moment:  # fmt: skip
+    def _add(self, chunk: Chunk, parent: Moment | None, seed: int = 0, asked: str | None = None) -> Moment:
         number, ends = len(self.moments), (chunk.instruction, chunk.state, chunk.target)
         if parent is None:
             moment = Moment(number, None, 0, chunk, seed, asked, *ends)
         else:
             moment = Moment(number, parent.number, parent.depth + 1, chunk, parent.seed, parent.asked, *ends)
-        moment.true = true or self._followed(moment, None)
+        if self.twin is not None:  # not while the dream imagines, which would only slow both down
+            actions = [m.chunk.action for m in self.line(moment) if m.chunk.action is not None]
+            moment.true = self.twin.follow(moment.seed, moment.asked, actions, moment.instruction)
         self.moments[number], self._now, self.futures = moment, moment, ()
         return moment
-
-    def _followed(self, moment: Moment, action: np.ndarray | None) -> Future[TrueChunk] | None:
-        """What the simulator will say of a moment, or of what follows it under one more action."""
-        if self.twin is None:
-            return None
-        done = [m.chunk.action for m in self.line(moment)] + [action]
-        actions = [a for a in done if a is not None]
-        return self.twin.follow(moment.seed, moment.asked, actions, moment.instruction)
 
     def _require_room(self, n: int) -> None:
         if len(self.moments) + n > MOST_MOMENTS:

@@ -86,6 +86,6 @@ class Twin:
         except ImagineError:  # the simulator does not understand it
             return None
 
-    def close(self) -> None:
-        """Let the simulator go."""
-        self.executor.submit(self._env.close)
+    def close(self) -> Future[None]:
+        """Let the simulator go once all that was asked for is done."""
+        return self.executor.submit(self._env.close)

@@ -131,11 +131,11 @@ function addMoment(moment) {
 }
 
 function note(moment) {
-  const p = moment.judged?.probability, by = { start: `seed ${moment.seed}`, hands: "hands", policy: "policy" }[moment.by];
-  const end = moment.believable ? (moment.judged?.success ? "✓" : p == null ? "" : `${(100 * p).toFixed(0)} %`) : "!";
+  const p = moment.judged?.probability, lost = moment.judged?.believable === false, by = { start: `seed ${moment.seed}`, hands: "hands", policy: "policy" }[moment.by];
+  const end = !lost ? (moment.judged?.success ? "✓" : p == null ? "" : `${(100 * p).toFixed(0)} %`) : "!";
   moment.note.innerHTML = `<b>${by}</b><em>${moment.depth ? end : ""}</em>`;
-  moment.button.classList.toggle("lost", !moment.believable);
-  moment.button.ariaLabel = `${(moment.depth * state.facts.seconds).toFixed(1)} s, ${by}, ${moment.believable ? `probability of success ${p == null ? "unknown" : p.toFixed(2)}` : "not believable"}`;
+  moment.button.classList.toggle("lost", lost);
+  moment.button.ariaLabel = `${(moment.depth * state.facts.seconds).toFixed(1)} s, ${by}, ${!lost ? `probability of success ${p == null ? "unknown" : p.toFixed(2)}` : "not believable"}`;
   moment.button.title = moment.button.ariaLabel;
 }
 
@@ -145,7 +145,20 @@ function markLine() {
   state.now.button.ariaCurrent = "true";
   const strip = $("strip"), b = state.now.button;
   strip.scrollTo({ left: b.offsetLeft - strip.offsetLeft - strip.clientWidth + 2.5 * b.offsetWidth, top: b.offsetTop - strip.offsetTop - strip.clientHeight / 2 });
+  course();
   $("back").disabled = $("save").disabled = state.now.parent === null;
+}
+
+function course() { // of this line: what the judge said, and hallucination as a share of its limit, from 0 to 1 and above
+  const line = [];
+  for (let m = state.now; m; m = state.moments.get(m.parent)) if (m.judged && m.depth) line.unshift(m);
+  const last = Math.max(8, state.now.depth), x = (m) => (100 * m.depth) / last, limit = state.facts.limit;
+  const path = (of, kind) => {
+    const points = line.filter((m) => of(m) !== null).map((m) => `${x(m)},${100 - 100 * Math.min(1.2, of(m))}`);
+    return `<polyline class="${kind}" points="${points.join(" ")}"/>`;
+  };
+  const error = limit === null ? "" : path((m) => (m.judged.hallucination === null ? null : m.judged.hallucination / limit), "error");
+  $("course").innerHTML = `<line x1="0" x2="100" y1="0" y2="0"/><line x1="0" x2="100" y1="50" y2="50"/>${error}${path((m) => m.judged.probability, "")}`;
 }
 
 function imagine(request) {
@@ -167,7 +180,7 @@ function showFutures(answer, pixels) {
     const card = element("button", $("cards"), `card${best ? " best" : ""}${given.believable ? "" : " lost"}`);
     const canvas = picture(card, frames.at(-1)), p = given.probability;
     const h = given.hallucination === null ? "" : given.hallucination.toFixed(2);
-    element("span", card, "", `<b>${p === null ? "cannot tell" : `success ${(100 * p).toFixed(0)} %`}</b><i>${best ? "best" : ""}</i><em>${given.progress === null ? "" : `progress ${(100 * given.progress).toFixed(0)} % · `}halluc. ${h}</em>`);
+    element("span", card, "", `<b>${p === null ? "cannot tell" : `success ${(100 * p).toFixed(0)} %`}</b>${given.progress === null ? "" : `<em>progress ${(100 * given.progress).toFixed(0)} %</em>`}<em>hallucination ${h}</em>${best ? "<i>best</i>" : ""}`);
     card.onclick = () => { ask({ do: "take", which }); $("stage").focus({ preventScroll: true }); };
     return { canvas, frames };
   });

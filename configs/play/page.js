@@ -4,9 +4,9 @@
 const $ = (id) => document.getElementById(id);
 const state = {
   facts: null, moments: new Map(), now: null, children: new Map(), rows: 0, // what was played
-  pushes: new Map(), pad: null, last: null, keyAt: null, // what hands do: control index to {source: -1..1}
+  pushes: new Map(), tapped: new Map(), pad: null, last: null, keyAt: null, // what hands do: control index to {source: -1..1}
   busy: null, waiting: [], cost: { steer: 250, drive: 500 }, // requests
-  film: [], dueAt: 0, shown: [], latencies: [], model: null, paceAt: 0, ids: 0, futures: [], // what is shown
+  film: [], dueAt: 0, shown: [], latencies: [], costs: [], keep: 20, model: null, paceAt: 0, ids: 0, futures: [], // what is shown
 };
 const socket = new WebSocket(`ws://${location.host}/play${location.search}`);
 socket.binaryType = "arraybuffer";
@@ -37,7 +37,7 @@ function ask(request) { // asked by a click: it has its turn before whatever goe
 function send(request) {
   if (socket.readyState !== WebSocket.OPEN) return;
   state.busy = { ...request, id: ++state.ids, sentAt: performance.now() };
-  if (request.do === "steer") { state.busy.keyAt = state.keyAt; state.keyAt = null; }
+  if (request.do === "steer") { state.busy.keyAt = state.keyAt; state.keyAt = null; state.tapped.clear(); }
   socket.send(JSON.stringify({ ...request, id: state.ids }));
 }
 
@@ -85,7 +85,7 @@ function images(pixels, count, from = 0) {
 function moved(answer, pixels, asked) {
   let from = 0;
   const cost = asked ? performance.now() - asked.sentAt : 0;
-  if (asked && state.cost[asked.do]) { state.cost[asked.do] = 0.7 * state.cost[asked.do] + 0.3 * cost; state.model = cost; }
+  if (asked && state.cost[asked.do]) { state.cost[asked.do] = 0.7 * state.cost[asked.do] + 0.3 * cost; state.model = cost; state.costs.push(cost); if (state.costs.length > state.keep) state.costs.shift(); }
   if (!asked || !state.cost[asked.do]) state.film = []; // a jump: what was still to be shown is not
   for (const given of answer.moments) {
     const known = state.moments.get(given.number);
@@ -108,7 +108,7 @@ function moved(answer, pixels, asked) {
   switches();
 }
 
-function judged(said) { const m = state.moments.get(said.judged); m.judged = said; note(m); if (m === state.seen?.moment) read(m); }
+function judged(said) { const m = state.moments.get(said.judged); m.judged = said; note(m); course(); if (m === state.seen?.moment) read(m); }
 
 function simulated(said, pixels) {
   const moment = state.moments.get(said.true);
@@ -150,14 +150,15 @@ function agree(moment, i, at) {
 function start(moment) { return moment.parent === null ? moment : start(state.moments.get(moment.parent)); }
 
 function read(moment) {
-  const said = moment.judged, p = said?.probability ?? null, h = moment.hallucination, limit = state.facts.limit;
+  const said = moment.judged, p = said?.probability ?? null, h = said?.hallucination ?? null, limit = state.facts.limit;
   $("probability").innerHTML = moment.depth === 0 ? "–" : said === null ? "…" : p === null ? "cannot tell" : `${(100 * p).toFixed(0)} <small>%${said.success ? " · success" : ""}</small>`;
   $("probability-bar").firstElementChild.style.width = `${100 * (p ?? 0)}%`;
-  $("hallucination").innerHTML = h === null ? "–" : `${h.toFixed(2)} <small>${moment.believable ? "" : "not believable"}</small>`;
-  $("hallucination").classList.toggle("warn", !moment.believable);
-  $("hallucination-bar").classList.toggle("warn", !moment.believable);
+  const lost = said?.believable === false;
+  $("hallucination").innerHTML = h === null ? (said || !moment.depth ? "–" : "…") : `${h.toFixed(2)} <small>${lost ? "not believable" : ""}</small>`;
+  $("hallucination").classList.toggle("warn", lost);
+  $("hallucination-bar").classList.toggle("warn", lost);
   $("hallucination-bar").firstElementChild.style.width = `${Math.min(100, (50 * (h ?? 0)) / (limit ?? 1))}%`;
-  $("stage").classList.toggle("lost", !moment.believable);
+  $("stage").classList.toggle("lost", lost);
 }
 
 function tick(now) {
@@ -171,7 +172,7 @@ function tick(now) {
     show(moment, i);
     state.dueAt = now - state.dueAt < every ? state.dueAt + every : now + every;
     state.shown.push(now);
-    if (keyAt) { state.latencies.push(now - keyAt); if (state.latencies.length > 20) state.latencies.shift(); }
+    if (keyAt) { state.latencies.push(now - keyAt); if (state.latencies.length > state.keep) state.latencies.shift(); }
   }
   pace(now);
   const request = state.busy || state.waiting.length ? null : wanted();
@@ -183,10 +184,9 @@ function tick(now) {
 function pace(now) {
   if (now < state.paceAt) return;
   state.paceAt = now + 250;
-  while (state.shown.length && state.shown[0] < now - 2000) state.shown.shift();
-  const n = state.shown.length, sorted = [...state.latencies].sort((a, b) => a - b);
-  const fps = n > 1 ? (1000 * (n - 1)) / (state.shown[n - 1] - state.shown[0]) : 0;
-  state.fps = fps;
+  const recent = state.shown.filter((t) => t > now - 2000), n = recent.length, sorted = [...state.latencies].sort((a, b) => a - b);
+  const fps = n > 1 ? (1000 * (n - 1)) / (recent[n - 1] - recent[0]) : 0;
+  if (state.shown.length > 9999) state.shown = recent;
   $("latency").innerHTML = sorted.length ? `${sorted[sorted.length >> 1].toFixed(0)} <small>ms, median of ${sorted.length}</small>` : "–";
   const parts = [fps ? `${fps.toFixed(1)} frames/s shown` : "at rest"];
   if (state.model) parts.push(`a chunk takes ${state.model.toFixed(0)} ms`);
@@ -198,6 +198,7 @@ function push() { // (A,) in [-1, 1], times the step
   const out = new Array(state.facts.actions).fill(0), scale = Number($("scale").value);
   for (const [index, sources] of state.pushes)
     for (const value of Object.values(sources)) out[index] = Math.max(-1, Math.min(1, out[index] + value));
+  for (const [index, value] of state.tapped) out[index] ||= value; // pressed and let go since the last chunk was asked for
   return out.map((x) => Math.max(-1, Math.min(1, x * scale)));
 }
 
@@ -211,6 +212,7 @@ function wanted() {
 function hold(index, source, value) {
   const sources = state.pushes.get(index) || {}, before = sources[source] || 0;
   if (before === value) return;
+  if (value) state.tapped.set(index, value);
   if (value) sources[source] = value; else delete sources[source];
   state.pushes.set(index, sources);
   if (value && (!before || Math.sign(before) !== Math.sign(value))) { state.keyAt ??= performance.now(); press("policy", false); }
@@ -225,6 +227,6 @@ function flip(index) {
 }
 
 function press(id, on) { $(id).ariaPressed = String(on ?? $(id).ariaPressed !== "true"); }
-function stop() { press("policy", false); press("run", false); state.settle = 0; state.waiting = []; }
+function stop() { press("policy", false); press("run", false); state.settle = 0; state.waiting = []; state.tapped.clear(); state.keyAt = null; }
 function release() { for (const index of state.pushes.keys()) for (const s of Object.keys(state.pushes.get(index))) hold(index, s, 0); }
 function back() { if (state.now.parent !== null) { stop(); ask({ do: "go", moment: state.now.parent }); } }
