@@ -114,3 +114,32 @@ def test_an_unseen_look_is_an_option_of_the_robot() -> None:
     assert env.robot.world.look.table == WOOD
     with pytest.raises(ImagineError, match="expected one of seen, unseen"):
         robot.make_env(body, horizon=1, look="odd")
+
+
+def test_another_site_has_the_same_starts_and_is_seen_darker_from_elsewhere(world: G1Table) -> None:
+    world.reset(6, blocks=3)
+    usual, picture, mass = world.snapshot(), world.views()["top_head"], world.model.body("block0").mass.item()
+    task = world.reset(6, blocks=3, site="shifted")
+    assert task == usual.task and world.colours == usual.colours
+    np.testing.assert_allclose(truth(world)[:3], usual.start[:3], atol=0.02)
+    shifted, there = world.views()["top_head"], world.snapshot()
+    assert shifted.mean() < 0.85 * picture.mean()
+    assert world.model.body("block0").mass.item() == pytest.approx(2 * mass)
+    assert until_done(world), "the expert, who needs no camera, gets along"
+    world.restore(usual)
+    assert world.views()["top_head"].tobytes() == picture.tobytes()
+    world.restore(there)
+    assert world.views()["top_head"].tobytes() == shifted.tobytes()
+
+
+def test_a_site_is_an_option_of_the_robot() -> None:
+    robot = load_robot("g1_table")
+    body = robot.embodiment()
+    assert body is not None
+    env = robot.make_env(body, horizon=1, site="shifted").unwrapped
+    assert isinstance(env, G1TableEnv)
+    env.reset(seed=0)
+    assert env.robot.world.site == "shifted"
+    assert robot.other_instruction("colour", env.robot.instruction, 0, {"site": "shifted"}) is not None
+    with pytest.raises(ImagineError, match="site is 'odd', expected one of usual, shifted"):
+        robot.make_ticks(body, site="odd")

@@ -23,7 +23,7 @@ from imagine.world.spaces import action_space, observation_space
 
 FOLDER = Path(__file__).parent
 _HAND_TARGETS = range(22, 28)  # where a recorded action holds hand positions
-_OPTIONS = ("instruction", "families", "colours", "blocks", "home", "look")
+_OPTIONS = ("instruction", "families", "colours", "blocks", "home", "look", "site")
 
 
 class TableRobot:
@@ -58,6 +58,7 @@ class TableRobot:
         blocks: int | Sequence[int] = 2,
         home: bool = False,
         look: str = "seen",
+        site: str = "usual",
     ) -> dict[str, np.ndarray]:
         """Start an episode, a function of the arguments alone; returns one unbatched observation.
 
@@ -65,7 +66,9 @@ class TableRobot:
             ImagineError: the instruction is not understood, or another argument is out of range.
         """
         wanted = Task.parse(instruction) if instruction else None
-        task = self.world.reset(seed, wanted, families=families, colours=colours, blocks=blocks, home=home, look=look)
+        task = self.world.reset(
+            seed, wanted, families=families, colours=colours, blocks=blocks, home=home, look=look, site=site
+        )
         self.instruction, self.succeeded, self.moments = task.instruction, [], [self.world.snapshot()]
         return self.observe()
 
@@ -167,6 +170,7 @@ class G1TableEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         colours: Sequence[str] = tuple(COLOURS),
         blocks: int | Sequence[int] = 2,
         look: str = "seen",
+        site: str = "usual",
     ) -> None:
         self.body = embodiment if isinstance(embodiment, Embodiment) else Embodiment.load(embodiment)
         self.robot = TableRobot(self.body, renderer)
@@ -174,7 +178,9 @@ class G1TableEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self.action_space = action_space(self.body)
         self.render_mode = render_mode
         self.max_chunks = max_chunks
-        self._defaults: dict[str, Any] = {"families": families, "colours": colours, "blocks": blocks, "look": look}
+        self._defaults: dict[str, Any] = {
+            "families": families, "colours": colours, "blocks": blocks, "look": look, "site": site,
+        }  # fmt: skip
         self._chunks, self._success = 0, False
         self._newest: dict[str, np.ndarray] = {}
 
@@ -185,7 +191,7 @@ class G1TableEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
         Args:
             seed: without it the environment's own generator draws one.
-            options: ``instruction``, ``families``, ``colours``, ``blocks``, ``home``, ``look``.
+            options: ``instruction``, ``families``, ``colours``, ``blocks``, ``home``, ``look``, ``site``.
 
         Raises:
             ImagineError: an unknown option, or one that the table does not understand.

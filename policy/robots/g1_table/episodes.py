@@ -77,6 +77,7 @@ def episode(
     colours: Sequence[str] = tuple(COLOURS),
     blocks: int | Sequence[int] = BLOCKS,
     look: str = "seen",
+    site: str = "usual",
     camera_hz: int = 5,
     renderer: str = "ray",
     seconds: float = 7.2,
@@ -91,6 +92,7 @@ def episode(
         colours: block colours to draw from.
         blocks: how many, 1 to 4, or several numbers to draw one of.
         look: as for :meth:`imagine.policy.robots.g1_table.world.G1Table.reset`.
+        site: likewise.
         camera_hz: frames per second; divides 30.
         renderer: ``ray`` or ``egl``.
         seconds: longest, and half as long again with a task about two blocks; it may end sooner, 0.8 to 2 s after a
@@ -111,7 +113,7 @@ def episode(
     if renderer not in _WORLDS:
         _WORLDS[renderer] = G1Table(renderer)
     world = _WORLDS[renderer]
-    world.reset(seed, families=families, colours=colours, blocks=blocks, look=look)
+    world.reset(seed, families=families, colours=colours, blocks=blocks, look=look, site=site)
     rng = np.random.default_rng([seed, 1])
     plan = _draw_plan(rng, round(seconds * CONTROL_HZ), world, failure_share, modes)
     rows = _record(world, rng, plan, families, CONTROL_HZ // camera_hz)

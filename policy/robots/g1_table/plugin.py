@@ -19,6 +19,7 @@ from imagine.policy.robots.g1_table.looks import LOOKS
 from imagine.policy.robots.g1_table.masks import object_masks
 from imagine.policy.robots.g1_table.privileged import expert_chunk
 from imagine.policy.robots.g1_table.scene import COLOURS, CONTROL_HZ
+from imagine.policy.robots.g1_table.sites import SITES
 from imagine.policy.robots.g1_table.starts import counts_of, draw_start
 from imagine.policy.robots.g1_table.tasks import FAMILIES, Task, blocks_of, tasks_of
 from imagine.policy.robots.g1_table.truth import NAMES
@@ -32,10 +33,11 @@ RECORDED = {"observation.state": 26, "action": 28}
 
 
 class G1TablePlugin(TableLabels):
-    """Two arms at a table with blocks and a bowl; its options are ``families``, ``colours``, ``blocks`` and ``look``.
+    """Two arms at a table with blocks and a bowl.
 
-    ``blocks`` is how many there are, or several numbers of which every episode draws one; ``look=unseen`` shows shades,
-    shapes, a table and lamps that no training draws.
+    Its options are ``families``, ``colours``, ``blocks``, ``look`` and ``site``. ``blocks`` is how many there are, or
+    several numbers of which every episode draws one; ``look=unseen`` shows shades, shapes, a table and lamps that no
+    training draws; ``site=shifted`` is another place, see ``sites.SITES``.
     """
 
     name = "g1_table"
@@ -63,15 +65,16 @@ class G1TablePlugin(TableLabels):
     def options(self, understands: Callable[[str], bool] | None = None) -> dict[str, Any]:
         """All that the table knows; of the families those whose every word a model understands."""
         known = tuple(f for f in FAMILIES if understands is None or understands(_example(f).instruction))
-        return {"families": known, "colours": tuple(COLOURS), "blocks": (2,), "look": "seen"}
+        return {"families": known, "colours": tuple(COLOURS), "blocks": (2,), "look": "seen", "site": "usual"}
 
     def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         known = self.options()
         if unknown := sorted(set(options) - set(known)):
             raise ImagineError(f"robot option {unknown[0]!r} is unknown, expected some of {', '.join(known)}.")
         counts_of(options.get("blocks", 2))
-        if options.get("look", "seen") not in LOOKS:
-            raise ImagineError(f"look is {options['look']!r}, expected one of {', '.join(LOOKS)}.")
+        for name, every in (("look", LOOKS), ("site", tuple(SITES))):
+            if options.get(name, every[0]) not in every:
+                raise ImagineError(f"{name} is {options[name]!r}, expected one of {', '.join(every)}.")
         return dict(options)
 
     def task_of(self, instruction: str) -> str:
@@ -102,7 +105,8 @@ class G1TablePlugin(TableLabels):
 
     def _present(self, seed: int, options: Mapping[str, Any]) -> tuple[str, ...]:
         """Colours of the blocks of a start."""
-        return draw_start(np.random.default_rng(seed), None, **{**self.options(), **options}, home=False).colours
+        how = {name: value for name, value in {**self.options(), **options}.items() if name != "site"}
+        return draw_start(np.random.default_rng(seed), None, **how, home=False).colours
 
     def carried_out(self, env: gym.Env[Any, Any], instruction: str) -> bool:
         """See :class:`imagine.policy.robots.plugin.RobotPlugin`."""

@@ -7,7 +7,7 @@ lamp, without shadows. Pixels at edges are cast twice as finely and averaged, or
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
@@ -37,6 +37,10 @@ class Light:
     towards: tuple[float, float, float] = (0.25, 0.15, 0.95)
     ambient: float = 0.45
     direct: float = 0.60
+
+    def dimmed(self, share: float) -> Light:
+        """The same lamp with this share of its light."""
+        return replace(self, ambient=self.ambient * share, direct=self.direct * share)
 
 
 class Renderer(Protocol):

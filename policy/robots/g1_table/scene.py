@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from imagine.policy.robots.g1_table.sites import Site
+
 CONTROL_HZ = 30
 SUBSTEPS = 8
 LIFT = 0.33  # waist lift; shoulders 0.684 m above the table, where the elbow covers all of the workspace
@@ -117,7 +119,7 @@ def _bowl() -> str:
     return f'<body name="bowl" mocap="true" pos=".56 0 {TABLE_Z}">{floor}{ring}</body>'
 
 
-def build(shapes: Sequence[str]) -> str:
+def build(shapes: Sequence[str], site: Site) -> str:
     """MJCF text of the scene with one block of each of these shapes, named ``block0``... and coloured later."""
     # Longer than forty lines, as a template reads best in one piece.
     free = "".join(
@@ -141,7 +143,7 @@ def build(shapes: Sequence[str]) -> str:
             condim="4" solref=".008 1"/>
     </default>
     <default class="block">
-      <geom mass=".08" friction="1 .02 .001" condim="4"/>
+      <geom mass="{site.mass}" friction="{site.friction} .02 .001" condim="4"/>
     </default>
     <default class="bowl"><geom type="box" size=".006 .029 .02" rgba=".96 .96 .98 1"/></default>
   </default>
@@ -158,7 +160,7 @@ def build(shapes: Sequence[str]) -> str:
     <geom name="torso" type="capsule" fromto=".05 0 .3 .05 0 {0.954 + LIFT}" size=".1" material="shell" {_GHOST}/>
     <geom name="base" type="box" pos="-.05 0 .15" size=".25 .25 .15" material="dark" {_GHOST}/>
     <geom name="head" type="sphere" pos=".12 0 {1.15 + LIFT}" size=".08" material="dark" {_GHOST}/>
-    <camera name="top_head" pos=".95 0 1.6" xyaxes="0 -1 0 .98 0 -.47" fovy="30"/>
+    <camera name="top_head" {site.camera()} fovy="30"/>
     {_arm("left")}{_arm("right")}{_bowl()}{free}
   </worldbody>
   <contact>{excludes}</contact>

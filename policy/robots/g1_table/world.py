@@ -24,6 +24,7 @@ from imagine.policy.robots.g1_table.scene import (
     WOOD,
     build,
 )
+from imagine.policy.robots.g1_table.sites import SITES
 from imagine.policy.robots.g1_table.starts import FAMILIES, Start, draw_start
 from imagine.policy.robots.g1_table.tasks import Task
 from imagine.policy.robots.g1_table.truth import NAMES, accomplished, place, truth
@@ -49,6 +50,7 @@ class Snapshot:
     targets: np.ndarray
     start: np.ndarray
     look: Look
+    site: str
     task: Task
 
 
@@ -58,23 +60,25 @@ class G1Table:
     Attributes:
         task: what the last reset asked for.
         colours: colours of the blocks on the table, in block order.
+        site: where it stands, one of ``sites.SITES``.
         start: (40,) float64, the row of ``truth`` when the present task was set; pushes are measured from it.
         targets: (8,) float64, last commanded [left xyz, left grip, right xyz, right grip].
     """
 
     def __init__(self, renderer: str = "ray") -> None:
         self._renderer_name = renderer
-        self._built: dict[tuple[str, ...], tuple[mujoco.MjModel, mujoco.MjData, Arms, Renderer | None]] = {}
+        self._built: dict[tuple[str, tuple[str, ...]], tuple[mujoco.MjModel, mujoco.MjData, Arms, Renderer | None]] = {}
         self.task = Task("pick_up", "red")
         self.targets = np.zeros(8)
-        self._load(("box", "box"))
+        self._load("usual", ("box", "box"))
 
-    def _load(self, shapes: tuple[str, ...]) -> None:
-        """Make the model with such blocks the current one; models are kept, as compiling takes 20 ms."""
-        if shapes not in self._built:
-            model = mujoco.MjModel.from_xml_string(build(shapes))
-            self._built[shapes] = (model, mujoco.MjData(model), Arms(model), None)
-        self.model, self.data, self.arms, self._renderer = self._built[shapes]
+    def _load(self, site: str, shapes: tuple[str, ...]) -> None:
+        """Make the model of such a place and blocks the current one; models are kept, as compiling takes 20 ms."""
+        if (site, shapes) not in self._built:
+            model = mujoco.MjModel.from_xml_string(build(shapes, SITES[site]))
+            self._built[site, shapes] = (model, mujoco.MjData(model), Arms(model), None)
+        self.model, self.data, self.arms, self._renderer = self._built[site, shapes]
+        self.site = site
         m, blocks = self.model, len(shapes)
         self.colours: tuple[str, ...] = tuple(COLOURS)[:blocks]
         self.look = Look(tuple(COLOURS[c] for c in self.colours), shapes, WOOD, Light())
@@ -100,6 +104,7 @@ class G1Table:
         blocks: int | Sequence[int] = 2,
         home: bool = False,
         look: str = "seen",
+        site: str = "usual",
     ) -> Task:
         """Start an episode; everything follows from the arguments.
 
@@ -111,15 +116,17 @@ class G1Table:
             blocks: how many, 1 to 4, or several numbers to draw one of.
             home: start both hands at home instead of anywhere, half of the time.
             look: ``seen``, or ``unseen`` for shades, shapes, table and lamp that no training draws.
+            site: one of ``sites.SITES``; a seed has the same start at all of them.
 
         Raises:
-            ImagineError: an unknown family, colour or look, or a number of blocks out of range.
+            ImagineError: an unknown family, colour, look or site, or a number of blocks out of range.
         """
         _check(families, FAMILIES, "family")
         _check(colours, tuple(COLOURS), "colour")
+        _check([site], tuple(SITES), "site")
         rng = np.random.default_rng(seed)
         start = draw_start(rng, task, families=families, colours=colours, blocks=blocks, home=home, look=look)
-        self._load(start.look.shapes)
+        self._load(site, start.look.shapes)
         self.task, self.colours, self.look = start.task, start.colours, start.look
         self._place(start)
         return self.task
@@ -253,8 +260,9 @@ class G1Table:
         """One camera's picture at any size, (height, width, 3) uint8."""
         if self._renderer is None:
             self._renderer = make_renderer(self._renderer_name, self.model)
-            self._built[self.look.shapes] = (self.model, self.data, self.arms, self._renderer)
-        return self._renderer.image(self.data, camera, height, width, self.look.light)
+            self._built[self.site, self.look.shapes] = (self.model, self.data, self.arms, self._renderer)
+        light = self.look.light.dimmed(SITES[self.site].brightness)
+        return self._renderer.image(self.data, camera, height, width, light)
 
     def success(self, task: Task | None = None) -> bool:
         """Whether the present state satisfies ``task``, or the task of the last reset."""
@@ -276,12 +284,13 @@ class G1Table:
             self.targets.copy(),
             self.start.copy(),
             self.look,
+            self.site,
             self.task,
         )
 
     def restore(self, saved: Snapshot) -> None:
         """Go back to a snapshot; what follows is byte for byte what followed it before."""
-        self._load(saved.look.shapes)
+        self._load(saved.site, saved.look.shapes)
         self.colours, self.look, self.task = saved.colours, saved.look, saved.task
         self.start, self.targets = saved.start.copy(), saved.targets.copy()
         self.arms.q[:] = saved.joints
