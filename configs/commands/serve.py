@@ -14,9 +14,6 @@ from imagine.configs.defaults import MODEL
 from imagine.configs.runfolder import RunFolder
 from imagine.types import ImagineError
 
-SWITCH = 5e-4
-"""Seconds after which the thread that reads messages lets the one that computes go on: a tenth of Python's."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Common):
@@ -59,7 +56,7 @@ def run(args: Args) -> dict[str, Any]:
     if args.judge != "none":
         judge = load_judge(args.judge, args.model, str(model.device))
         scorer = DreamJudge(build.dreamer(model, args.model), judge, build.dream_config(args.model), args.seed)
-    sys.setswitchinterval(SWITCH)
+    sys.setswitchinterval(5e-4)  # seconds: whoever reads messages lets the model go on sooner than Python would
     warm_up(policy, scorer, model)
     cfg = ServerConfig(host=args.host, port=args.port, seed=args.seed)
     with PolicyServer(policy, model.body, scorer=scorer, cfg=cfg) as server:

@@ -96,7 +96,8 @@ class _Run:
         AcceleratorState._reset_state(reset_partial_state=True)  # one process may train twice, at two precisions
         cpu = not torch.cuda.is_available()
         emulated = cpu and cfg.mixed_precision == "bf16" and not has_bfloat16("cpu")
-        precision = "no" if emulated else cfg.mixed_precision
+        whole = all(p.dtype == torch.float32 for p in module.parameters())  # halved weights cannot do without autocast
+        precision = "no" if emulated and whole else cfg.mixed_precision
         self.acc = Accelerator(mixed_precision=precision, cpu=cpu)
         module.to(self.acc.device)
         self.module, self.cfg, self.folder, self.name, self.step = module, cfg, folder, name, 0
