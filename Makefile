@@ -30,7 +30,7 @@ check: install
 	$(BIN)/mypy
 
 bench: $(READY_BENCH)
-	$(BIN)/imagine bench $(ARGS)
+	$(BIN)/imagine evaluate speed $(ARGS)
 
 # Clients that nobody here wrote, in an environment of their own.
 interop:

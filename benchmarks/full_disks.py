@@ -14,17 +14,17 @@ import tempfile
 from pathlib import Path
 
 COMMANDS = {
-    "collect": ["--episodes", "2", "--workers", "1"],
+    "record": ["--episodes", "2", "--workers", "1"],
     "train": ["--preset", "nano", "--dataset", "DATASET"],
     "rollout": ["--world", "sim", "--policy", "random"],
     "evaluate": ["--policy", "random", "--world", "sim", "--episodes", "2"],
     "plan": ["--episodes", "1"],
-    "improve": [],
-    "clone": ["--dataset", "DATASET"],
-    "refine": ["--dataset", "DATASET"],
-    "distill": ["--dataset", "DATASET"],
-    "fidelity": [],
-    "calibrate": ["--episodes", "4"],
+    "finetune rl": [],
+    "finetune bc": ["--dataset", "DATASET"],
+    "finetune world-model": ["--dataset", "DATASET"],
+    "finetune distill": ["--dataset", "DATASET"],
+    "evaluate world-model": [],
+    "evaluate judge": ["--episodes", "4"],
     "serve": ["--port", "0", "--policy", "random", "--judge", "none"],
 }
 DISKS = {"full": "size=KIBk", "read-only": "size=64k,ro", "below a file": ""}
@@ -42,7 +42,7 @@ def attempt(name: str, options: list[str], disk: str, kib: int, seconds: float) 
         else:
             (place / "file").touch()
             out = place / "file" / "run"
-        words = [sys.executable, "-m", "imagine.configs.cli", name, *options, "--out", str(out), "--json"]
+        words = [sys.executable, "-m", "imagine.configs.cli", *name.split(), *options, "--out", str(out), "--json"]
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=seconds)
             said = [line for line in done.stderr.splitlines() if line.startswith("imagine: ")]

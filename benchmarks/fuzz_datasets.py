@@ -2,7 +2,7 @@
 
     python benchmarks/fuzz_datasets.py --mutations 10000 --seed 0
 
-Three tiny datasets (LeRobot v2.1 with videos, v2.1 with pictures in parquet, v3.0 as `imagine collect` writes it) are
+Three tiny datasets (LeRobot v2.1 with videos, v2.1 with pictures in parquet, v3.0 as `imagine record` writes it) are
 changed at random, one change each: rows, columns, meta, videos. Every change says what may become of it:
 
     same    the dataset says the same as before: it has to be read as before

@@ -26,13 +26,13 @@ MODEL = "g1-table-tiny"
 RECIPES = {"DiffusionNFT": "nft", "filtered BC": "filtered-bc"}
 """Name and preset; all else is the same for all."""
 BUDGET = ["--set", "look_every=100,updates=3"]
-"""What ``imagine improve`` is told; looks at the beginning and the end alone save time."""
+"""What ``imagine finetune rl`` is told; looks at the beginning and the end alone save time."""
 
 
 def train(preset: str, seed: int, folder: Path) -> dict:
-    """Run ``imagine improve`` unless it is finished."""
+    """Run ``imagine finetune rl`` unless it is finished."""
     if not (folder / "metrics.json").is_file():
-        line = ["improve", "--preset", preset, *BUDGET, "--seed", str(seed), "--test-episodes", "0"]
+        line = ["finetune", "rl", "--preset", preset, *BUDGET, "--seed", str(seed), "--test-episodes", "0"]
         command = [sys.executable, "-m", "imagine.configs.cli", *line, "--out", str(folder)]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return json.loads((folder / "metrics.json").read_text())

@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 MODEL = "g1-table-tiny"
 COMMANDS = {
-    "fidelity": "fidelity --seed 950000 --episodes 120 --windows 800 --chunks 4",
-    "objects": "fidelity --objects --rollouts 96 --seed 900000",
+    "fidelity": "evaluate world-model --seed 950000 --episodes 120 --windows 800 --chunks 4",
+    "objects": "evaluate world-model --objects --rollouts 96 --seed 900000",
     "expert": "evaluate --policy expert --world sim --episodes 100 --seed 900000",
     "real": "evaluate --policy base --world sim --episodes 200 --seed 900000",
     "imagined": "evaluate --policy base --world imagined --episodes 200 --seed 900000",
@@ -31,9 +31,9 @@ COMMANDS = {
     "zoo_8": "evaluate --zoo --episodes 100 --seed 900000 --horizon 8",
     "plan": "plan --policy base --candidates 8 --compare --episodes 200 --seed 900000",
     "plan_base": "plan --policy base --horizon 1 --candidates 8 --compare --episodes 200 --seed 900000",
-    "improve": "improve --preset nft --set look_every=100 --seed 1",
-    "bench": "bench",
-    "calibrate": "calibrate",
+    "improve": "finetune rl --preset nft --set look_every=100 --seed 1",
+    "bench": "evaluate speed",
+    "calibrate": "evaluate judge",
 }
 
 

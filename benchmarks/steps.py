@@ -1,10 +1,10 @@
 """Quality against denoising steps: what one step costs the policy and the dream, and what distillation gives back.
 
 ``python benchmarks/steps.py`` acts with K = 1, 2, 4, 8 steps from the same 200 starts (from 930000 on), on the twin and
-in the dream, and dreams held-out windows (episodes from 951000 on) with K steps. Adapters of ``imagine distill`` are
-added as NAME=FOLDER=TEACHER: ``--policies base,fast=runs/distill-xxxxxx/adapter=base``. Differences are paired by start
-or by window, against the teacher's most steps and its one step. A rerun keeps what it has in ``--out``, so another
-adapter needs another name. Answers go to ``docs/steps.json``; the tables of ``docs/steps.md`` are printed.
+in the dream, and dreams held-out windows (episodes from 951000 on) with K steps. Adapters of ``imagine finetune
+distill`` are added as NAME=FOLDER=TEACHER: ``--policies base,fast=FOLDER/adapter=base``. Differences are paired by
+start or by window, against the teacher's most steps and its one step. A rerun keeps what it has in ``--out``, so
+another adapter needs another name. Answers go to ``docs/steps.json``; the tables of ``docs/steps.md`` are printed.
 """
 
 from __future__ import annotations

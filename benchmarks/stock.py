@@ -27,20 +27,20 @@ COMMANDS = {
     "Stable-Baselines3 SAC in noise": "--with sb3-sac-noise",
     "RLlib PPO, two local Ray nodes": "--with rllib-ppo --runners 2 --nodes 2 --num-envs 8",
 }
-"""Name, and what ``imagine learn`` is told."""
+"""Name, and what ``imagine finetune steer`` is told."""
 
 
 def words(name: str, seed: int) -> list[str]:
-    """All that ``imagine learn`` is told; every seed has scenes of its own."""
+    """All that ``imagine finetune steer`` is told; every seed has scenes of its own."""
     first = 900_000 + SCENES * (seed - 1)
     return [*COMMANDS[name].split(), "--scenes", str(SCENES), "--test-seed", str(first), "--seed", str(seed)]
 
 
 def learn(name: str, seed: int, runs: Path) -> dict[str, Any]:
-    """What ``imagine learn`` measured; it runs unless it has."""
+    """What ``imagine finetune steer`` measured; it runs unless it has."""
     folder = runs / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-{seed}"
     if not (folder / "metrics.json").is_file():
-        line = ["learn", *words(name, seed), "--out", str(folder)]
+        line = ["finetune", "steer", *words(name, seed), "--out", str(folder)]
         subprocess.run(
             [sys.executable, "-m", "imagine.configs.cli", *line], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
         )
@@ -83,14 +83,14 @@ def main() -> None:
             runs[name].append(learn(name, seed, args.runs))
             print(row(name, runs[name]), file=sys.stderr, flush=True)
     lines = [
-        "| `imagine learn` | imagined return, per seed (× 100) | gain in points | the same on the simulator (%) "
-        "| gain in points | minutes |",
+        "| `imagine finetune steer` | imagined return, per seed (× 100) | gain in points "
+        "| the same on the simulator (%) | gain in points | minutes |",
         "|---|---|---|---|---|---|",
         *(row(name, own) for name, own in runs.items()),
     ]
     kept = {
         name: {
-            "commands": [f"imagine learn {' '.join(words(name, seed))}" for seed in args.seeds],
+            "commands": [f"imagine finetune steer {' '.join(words(name, seed))}" for seed in args.seeds],
             **{where: vars(pooled(own, where)) for where in ("return", "sim")},
             **{f"{where}s": [run[where]["each"] for run in own] for where in ("return", "sim")},
             "seconds": [run["seconds"] for run in own],

@@ -3,7 +3,8 @@
 From every start the table's expert is told four things in turn: nothing, to push a block to the left, to push it to the
 right, to pick it up. The same chunks are dreamt, and the state is where the block is *seen*: the middle of its colour
 in the picture of the camera that stays, in whole pixels; where it is not seen, where it was seen last. The score of an
-action is how far to the left the block went. Beside the dream stand the controls of ``imagine fidelity --objects``.
+action is how far to the left the block went. Beside the dream stand the controls of ``imagine evaluate
+world-model --objects``.
 
 WAMProbe (PyPI ``wamprobe`` 0.1.0) has no dependencies and no place in our environment; give it one of its own:
 

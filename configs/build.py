@@ -39,7 +39,7 @@ def dream_config(folder: str | Path) -> DreamConfig:
 
 
 def dreamer(model: WorldActionModel, folder: str | Path, cfg: DreamConfig | None = None) -> WorldActionModel:
-    """Who dreams: ``model`` itself, or a copy with the adapter that its dream's settings name (``imagine refine``)."""
+    """Who dreams: ``model`` itself, or a copy with the adapter that its dream's settings name."""
     cfg = cfg or dream_config(folder)
     return model if cfg.adapter is None else merged(model, resolve(folder) / cfg.adapter)
 

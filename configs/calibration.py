@@ -1,4 +1,4 @@
-"""What ``imagine calibrate`` measures: questions about recorded episodes, imagined rollouts, and negative controls."""
+"""What ``imagine evaluate judge`` measures: recorded episodes, imagined rollouts, and negative controls."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Calibrating:
     """One judge, the dreams of one model, and the robot that tells the truth, or its recordings."""
 
     def __init__(self, args: Any, folder: Path) -> None:
-        """``args`` of ``imagine calibrate``; recordings are kept in ``folder``."""
+        """``args`` of ``imagine evaluate judge``; recordings are kept in ``folder``."""
         self.args, self.folder = args, folder
         self.path = judge_folder(args.judge)
         self.judge, self.model = VLMJudge.load(self.path), WorldActionModel.from_pretrained(args.model)

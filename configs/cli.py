@@ -21,46 +21,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from imagine.configs.vocabulary import BY_DEFAULT, COMMANDS, FORMER, FORMER_OPTIONS, FORMER_VALUES, GROUPS
+
 MOST_LISTED = 8  # entries of a list that a person wants to read
-COMMANDS = {
-    "demo": "see the whole loop work: a dream, its judge, and a policy improved inside it",
-    "collect": "record demonstrations and deliberate failures on the twin as a LeRobot dataset",
-    "embodiment": "draft the file that says how a dataset's numbers and cameras are to be read",
-    "check": "find what would fail later in a dataset, an embodiment and a recipe",
-    "train": "train the joint world-action model on a dataset",
-    "play": "drive the dream by hand in a browser, beside the simulator",
-    "rollout": "let a policy act in the dream or on the twin, and film it",
-    "clone": "clone recorded behaviour into a policy adapter",
-    "refine": "make the dream truer on recorded episodes",
-    "distill": "answer in one denoising step instead of many",
-    "adopt": "make a Wan or DreamZero checkpoint a model of ours",
-    "adapt": "teach a model questions on a dataset, by LoRA or in full, on one GPU or many",
-    "improve": "improve a policy inside the dream",
-    "learn": "train a stock RL library's agent on the dream",
-    "evaluate": "estimate a policy's success rate, with its confidence interval",
-    "plan": "choose actions by imagining candidates and judging them",
-    "drive": "drive a robot in real time, with a guard before its motors",
-    "serve": "serve a policy to robots over websockets, and score what other policies propose",
-    "calibrate": "measure how far the judge can be believed, and make its probabilities honest",
-    "fidelity": "measure how far a dream can be believed",
-    "bench": "time the model, the environment and the judge",
-}
-
-
-RENAMED: dict[str, dict[str, str]] = {
-    "evaluate": {
-        "--lanes": "--num-envs", "--told": "--swap-instruction", "--go-on": "--until-horizon", "--films": "--videos"
-    },
-    "improve": {"--lanes": "--num-envs", "--doubt-cost": "--inverse-error-cost"},
-    "learn": {"--lanes": "--num-envs", "--real-episodes": "--sim-episodes"},
-    "plan": {"--lanes": "--num-envs"},
-    "rollout": {"--lanes": "--num-envs"},
-}  # fmt: skip
-"""Old option to its new name, per command; the old ones go with the next version."""
-RENAMED_VALUES = {("--world", "real"): "sim", ("--swap-instruction", "right"): ""}
-"""Old value of an option to its new one, in every command."""
-
-
 FULL = "make room and run the same command again; what is finished is kept"
 REFUSED = "choose another folder with --out, or have this one made writable"
 MISPLACED = "choose another --out"
@@ -87,16 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 2 bad request, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(overview())
-        return 0
-    if words[0] == "--version":
+    if words[:1] == ["--version"]:
         print(import_module("imagine").__version__)
         return 0
+    if (shown := overview(words)) is not None:
+        print(shown)
+        return 0
     try:
-        name = _command(words[0])
-        module = import_module(f"imagine.configs.commands.{name}")
-        args = parse(module, name, words[1:])
+        name, options = command(words)
+        module = module_of(name)
+        args = parse(module, name, options)
         with _terminated_as_interrupted(), _stdout_kept_clean():
             result = module.run(args)
     except KeyboardInterrupt:
@@ -120,14 +83,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def overview() -> str:
-    """What ``imagine --help`` prints; needs no library."""
-    rows = "\n".join(f"  {name:<11}{purpose}" for name, purpose in COMMANDS.items())
+def overview(words: Sequence[str] = ()) -> str | None:
+    """What ``imagine --help`` prints, or ``imagine evaluate --help``; needs no library. None for other words."""
+    asked = [word for word in words if word not in ("-h", "--help")]
+    if len(asked) == len(words) > 0 or asked not in ([], *([word] for word in _families())):
+        return None
+    wanted = {group: [n for n in names if n.split()[: len(asked)] == asked] for group, names in GROUPS.items()}
+    rows = [
+        f"{'' if i else group:<10}{name:<22}{COMMANDS[name]}"
+        for group, names in wanted.items()
+        for i, name in enumerate(names)
+    ]
+    default = (
+        f"\nimagine {asked[0]} alone is imagine {asked[0]} {BY_DEFAULT[asked[0]]}."
+        if asked[-1:] == [*BY_DEFAULT]
+        else ""
+    )
     return (
-        "usage: imagine COMMAND [OPTIONS]\n\n"
+        f"usage: imagine {' '.join([*asked, 'COMMAND'])} [OPTIONS]\n\n"
         "One joint world-action model: a robot's policy, and the gym in which it is improved.\n\n"
-        f"{rows}\n\n"
-        "imagine COMMAND --help lists its options. Every command takes --out FOLDER, --seed INT and --json."
+        + "\n".join(rows)
+        + f"\n\nimagine COMMAND --help lists its options. Every command takes --out, --seed and --json.{default}"
     )
 
 
@@ -143,6 +119,7 @@ def parse(module: ModuleType, name: str, words: Sequence[str]) -> Any:
     args, unknown = parsed
     if unknown:
         options = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(module.Args)]
+        options.append("--help")
         close = suggestion(unknown[0], options)
         raise BadRequest(f"imagine {name} has no option {unknown[0]!r}{close}; see imagine {name} --help")
     return args
@@ -153,14 +130,13 @@ def renamed(name: str, words: Sequence[str]) -> list[str]:
     out: list[str] = []
     for word in words:
         flag, equals, value = word.partition("=")
-        new = RENAMED.get(name, {}).get(flag.replace("_", "-"), flag) + equals
+        new = FORMER_OPTIONS.get(name, {}).get(flag.replace("_", "-"), flag) + equals
         if equals:
-            new += RENAMED_VALUES.get((new.rstrip("="), value), value)
+            new += FORMER_VALUES.get((new.rstrip("="), value), value)
         elif out:
-            new = RENAMED_VALUES.get((out[-1], new), new)
+            new = FORMER_VALUES.get((out[-1], new), new)
         if new != word:
-            hint = f"{word} is {new!r} now; the old name goes with the next version."
-            print(f"imagine: {hint}", file=sys.stderr)
+            _hint(word, new)
         out.append(new)
     return out
 
@@ -239,11 +215,47 @@ def _indented(text: str) -> str:
     return text if "\n" not in text else "\n  " + text.replace("\n", "\n  ")
 
 
-def _command(word: str) -> str:
-    if word in COMMANDS:
-        return word
-    close = suggestion(word, list(COMMANDS))
-    raise BadRequest(f"imagine has no command {word!r}{close}; the commands are {', '.join(COMMANDS)}")
+def command(words: Sequence[str]) -> tuple[str, list[str]]:
+    """A command's name, of one word or two, and the words after it.
+
+    Raises:
+        BadRequest: there is no such command.
+    """
+    first, *rest = words
+    if first in FORMER:
+        _hint(f"imagine {first}", f"imagine {FORMER[first]}")
+        return FORMER[first], rest
+    if first in COMMANDS:
+        return first, rest
+    if first not in (families := _families()):
+        known = list(dict.fromkeys(name.split()[0] for name in COMMANDS))
+        meant = next((f" (did you mean {name!r}?)" for name in COMMANDS if name.split()[-1] == first), None)
+        close = suggestion(first, [*known, *FORMER]) if meant is None else meant
+        raise BadRequest(f"imagine has no command {first!r}{close}; the commands are {', '.join(known)}")
+    if not rest or rest[0].startswith("-"):
+        rest = [BY_DEFAULT.get(first, ""), *rest]
+    if rest[0] not in (known := families[first]):
+        got = f"has no {rest[0]!r}{suggestion(rest[0], known)}; expected" if rest[0] else "wants to know what:"
+        raise BadRequest(f"imagine {first} {got} {', '.join(known[:-1])} or {known[-1]}")
+    return f"{first} {rest[0]}", rest[1:]
+
+
+def module_of(name: str) -> ModuleType:
+    """The module that runs a command."""
+    return import_module("imagine.configs.commands." + name.replace(" ", "_").replace("-", "_"))
+
+
+def _families() -> dict[str, list[str]]:
+    """Second words by first word, of the commands that have two."""
+    found: dict[str, list[str]] = {}
+    for name in COMMANDS:
+        if " " in name:
+            found.setdefault(name.split()[0], []).append(name.split()[1])
+    return found
+
+
+def _hint(old: str, new: str) -> None:
+    print(f"imagine: {old} is {new!r} now; the old name goes with the next version.", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ class Demo:
         windows = heldout.windows(model, [data], self.folder)
         cfg = build.dream_config(home)
         self.answer["fidelity"], _ = measure(build.dreamer(model, home), model, windows, cfg, n=200, chunks=4)
-        self.page.fidelity(self.answer["fidelity"], "imagine fidelity")
+        self.page.fidelity(self.answer["fidelity"], "imagine evaluate world-model")
 
     def evaluate(self) -> None:
         """3. Success in imagination against success on the simulator, same starts."""

@@ -31,10 +31,10 @@ def evaluate(args: Any) -> dict[str, Any]:
     """Do what ``imagine evaluate`` was asked for.
 
     Args:
-        args: :class:`imagine.configs.commands.evaluate.Args`.
+        args: :class:`imagine.configs.commands.evaluate_policy.Args`.
 
     Raises:
-        ImagineError: see :func:`imagine.configs.commands.evaluate.run`.
+        ImagineError: see :func:`imagine.configs.commands.evaluate_policy.run`.
     """
     seeds, loaded = args.seeds(), args.load()
     worlds, trials = _worlds(args, loaded), _trials(args, loaded)
@@ -46,14 +46,14 @@ def evaluate(args: Any) -> dict[str, Any]:
         trust = caveat(args.model, args.judge, args.unchecked)
     if trials is not None:
         return _hold_against(trials, args, loaded, trust)
-    cache = str(RunFolder.of("evaluate", args) / "canvases") if args.dataset else ""
+    cache = str(RunFolder.of("evaluate-policy", args) / "canvases") if args.dataset else ""
     setup = _setup(args, cache)
     here = _worker(setup, policies, worlds)
     if here.recorded is not None:
         seeds = list(here.recorded)[: args.episodes]
         worlds = ("recorded", "imagined") if here.recorded.tells_success else ("imagined",)
     wanted = parts(policies, (*worlds, *_control(worlds)), seeds, PART)
-    folder = RunFolder.of("evaluate", args)
+    folder = RunFolder.of("evaluate-policy", args)
     table = _carried_out(args, folder.path, setup, here, wanted)
     answer = compare_worlds(table, policies, worlds, seeds)
     answer |= {world: compare_worlds(table, policies, (*worlds[:-1], world), seeds) for world in _control(worlds)}
@@ -130,7 +130,7 @@ def _hold_against(trials: Trials, args: Any, loaded: Loaded, trust: dict[str, An
     seeds = tried + others[: max(0, args.episodes - len(tried))]
     setup = replace(_setup(args, ""), starts=starts)
     here = _worker(setup, tuple(trials), ("imagined",))
-    folder = RunFolder.of("evaluate", args)
+    folder = RunFolder.of("evaluate-policy", args)
     worlds = ("imagined", FROZEN)
     table = _carried_out(args, folder.path, setup, here, parts(tuple(trials), worlds, seeds, PART))
     found: dict[str, dict[str, dict[int, bool]]] = {world: {policy: {} for policy in trials} for world in worlds}

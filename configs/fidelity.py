@@ -1,4 +1,4 @@
-"""From the options of ``imagine fidelity`` to its answer: recorded windows, or what became of every object."""
+"""From the options of ``imagine evaluate world-model`` to its answer: windows, or every object."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def fidelity_of_windows(args: Any) -> dict[str, Any]:
     """Measure dreams against recorded episodes; writes ``metrics.json`` and ``horizon.png`` to the run folder.
 
     Args:
-        args: :class:`imagine.configs.commands.fidelity.Args`.
+        args: :class:`imagine.configs.commands.evaluate_world_model.Args`.
 
     Raises:
         ImagineError: the datasets do not fit the model.
     """
     loaded = args.load()
     home, model = loaded.folder, loaded.model
-    folder = RunFolder.of("fidelity", args)
+    folder = RunFolder.of("evaluate-world-model", args)
     datasets = [Path(d) for d in args.dataset] or [heldout.record(loaded, args.seed, args.episodes, folder.path)]
     windows = heldout.windows(model, datasets, folder.path)
     if args.foreign:
@@ -86,7 +86,7 @@ def fidelity_of_objects(args: Any) -> dict[str, Any]:
     """Tell what becomes of every object; writes ``metrics.json``, ``objects.md``, ``objects.png`` and ``objects.mp4``.
 
     Args:
-        args: :class:`imagine.configs.commands.fidelity.Args`.
+        args: :class:`imagine.configs.commands.evaluate_world_model.Args`.
 
     Raises:
         ImagineError: the robot has no simulator, a policy cannot be had, or kept rollouts are of something else.
@@ -94,7 +94,7 @@ def fidelity_of_objects(args: Any) -> dict[str, Any]:
     loaded = build.load(args.model, args.robot, args.options(), args.device)
     cfg = build.dream_config(loaded.folder).model_copy(update={"steps": args.steps})
     dreamer = build.dreamer(loaded.model, loaded.folder, cfg)
-    folder = RunFolder.of("fidelity", args)
+    folder = RunFolder.of("evaluate-world-model", args)
     rollouts = _rollouts(args, loaded, args.kept or folder.path)
     sheet, same = Sheet(rollouts), SameActions(dreamer, rollouts, cfg)
     shows = ForeignActions(load_foreign(args.foreign), rollouts, loaded.model.body) if args.foreign else same
@@ -176,7 +176,7 @@ class Simulator:
     """Simulators of a robot, and policies that act in them, in any process."""
 
     def __init__(self, model: str, actor: str, robot: str, options: dict[str, str], chunks: int) -> None:
-        """See :class:`imagine.configs.commands.fidelity.Args`.
+        """See :class:`imagine.configs.commands.evaluate_world_model.Args`.
 
         Raises:
             ImagineError: the robot has no simulator, or ``actor`` is of another embodiment than ``model``.

@@ -29,10 +29,10 @@ RESIDUAL_LOG_STD = -1.5  # residuals begin small; noise begins as the policy's o
 
 
 def learn(args: Any) -> dict[str, Any]:
-    """Do what ``imagine learn`` was asked for; ``args`` is :class:`imagine.configs.commands.learn.Args`.
+    """Do what was asked for; ``args`` is :class:`imagine.configs.commands.finetune_steer.Args`.
 
     Raises:
-        ImagineError: see :func:`imagine.configs.commands.learn.run`.
+        ImagineError: see :func:`imagine.configs.commands.finetune_steer.run`.
     """
     _check(args)
     loaded = args.load()
@@ -43,7 +43,7 @@ def learn(args: Any) -> dict[str, Any]:
         args = replace(args, adapter="base")
     if args.sim_episodes and not loaded.robot.has_env:
         raise ImagineError(f"robot {loaded.robot.name!r} has no simulator to prove it on; leave --sim-episodes out.")
-    folder, begin = RunFolder.of("learn", args), time.time()
+    folder, begin = RunFolder.of("finetune-steer", args), time.time()
     with Progress(args.library) as on_progress:
         learnt, agent = (_rllib if args.library == "rllib-ppo" else _sb3)(args, folder.path, on_progress)
     took = time.time() - begin

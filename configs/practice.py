@@ -1,4 +1,4 @@
-"""Who learns in a dream, who rewards and who watches: options shared by ``imagine improve`` and ``imagine demo``."""
+"""Who learns in a dream, who rewards and who watches: options that ``finetune rl`` and ``demo`` share."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ def caveat(model: str, judge: str, unchecked: bool = False) -> dict[str, Any]:
     dream = _read(resolve(model) / "metrics.json").get("fidelity", {})
     fidelity = {k: dream[k] for k in ("psnr_true", "psnr_copy", "inverse_r2_imagined") if k in dream}
     for what, got, how in (
-        (f"error of judge {judge!r}", error, "imagine calibrate"),
-        (f"fidelity of model {model!r}", fidelity, "imagine fidelity"),
+        (f"error of judge {judge!r}", error, "imagine evaluate judge"),
+        (f"fidelity of model {model!r}", fidelity, "imagine evaluate world-model"),
     ):
         if not got and not unchecked:
             raise ImagineError(

@@ -1,6 +1,6 @@
 """A world model that is not ours, measured and used as a gym: an adapter, and a tiny random model to adapt.
 
-    imagine fidelity --foreign examples.foreign_model:adapter --windows 64 --episodes 8
+    imagine evaluate world-model --foreign examples.foreign_model:adapter --windows 64 --episodes 8
     python examples/foreign_model.py
 
 ``VideoModel`` stands for what others publish: pixels in [-1, 1] with the channels first, one action per tick, a video

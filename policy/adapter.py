@@ -235,7 +235,7 @@ def _about(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         said = f"no {error}" if isinstance(error, KeyError) else error
         raise CheckpointMismatch(
-            f"{file.parent} holds no usable LoRA adapter: {file.name}: {said}; make one with `imagine improve`."
+            f"{file.parent} holds no usable LoRA adapter: {file.name}: {said}; make one with `imagine finetune rl`."
         ) from None
     return about  # type: ignore[no-any-return]
 

@@ -51,7 +51,7 @@ class JudgeSettings(BaseModel):
         file = Path(folder) / SETTINGS
         if not file.is_file():
             return cls()
-        with intact(file, "delete it, or write it with `imagine calibrate`"):
+        with intact(file, "delete it, or write it with `imagine evaluate judge`"):
             return cls.model_validate_json(file.read_bytes())
 
 

@@ -422,7 +422,18 @@ def test_adapt_command_trains_a_folder_that_answers_more(
     saved: Path, dataset: Path, tmp_path: Path, method: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def command(steps: int, *more: str) -> dict[str, Any]:
-        words = ["adapt", "--model", str(saved), "--dataset", str(dataset), "--method", method, "--batch", "4"]
+        words = [
+            "finetune",
+            "joint",
+            "--model",
+            str(saved),
+            "--dataset",
+            str(dataset),
+            "--method",
+            method,
+            "--batch",
+            "4",
+        ]
         assert cli.main([*words, "--steps", str(steps), "--rank", "2", "--json", *more]) == 0
         out, err = capfd.readouterr()
         assert "parameters: " in err and "GB per GPU" in err  # the plan comes first
@@ -442,13 +453,13 @@ def test_adapt_command_trains_a_folder_that_answers_more(
 
 def test_adapt_command_plans_without_a_checkpoint(capfd: pytest.CaptureFixture[str]) -> None:
     options = "--plan 14b --gpus 8 --method full --gradient-checkpointing --batch 1 --json"
-    assert cli.main(["adapt", *options.split()]) == 0
+    assert cli.main(["finetune", "joint", *options.split()]) == 0
     table = json.loads(capfd.readouterr().out)
     assert table["parameters"] == "16,484,292,448" and "fits a GPU of 80 GB" in table["verdict"]
-    assert cli.main(["adapt", "--plan", "model", "--json"]) == 0
+    assert cli.main(["finetune", "joint", "--plan", "model", "--json"]) == 0
     assert "fits a GPU of 80 GB" in json.loads(capfd.readouterr().out)["verdict"]
 
 
 def test_policy_alone_is_refused_with_its_remedy(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["adapt", "--questions", "POLICY"]) == 2
-    assert "imagine clone" in capfd.readouterr().err
+    assert cli.main(["finetune", "joint", "--questions", "POLICY"]) == 2
+    assert "imagine finetune bc" in capfd.readouterr().err

@@ -64,7 +64,7 @@ def test_a_plan_is_made_and_carried_out_in_the_dream(foreign: Path) -> None:
 @pytest.mark.slow
 def test_a_policy_is_improved_and_proved_in_the_dream(foreign: Path) -> None:
     small = ("--set", "updates=1,groups=2,members=2,horizon=2", "--num-envs", "4", "--test-episodes", "2")
-    got = run("improve", "--model", str(foreign), *small, "--out", "run")
+    got = run("finetune", "rl", "--model", str(foreign), *small, "--out", "run")
     assert {"imagined_before", "imagined_after", "imagined_gain"} <= got.keys() and "gain" not in got
     assert "Improved in the dream" in Path("run/report.html").read_text()
     again = ("evaluate", "--model", str(foreign), "--policy", got["adapter"], "--episodes", "2", "--unchecked")
@@ -74,12 +74,17 @@ def test_a_policy_is_improved_and_proved_in_the_dream(foreign: Path) -> None:
 @pytest.mark.slow
 def test_a_stock_agent_learns_in_the_dream(foreign: Path) -> None:
     small = ("--steps", "8", "--num-envs", "2", "--test-episodes", "2", "--horizon", "2")
-    got = run("learn", "--model", str(foreign), "--adapter", "base", "--scenes", "2", *small, "--out", "run")
+    got = run(
+        "finetune", "steer", "--model", str(foreign), "--adapter", "base", "--scenes", "2", *small, "--out", "run"
+    )
     assert got["success"]["gain"]["n"] == 2
 
 
 def test_everything_is_timed(foreign: Path) -> None:
-    assert run("bench", "--model", str(foreign), "--repeats", "1", "--out", "run")["chunk_ms"].keys() == {"1", "4"}
+    assert run("evaluate", "speed", "--model", str(foreign), "--repeats", "1", "--out", "run")["chunk_ms"].keys() == {
+        "1",
+        "4",
+    }
 
 
 @pytest.mark.parametrize(
@@ -95,11 +100,11 @@ def test_everything_is_timed(foreign: Path) -> None:
         (("rollout", "--option", "blocks=3"), "robot 'tiny' has no option 'blocks'; it has: none"),
         (("rollout", "--option", "blocks"), "--option is 'blocks', expected NAME=VALUE"),
         (("rollout", "--world", "mars"), "expected sim or imagined"),
-        (("fidelity",), "records no episodes; give recorded ones with --dataset"),
-        (("calibrate",), "has no simulator; give recorded episodes with --dataset"),
-        (("learn", "--adapter", "base", "--sim-episodes", "4"), "has no simulator to prove it on"),
+        (("evaluate", "world-model"), "records no episodes; give recorded ones with --dataset"),
+        (("evaluate", "judge"), "has no simulator; give recorded episodes with --dataset"),
+        (("finetune", "steer", "--adapter", "base", "--sim-episodes", "4"), "has no simulator to prove it on"),
         (("demo",), "a robot with a simulator"),
-        (("improve", "--policy", "nobody"), "no adapter 'nobody'; expected base"),
+        (("finetune", "rl", "--policy", "nobody"), "no adapter 'nobody'; expected base"),
     ],
 )
 def test_what_needs_a_simulator_says_so_in_one_sentence(

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +18,7 @@ from imagine.configs.commands.common import Common
 from imagine.configs.load import load
 from imagine.configs.recipe import Recipe
 from imagine.configs.runfolder import RunFolder
+from imagine.configs.vocabulary import COMMANDS, FORMER, FORMER_OPTIONS
 from imagine.embodiment import ActionSlice, Embodiment, View
 from imagine.types import ImagineError
 
@@ -57,12 +57,15 @@ def complaint(words: list[str], capfd: pytest.CaptureFixture[str]) -> str:
 def test_help_names_every_command(capsys) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"\n  {name} " in shown for name in cli.COMMANDS)
+    assert all(f" {name} " in shown for name in COMMANDS)
+    assert len(shown.splitlines()) <= 40 and max(map(len, shown.splitlines())) <= 88
+    assert cli.main(["evaluate", "--help"]) == 0
+    assert "evaluate judge" in (shown := capsys.readouterr().out) and "finetune" not in shown
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_listed_command_exists(name: str) -> None:
-    module = import_module(f"imagine.configs.commands.{name}")
+    module = cli.module_of(name)
     assert issubclass(module.Args, Common) and callable(module.run)
     module.Args()
 
@@ -70,16 +73,25 @@ def test_every_listed_command_exists(name: str) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["colect"], "did you mean 'collect'"),
-        (["dance"], "the commands are demo, collect"),
-        (["collect", "--epsodes", "3"], "did you mean '--episodes'"),
-        (["collect", "--epsodes=3"], "did you mean '--episodes'"),
-        (["collect", "--episodes", "few"], "--episodes"),
-        (["collect", "--episodes"], "--episodes"),
-        (["collect", "--seed", "1", "--episodes", "2.5", "--json"], "--episodes is '2.5', expected int"),
+        (["recrd"], "did you mean 'record'"),
+        (["bc"], "did you mean 'finetune bc'"),
+        (["finetune"], "wants to know what: bc, rl"),
+        (["finetune", "--lr", "1"], "wants to know what: bc, rl"),
+        (["finetune", "clone"], "has no 'clone'; expected bc, rl"),
+        (["finetune", "destill", "--lr", "1"], "did you mean 'distill'"),
+        (
+            ["evaluate", "--epsodes", "3"],
+            "imagine evaluate policy has no option '--epsodes' (did you mean '--episodes'",
+        ),
+        (["dance"], "the commands are demo, play"),
+        (["record", "--epsodes", "3"], "did you mean '--episodes'"),
+        (["record", "--epsodes=3"], "did you mean '--episodes'"),
+        (["record", "--episodes", "few"], "--episodes"),
+        (["record", "--episodes"], "--episodes"),
+        (["record", "--seed", "1", "--episodes", "2.5", "--json"], "--episodes is '2.5', expected int"),
         (["plan", "--method", "luck"], "--method is 'luck', expected Literal['best_of_n'"),
-        (["collect", "stray"], "'stray'"),
-        (["collect", "--episodes", "0"], "expected at least 1"),
+        (["record", "stray"], "'stray'"),
+        (["record", "--episodes", "0"], "expected at least 1"),
     ],
 )
 def test_a_bad_request_is_answered_in_one_sentence(words: list[str], expected: str, capfd) -> None:
@@ -89,20 +101,26 @@ def test_a_bad_request_is_answered_in_one_sentence(words: list[str], expected: s
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        *((name, [old], [new]) for name, flags in cli.RENAMED.items() for old, new in flags.items()),
-        ("evaluate", ["--lanes=8", "--world", "real"], ["--num-envs=8", "--world", "sim"]),
-        ("evaluate", ["--world=real", "--told", "right"], ["--world=sim", "--swap-instruction", ""]),
-        ("improve", ["--doubt_cost=0.2"], ["--inverse-error-cost=0.2"]),
+        *((name, [old], [new]) for name, flags in FORMER_OPTIONS.items() for old, new in flags.items()),
+        ("evaluate policy", ["--lanes=8", "--world", "real"], ["--num-envs=8", "--world", "sim"]),
+        ("evaluate policy", ["--world=real", "--told", "right"], ["--world=sim", "--swap-instruction", ""]),
+        ("finetune rl", ["--doubt_cost=0.2"], ["--inverse-error-cost=0.2"]),
     ],
 )
 def test_an_option_of_the_last_version_still_works_with_a_hint(name: str, old: list, new: list, capfd) -> None:
-    module = import_module(f"imagine.configs.commands.{name}")
     assert cli.renamed(name, old) == new
     hints = capfd.readouterr().err.splitlines()
     assert len(hints) == sum(a != b for a, b in zip(old, new, strict=True)) and "next version" in hints[0]
     assert cli.renamed(name, new) == new and capfd.readouterr().err == ""
-    fields = {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(module.Args)}
+    fields = {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(cli.module_of(name).Args)}
     assert {word.split("=")[0] for word in new if word.startswith("--")} <= fields
+
+
+@pytest.mark.parametrize("old", FORMER)
+def test_a_command_of_the_last_version_still_works_with_a_hint(old: str, capfd) -> None:
+    assert cli.command([old, "--seed", "3"]) == (FORMER[old], ["--seed", "3"]) and FORMER[old] in COMMANDS
+    assert f"'imagine {FORMER[old]}' now" in capfd.readouterr().err
+    assert cli.command(["evaluate", "--seed", "3"]) == ("evaluate policy", ["--seed", "3"])
 
 
 def test_json_is_one_object_and_all_else_goes_to_standard_error(command, capfd) -> None:
@@ -151,7 +169,7 @@ def test_collect_passes_on_what_was_asked_and_counts_what_there_is(tmp_path: Pat
         return {"total_episodes": 4, "total_frames": 80, "collected": 3, "seconds": 1.26, "features": {}}
 
     monkeypatch.setattr("imagine.agents.collect.collect", collect)
-    words = ["collect", "--out", str(tmp_path), "--episodes", "4", "--option", "families=reach,push_left", "--json"]
+    words = ["record", "--out", str(tmp_path), "--episodes", "4", "--option", "families=reach,push_left", "--json"]
     assert cli.main(words) == 0
     assert asked["options"]["blocks"] == (2, 2, 3, 3, 4) and asked["options"]["families"] == ("reach", "push_left")
     assert asked["fps"] == 30 and "observation.environment_state" in asked["names"]

@@ -203,6 +203,6 @@ def test_a_question_that_the_model_was_not_trained_for_is_refused(
     ],
 )
 def test_a_bad_request_is_answered_in_one_sentence(words: list[str], expected: str, tmp_path: Path, capfd) -> None:  # type: ignore[no-untyped-def]
-    assert cli.main(["distill", "--out", str(tmp_path / "run"), *words]) == 2
+    assert cli.main(["finetune", "distill", "--out", str(tmp_path / "run"), *words]) == 2
     out, err = capfd.readouterr()
     assert out == "" and expected in err

@@ -236,7 +236,7 @@ def test_two_worlds_three_policies(tmp_path: Path) -> None:
 def test_recorded_episodes_are_dreamt_again(tmp_path: Path) -> None:
     data = str(tmp_path / "data")
     run(
-        "collect",
+        "record",
         "--out",
         data,
         "--episodes",

@@ -1,4 +1,4 @@
-"""``imagine improve`` under ``kill -9``: another process, no warning, and the same weights in the end."""
+"""``imagine finetune rl`` under ``kill -9``: another process, no warning, and the same weights in the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 
 def start(out: Path) -> subprocess.Popen[bytes]:
     words = [
-        "improve",
+        "finetune",
+        "rl",
         "--set",
         SMALL,
         "--unguarded",

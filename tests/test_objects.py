@@ -251,7 +251,19 @@ def test_the_table_tells_its_objects_and_is_left_as_it_was(seed: int) -> None:
 def test_the_command_tells_and_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from imagine.configs.cli import main
 
-    at = ["fidelity", "--objects", "--rollouts", "2", "--chunks", "2", "--policy", "expert,random", "--seed", "900000"]
+    at = [
+        "evaluate",
+        "world-model",
+        "--objects",
+        "--rollouts",
+        "2",
+        "--chunks",
+        "2",
+        "--policy",
+        "expert,random",
+        "--seed",
+        "900000",
+    ]
     main([*at, "--kept", str(tmp_path / "kept"), "--out", str(tmp_path / "run"), "--json"])
     got = json.loads(capsys.readouterr().out)
     assert got["n"] == 2 and got["policies"] == {"expert": 1, "random": 1} and got["left_out"] == []

@@ -50,11 +50,24 @@ def test_pusht_goes_through_the_whole_loop(imagine: Imagine, tmp_path: Path) -> 
     shutil.copytree(EXAMPLES / "pusht", tmp_path, dirs_exist_ok=True)
     (tmp_path / "short.yaml").write_text(RECIPE)
     model = ("--model", "run/pusht")
-    assert imagine("collect", "--robot", "pusht.yaml", "--out", "data", "--episodes", "24", "--workers", "1",
+    assert imagine("record", "--robot", "pusht.yaml", "--out", "data", "--episodes", "24", "--workers", "1",
                    "--option", "seconds=6", "--option", "failure_share=0.2")["episodes"] == 24  # fmt: skip
     imagine("train", "--robot", "pusht.yaml", "--dataset", "data", "--preset", "short.yaml",
             "--name", "pusht", "--out", "run")  # fmt: skip
-    found = imagine("fidelity", *model, "--episodes", "2", "--windows", "16", "--chunks", "2", "--write", "--out", "f")
+    found = imagine(
+        "evaluate",
+        "world-model",
+        *model,
+        "--episodes",
+        "2",
+        "--windows",
+        "16",
+        "--chunks",
+        "2",
+        "--write",
+        "--out",
+        "f",
+    )
     assert found["n"] == 16 and found["psnr_true"] > 0
     dreamt = imagine("rollout", *model, "--world", "imagined", "--episodes", "2", "--out", "r")
     assert len(dreamt["episodes"]) == 2 and list((tmp_path / "r").rglob("*.mp4"))
@@ -68,8 +81,8 @@ def test_pusht_goes_through_the_whole_loop(imagine: Imagine, tmp_path: Path) -> 
         "plan", *model, "--candidates", "2", "--compare", "--episodes", "2", "--horizon", "2", "--out", "p"
     )
     assert planned["judged_per_decision"] == 2
-    imagine("clone", *model, "--dataset", "data", "--everything", "--steps", "3", "--out", "weak")
-    better = imagine("improve", *model, "--policy", "weak/adapter", "--set", "updates=1,groups=2,members=2",
+    imagine("finetune", "bc", *model, "--dataset", "data", "--everything", "--steps", "3", "--out", "weak")
+    better = imagine("finetune", "rl", *model, "--policy", "weak/adapter", "--set", "updates=1,groups=2,members=2",
                      "--test-episodes", "2", "--watch-starts", "2", "--out", "i")  # fmt: skip
     assert Path(tmp_path / "i").is_dir() and better
 

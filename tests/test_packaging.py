@@ -61,7 +61,7 @@ def test_a_missing_library_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("words", "library", "name"),
     [
-        (["learn", "--with", "sb3-ppo"], "stable_baselines3", "rl"),
+        (["finetune", "steer", "--with", "sb3-ppo"], "stable_baselines3", "rl"),
         (["rollout", "--world", "real", "--episodes", "1"], "mujoco", "sim"),
     ],
 )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from imagine.configs import cli
+from imagine.configs.vocabulary import FORMER
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -38,9 +38,10 @@ def test_python_blocks_run(code: str) -> None:
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_parse(line: str) -> None:
-    program, name, *words = shlex.split(line)
-    assert program == "imagine" and name in cli.COMMANDS
-    cli.parse(import_module(f"imagine.configs.commands.{name}"), name, words)
+    program, *words = shlex.split(line)
+    assert program == "imagine" and words[0] not in FORMER
+    name, options = cli.command(words)
+    cli.parse(cli.module_of(name), name, options)
 
 
 def test_make_targets_exist() -> None:

@@ -38,7 +38,7 @@ def full_report() -> Report:
     return (
         Report("A policy improved in a dream", "Pick up the red block: 0.42 before, 0.67 after.")
         .cards([("Success before", "0.42", "95 % interval 0.35 to 0.49"), ("Success after", "0.67", "0.61 to 0.74")])
-        .command("imagine improve --seed 0")
+        .command("imagine finetune rl --seed 0")
         .section("What was done", "The policy acted.\n\nThe judge <looked>.")
         .table(["task", "success", "episodes"], [["reach", 0.98765, 200], ["push", np.float32(0.5), 200]], "By task.")
         .figure(figure, "Success over rounds.")

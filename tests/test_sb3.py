@@ -325,7 +325,7 @@ def test_the_command_learns_on_the_shipped_model(
 ) -> None:
     few = ["--steps", "16", "--num-envs", "2", "--test-episodes", "2"]
     few += ["--sim-episodes", "2", "--horizon", "1", "--json"]
-    assert cli.main(["learn", *words, *few, "--out", str(tmp_path)]) == 0
+    assert cli.main(["finetune", "steer", *words, *few, "--out", str(tmp_path)]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["with"] == words[1] and answer["success"]["after"]["n"] == 2 and answer["curve"]
     assert answer["judge"] == "judge-tiny" and answer["second_judge"]["name"] == "latent" and answer["warning"]
@@ -347,5 +347,5 @@ def test_the_command_learns_on_the_shipped_model(
 def test_a_bad_request_to_learn_is_one_sentence(
     words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["learn", *words, "--out", str(tmp_path)]) == 2
+    assert cli.main(["finetune", "steer", *words, "--out", str(tmp_path)]) == 2
     assert told in " ".join(capsys.readouterr().err.split())

@@ -106,7 +106,18 @@ def test_plan(tmp_path: Path) -> None:
 
 
 def test_fidelity(tmp_path: Path) -> None:
-    got = run("fidelity", "--episodes", "20", "--windows", "40", "--chunks", "2", "--out", str(tmp_path / "run"))
+    got = run(
+        "evaluate",
+        "world-model",
+        "--episodes",
+        "20",
+        "--windows",
+        "40",
+        "--chunks",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    )
     named = {"psnr_true", "psnr_shuffled", "psnr_copy", "psnr_codec", "inverse_r2", "inverse_r2_imagined", "n"}
     assert named <= got.keys() and len(got["horizon_psnr"]) == 2
     assert got["psnr_copy"] < got["psnr_true"] < got["psnr_codec"]
@@ -124,7 +135,7 @@ def test_heads_are_taught_on_whole_dreams(tmp_path: Path) -> None:
 
 def test_improve_then_use_the_adapter(tmp_path: Path) -> None:
     small = ["--set", "updates=1,groups=2", "--num-envs", "16", "--watch-starts", "4"]
-    got = run("improve", *small, "--test-episodes", "2", "--out", str(tmp_path / "run"))
+    got = run("finetune", "rl", *small, "--test-episodes", "2", "--out", str(tmp_path / "run"))
     assert {"before", "after", "imagined_chunks", "imagined_gain", "seconds", "warning"} <= got.keys()
     assert got["second_judge"]["name"] == "latent" and {"before", "after", "gain"} <= got["second_judge"].keys()
     assert {"return", "second_judge", "kl", "floor", "final_judge_gap"} <= got["curve"][0].keys()
@@ -152,13 +163,13 @@ def test_rollout_films(tmp_path: Path) -> None:
         (["rollout", "--instruction", "nimm den roten block"], "was not trained on"),
         (["plan", "--candidates", "0"], "expected at least 1"),
         (["plan", "--policy", "random"], "cannot propose"),
-        (["improve", "--test-seed", "800000"], "overlap"),
-        (["improve", "--watched-by", "judge-tiny"], "cannot watch itself"),
-        (["improve", "--policy", "nobody"], "no adapter 'nobody'"),
-        (["improve", "--preset", "ppo"], "no preset 'ppo'"),
-        (["improve", "--set", "grpo.kernel.kind=ode", "--preset", "grpo"], "no random move"),
-        (["clone", "--dataset", "/nowhere"], "nowhere"),
-        (["collect", "--option", "failures=2"], "has no option 'failures'; it has: families"),
+        (["finetune", "rl", "--test-seed", "800000"], "overlap"),
+        (["finetune", "rl", "--watched-by", "judge-tiny"], "cannot watch itself"),
+        (["finetune", "rl", "--policy", "nobody"], "no adapter 'nobody'"),
+        (["finetune", "rl", "--preset", "ppo"], "no preset 'ppo'"),
+        (["finetune", "rl", "--set", "grpo.kernel.kind=ode", "--preset", "grpo"], "no random move"),
+        (["finetune", "bc", "--dataset", "/nowhere"], "nowhere"),
+        (["record", "--option", "failures=2"], "has no option 'failures'; it has: families"),
         (["train", "--dataset", "/nowhere"], "nowhere"),
     ],
 )
@@ -279,7 +290,7 @@ def test_an_imagined_rate_is_not_told_without_the_judges_error(tmp_path: Path) -
 
 def test_calibrate_reports_both_worlds_and_the_controls(tmp_path: Path) -> None:
     sizes = ["--episodes", "4", "--rollouts", "16", "--controls", "4", "--fit-seed", "861000", "--seed", "971000"]
-    result = run("calibrate", *sizes, "--out", str(tmp_path / "run"))
+    result = run("evaluate", "judge", *sizes, "--out", str(tmp_path / "run"))
     for kind, n in (("real", 16), ("imagined", 16)):
         assert {"auroc", "ece", "brier", "fpr", "fnr", "fpr_ci"} <= set(result[kind]) and result[kind]["n"] == n
     assert set(result["imagined"]["by_policy"]) == {"base", "clumsy", "misled", "random"}
@@ -290,7 +301,7 @@ def test_calibrate_reports_both_worlds_and_the_controls(tmp_path: Path) -> None:
 
 
 def test_calibrate_refuses_to_measure_what_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["calibrate", "--fit-seed", "970100"]) == 2
+    assert cli.main(["evaluate", "judge", "--fit-seed", "970100"]) == 2
     assert "overlap" in capsys.readouterr().err
 
 
@@ -298,7 +309,7 @@ def test_recordings_alone_teach_and_calibrate_judges(tmp_path: Path) -> None:
     """A robot without a simulator: its episodes are dreamt again under their own actions, and cross-fitted."""
     data = tmp_path / "data"
     run(
-        "collect",
+        "record",
         "--out",
         str(data),
         "--episodes",
@@ -311,7 +322,7 @@ def test_recordings_alone_teach_and_calibrate_judges(tmp_path: Path) -> None:
         "families=push_left",
     )
     sizes = ["--dataset", str(data), "--chunks", "2", "--controls", "4"]
-    result = run("calibrate", *sizes, "--out", str(tmp_path / "run"))
+    result = run("evaluate", "judge", *sizes, "--out", str(tmp_path / "run"))
     assert result["real"]["n"] >= 8 and result["real"]["clusters"] == 8, "every episode is measured, none by itself"
     assert set(result["imagined"]["by_policy"]) == {"recorded"} and result["imagined"]["n"] >= 4
     assert {"reversed", "frozen", "noise"} < set(result["negative_controls"])

@@ -167,7 +167,7 @@ def test_what_is_saved_is_loaded_again(folder: Path, model: WorldActionModel, tm
 
 
 def test_a_foreign_folder_is_told_from_a_broken_one(folder: Path) -> None:
-    with pytest.raises(CheckpointMismatch, match=r"is foreign \(dreamzero\); `imagine adopt"):
+    with pytest.raises(CheckpointMismatch, match=r"is foreign \(dreamzero\); `imagine convert"):
         WorldActionModel.from_pretrained(folder)
 
 
@@ -175,7 +175,7 @@ def test_an_adopted_checkpoint_stays_where_it_is(folder: Path, tmp_path: Path) -
     """The command reads headers alone, and what it writes is a model folder like any other."""
     import yaml
 
-    from imagine.configs.commands.adopt import Args, run
+    from imagine.configs.commands.convert import Args, run
     from imagine.model.config import ModelConfig
     from imagine.wan.load import rebuild
 
@@ -203,7 +203,7 @@ def test_an_adopted_checkpoint_stays_where_it_is(folder: Path, tmp_path: Path) -
 
 @torch.no_grad()
 def test_a_plain_wan_is_adopted_without_statistics(tmp_path: Path) -> None:
-    from imagine.configs.commands.adopt import Args, run
+    from imagine.configs.commands.convert import Args, run
     from imagine.model.config import ModelConfig
 
     cfg = PLAIN.model_copy(update={"channels": 16})
@@ -436,7 +436,7 @@ def recorded(at: Path) -> Path:
 
 def test_a_dreamzero_is_taught_dynamics(folder: Path, tmp_path: Path) -> None:
     """From a checkpoint that answers JOINT alone to a folder whose every question is answered, on recorded film."""
-    from imagine.configs.commands.adapt import Args, train
+    from imagine.configs.commands.finetune_joint import Args, train
     from imagine.model.config import ModelConfig
     from imagine.train.adapt_loss import from_windows
     from imagine.wan.load import rebuild

@@ -41,7 +41,7 @@ class Recorder:
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
         options = [part for option in args.option for part in ("--option", option)]
         command = [
-            sys.executable, "-m", "imagine.configs.cli", "collect", "--cache", "--out", str(lease.folder),
+            sys.executable, "-m", "imagine.configs.cli", "record", "--cache", "--out", str(lease.folder),
             "--episodes", str(args.episodes), "--workers", str(lease.workers), "--seconds", f"{seconds:.0f}", *options,
         ]  # fmt: skip
         self.folder, self.log = lease.folder / "cache", lease.folder / "collect.log"

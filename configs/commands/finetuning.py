@@ -1,4 +1,4 @@
-"""What ``imagine clone``, ``refine`` and ``distill`` share: an adapter fitted to a dataset by some recipe."""
+"""What ``finetune bc``, ``world-model`` and ``distill`` share: an adapter fitted to a dataset by some recipe."""
 
 from __future__ import annotations
 

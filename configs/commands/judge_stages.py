@@ -86,7 +86,7 @@ def vlm(run: Any) -> None:
     if not windows.newest(windows.rows()[:1])[1].shape[-1] or not robot.instructions():
         raise DatasetError(
             "the judge's labels are read from observation.environment_state by the robot's `answers`, but the dataset "
-            f"does not record it or robot {robot.name!r} has none; record it with `imagine collect`, or use "
+            f"does not record it or robot {robot.name!r} has none; record it with `imagine record`, or use "
             "--stages judge."
         )
     sources, measured = _sources(run, model, dreamer, windows)

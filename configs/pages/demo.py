@@ -101,7 +101,7 @@ class DemoPage:
         )
         self._success("simulator, same starts", found.results, found, _paired(found.gain("after", "before")))
         show_changes(self.report, self.loaded, {"simulator": envs}, shown, found, seeds, most=2)
-        self.report.command("imagine improve")
+        self.report.command("imagine finetune rl")
 
     def opening(self, answer: dict[str, Any]) -> Report:
         """Title and headline numbers, before the sections."""

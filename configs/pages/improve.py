@@ -1,4 +1,4 @@
-"""The page of ``imagine improve``: the gain, what happened while it learnt, and starts whose outcome changed."""
+"""The page of ``imagine finetune rl``: the gain, what happened while it learnt, and starts whose outcome changed."""
 
 from __future__ import annotations
 

@@ -355,7 +355,7 @@ class WorldActionModel(RobotUnits):
         except CheckpointMismatch:
             if layout := import_module(PRETRAINED).layout(folder):
                 raise CheckpointMismatch(
-                    f"{folder} is foreign ({layout}); `imagine adopt --checkpoint {name}` makes it a model of ours."
+                    f"{folder} is foreign ({layout}); `imagine convert --checkpoint {name}` makes it a model of ours."
                 ) from None
             raise
         if isinstance(cfg.codec, VideoCodecConfig):

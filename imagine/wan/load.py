@@ -1,7 +1,7 @@
 """A Wan or DreamZero checkpoint as a :class:`WorldActionModel`: its transformer in our class, its other parts frozen.
 
 The robot is data here too: an embodiment file says which cameras fill the canvas, and statistics what a normalised
-number means. What a checkpoint was never trained to answer it refuses; `imagine adapt` teaches it.
+number means. What a checkpoint was never trained to answer it refuses; `imagine finetune joint` teaches it.
 """
 
 from __future__ import annotations

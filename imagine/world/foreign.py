@@ -1,8 +1,8 @@
 """Somebody else's world model: three methods are enough to be measured as ours is, and to be a gym.
 
 A model begins at pictures, is given chunks of actions in robot units, and shows what it imagines; what it remembers
-from one chunk to the next is its own. ``imagine fidelity --foreign module:name`` asks whether it follows its actions,
-``imagine.make_env(foreign=...)`` makes an environment of it. docs/fidelity.md has an adapter.
+from one chunk to the next is its own. ``imagine evaluate world-model --foreign module:name`` asks whether it
+follows its actions, ``imagine.make_env(foreign=...)`` makes an environment of it. docs/fidelity.md has an adapter.
 """
 
 from __future__ import annotations

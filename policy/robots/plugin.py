@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recorder:
-    """How episodes of a robot are recorded by ``imagine collect``.
+    """How episodes of a robot are recorded by ``imagine record``.
 
     Attributes:
         episode: ``package.module:function``, called in worker processes as ``function(seed, **options)``; returns an
@@ -134,7 +134,7 @@ class RobotPlugin:
     def objects(self, env: gym.Env[Any, Any]) -> ObjectMasks | None:
         """Which object each pixel of the newest frames shows: of one after a reset, of F after a step; None: unknown.
 
-        With it ``imagine fidelity --objects`` tells what became of every thing in a dream.
+        With it ``imagine evaluate world-model --objects`` tells what became of every thing in a dream.
         """
         return None
 
@@ -146,7 +146,7 @@ class RobotPlugin:
             thing: one of those of :meth:`objects`.
 
         Returns:
-            None where nobody knows how. With it, ``imagine fidelity --objects`` sees what a dream remembers.
+            None where nobody knows how. ``imagine evaluate world-model --objects`` then sees what a dream remembers.
         """
         return None
 
@@ -200,5 +200,5 @@ class RobotPlugin:
         return Limits(control_hz=body.control_hz, velocity=tuple(sudden)) if any(sudden) else None
 
     def recorder(self) -> Recorder | None:
-        """How ``imagine collect`` records episodes; None: it cannot."""
+        """How ``imagine record`` records episodes; None: it cannot."""
         return None

@@ -1,4 +1,4 @@
-"""``imagine bench``: chunks per second of the dream, and milliseconds per policy chunk."""
+"""``imagine evaluate speed``: chunks per second of the dream, and milliseconds per policy chunk."""
 
 from __future__ import annotations
 
@@ -53,5 +53,5 @@ def run(args: Args) -> dict[str, Any]:
         act = partial(JointPolicy(model, steps=steps).act, observation, [0])
         answer["chunk_ms"][str(steps)] = round(1000 * median_seconds(act, args.repeats), 2)
     answer["threads"] = torch.get_num_threads()
-    RunFolder.of("bench", args).save_metrics(answer)
+    RunFolder.of("evaluate-speed", args).save_metrics(answer)
     return answer

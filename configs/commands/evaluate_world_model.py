@@ -1,4 +1,4 @@
-"""``imagine fidelity``: how far a dream can be believed, against what really happened under the same actions."""
+"""``imagine evaluate world-model``: a dream against what really happened under the same actions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``imagine improve``: reinforcement learning inside the dream; then the proof on the simulator."""
+"""``imagine finetune rl``: reinforcement learning inside the dream; then the proof on the simulator."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(args: Args) -> dict[str, Any]:
     _check(args, cfg)
     loaded = args.load()
     args = resolved(args, loaded)
-    folder = RunFolder.of("improve", args)
+    folder = RunFolder.of("finetune-rl", args)
     folder.write_text("recipe.yaml", yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
     answer = improve(args, cfg, loaded, folder.path)
     if args.test_episodes:
@@ -56,7 +56,7 @@ def run(args: Args) -> dict[str, Any]:
         policies = {"before": args.policy, "after": str(folder / "adapter")}
         numbers, found, acting = prove(args, loaded, policies, seeds)
         answer |= {**numbers, "report": str(folder / "report.html")}
-        command = f"imagine improve --policy {args.policy} --preset {args.preset} --seed {args.seed}"
+        command = f"imagine finetune rl --policy {args.policy} --preset {args.preset} --seed {args.seed}"
         write(folder, loaded, answer, found, acting, seeds, judge=args.judge, command=command)
         console.print(f"report: {answer['report']}")
     folder.save_metrics(answer)

@@ -1,4 +1,4 @@
-"""``imagine clone``: a policy from recorded episodes, as an adapter on the joint model."""
+"""``imagine finetune bc``: a policy from recorded episodes, as an adapter on the joint model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``imagine collect``: demonstrations and deliberate failures on a robot's simulator, written as a LeRobot dataset."""
+"""``imagine record``: demonstrations and deliberate failures on a robot's simulator, written as a LeRobot dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``imagine adopt``: a Wan or DreamZero checkpoint as a model of ours, by reading its config and its files' headers."""
+"""``imagine convert``: a Wan or DreamZero checkpoint as a model of ours, read from its config and headers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def run(args: Args) -> dict[str, Any]:
         rows, columns = body.canvas_height // cell, body.canvas_width // cell
         top, left, bottom, right = LEFT_OUT[args.prompt]
         more["blank"] = int(top * rows), int(left * columns), int(bottom * rows), int(right * columns)
-    folder = RunFolder.of("adopt", args)
+    folder = RunFolder.of("convert", args)
     cfg = adopt(
         args.checkpoint,
         body,

@@ -1,4 +1,4 @@
-"""``imagine distill``: answers in one step instead of many, as an adapter on the joint model."""
+"""``imagine finetune distill``: answers in one step instead of many, as an adapter on the joint model."""
 
 from __future__ import annotations
 

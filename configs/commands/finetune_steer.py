@@ -1,4 +1,4 @@
-"""``imagine learn``: train an agent of a stock reinforcement learning library on the dream, around a frozen policy."""
+"""``imagine finetune steer``: a stock RL library's agent, trained on the dream around a frozen policy."""
 
 from __future__ import annotations
 

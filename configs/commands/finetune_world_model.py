@@ -1,4 +1,4 @@
-"""``imagine refine``: a truer dream from recorded episodes, as an adapter on the joint model."""
+"""``imagine finetune world-model``: a truer dream from recorded episodes, as an adapter on the joint model."""
 
 from __future__ import annotations
 

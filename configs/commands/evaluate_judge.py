@@ -1,4 +1,4 @@
-"""``imagine calibrate``: can the judge be believed, on real clips, on imagined ones, and when it is to be fooled?"""
+"""``imagine evaluate judge``: can the judge be believed, on real and imagined clips, and when it is to be fooled?"""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def run(args: Args) -> dict[str, Any]:
     path = judge_folder(args.judge)
     if args.write and not path.is_dir():
         raise ImagineError(f"--write needs a judge in a folder, got {args.judge!r}; fetch it, or leave --write out.")
-    folder = RunFolder.of("calibrate", args)
+    folder = RunFolder.of("evaluate-judge", args)
     work = Calibrating(args, folder.path)
     answer, settings, curves = work.measure()
     folder.write_text(SETTINGS, settings)

@@ -1,4 +1,4 @@
-"""``imagine adapt``: teach a model questions on a dataset, by LoRA or in full, on one GPU or many."""
+"""``imagine finetune joint``: teach a model questions on a dataset, by LoRA or in full, on one GPU or many."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def run(args: Args) -> dict[str, Any]:
     if args.plan == "model":
         return estimate_table(args, model.cfg.dit, sample_sizes(model), gpus=args.gpus)
     if not model.cfg.dit.registers and not (asked.video_only or any(asked.shares.model_dump().values())):
-        raise ImagineError("--questions is POLICY alone; that is what imagine clone is for, or name another as well.")
+        raise ImagineError(
+            "--questions is POLICY alone; that is what imagine finetune bc is for, or name another as well."
+        )
     return train(args, model)
 
 
@@ -94,13 +96,13 @@ def train(args: Args, model: WorldActionModel) -> dict[str, Any]:
         from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    folder = RunFolder.of("adapt", args) if state.is_main_process else None
+    folder = RunFolder.of("finetune-joint", args) if state.is_main_process else None
     console.quiet = not state.is_main_process
     table = estimate_table(args, model.cfg.dit, sample_sizes(model), gpus=state.num_processes)
     for key, value in table.items():
         console.print(f"{key.replace('_', ' ')}: {value}", highlight=False, soft_wrap=True)
     state.wait_for_everyone()
-    folder = folder or RunFolder.of("adapt", args)
+    folder = folder or RunFolder.of("finetune-joint", args)
     model.to(state.device)
     with state.main_process_first():  # the first one encodes, the others find it done
         windows, episodes = latent_windows(model, checked(folder, args.dataset, model), folder / "cache")
